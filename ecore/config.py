@@ -1,0 +1,190 @@
+"""Every setting of a model and its training, as frozen dataclasses: one source for CLI, Python and checkpoint.
+
+A field's ``help`` and ``choices`` metadata become its command-line flag (:func:`add_arguments`); the dataclass
+as a dictionary is what ``config.json`` holds (:func:`to_dict`, :func:`from_dict`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import typing
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from ecore.errors import InputError
+
+ABLATIONS = ("graph", "co-p", "co-g", "co-loss", "gate-g", "gen-loss")
+"""Names of the ablations, as the paper has them (Tables 4 and 8)."""
+
+
+def _setting(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+def _check_choices(config: Any) -> None:
+    for item in dataclasses.fields(config):
+        choices = item.metadata["choices"]
+        value = getattr(config, item.name)
+        for one in value if isinstance(value, tuple) else (value,):
+            if choices and one not in choices:
+                raise InputError(f"{item.name}: expected one of {', '.join(choices)}, got {one!r}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The architecture and its losses; defaults are the paper's (Section 4.2, Appendix D)."""
+
+    dim: int = _setting(300, "feature dimension D")
+    encoder_blocks: int = _setting(4, "transformer blocks of the encoder")
+    decoder_blocks: int = _setting(4, "transformer blocks of the decoder")
+    heads: int = _setting(3, "attention heads of encoder and decoder")
+    attention_dim: int | None = _setting(None, "width of all heads together (default: D)")
+    feed_forward: int | None = _setting(None, "hidden width of the feed-forward layers (default: 4 D)")
+    graph_layers: int = _setting(2, "layers L of the emotion graph")
+    thresholds: tuple[float, ...] = _setting(
+        (0.0, 0.075, 0.15), "intensity threshold of each graph resolution"
+    )
+    strategy: str = _setting("soft", "how perceived emotions guide generation", ("soft", "hard"))
+    max_relevant: int = _setting(5, "hard strategy: OTSU considers at most this many relevant emotions")
+    ablations: tuple[str, ...] = _setting((), "parts to leave out", ABLATIONS)
+    eco_form: str = _setting(
+        "softmax", "form of the emotion correlation loss", ("softmax", "inner", "cosine")
+    )
+    gamma_emotion: float = _setting(1.0, "weight of the emotion loss (gamma 1)")
+    gamma_correlation: float = _setting(1.0, "weight of the emotion correlation loss (gamma 2)")
+    label_smoothing: float = _setting(0.1, "label smoothing of the generation loss")
+    graph_norm: bool = _setting(True, "LayerNorms in the graph; off is the paper's letter")
+    score_scale: float | None = _setting(
+        None, "scale of graph scores (default: 1/sqrt(D/K); 1.0 is the letter)"
+    )
+    dropout: float = _setting(0.2, "dropout on embeddings and sublayer outputs")
+    graph_dropout: float = _setting(0.1, "dropout on graph features")
+    tie_embeddings: bool = _setting(False, "share the output weights with the word embedding")
+    commonsense: bool = _setting(True, "append related words where the prepared data has relations")
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        resolutions = len(self.thresholds)
+        width = self.attention_dim or self.dim
+        if not self.thresholds or self.thresholds[0] != 0.0:
+            raise InputError(f"thresholds: expected the first to be 0, got {self.thresholds}")
+        if self.dim % resolutions:
+            raise InputError(f"dim: {self.dim} cannot be split into {resolutions} graph resolutions")
+        if width % self.heads:
+            raise InputError(f"heads: a width of {width} cannot be split into {self.heads} heads")
+        for name in ("dim", "encoder_blocks", "decoder_blocks", "heads", "graph_layers", "max_relevant"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        for name in ("dropout", "graph_dropout", "label_smoothing"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise InputError(f"{name}: expected a number in [0, 1), got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The optimisation; defaults are the paper's (Appendix D)."""
+
+    batch_size: int = _setting(16, "samples a step")
+    accumulate: int = _setting(1, "batches whose gradients are averaged in one step")
+    max_steps: int = _setting(26_000, "steps to train")
+    warmup: int = _setting(8_000, "steps of rising learning rate (Noam)")
+    factor: float = _setting(1.0, "factor on the learning rate (Noam)")
+    validate_every: int = _setting(2_000, "steps between validations")
+    checkpoint_every: int = _setting(500, "steps between checkpoints")
+    log_every: int = _setting(25, "steps between lines of metrics.jsonl")
+    patience: int | None = _setting(
+        None, "stop after this many validations without improvement (default: never)"
+    )
+    seed: int = _setting(0, "seed of everything random")
+    precision: str = _setting(
+        "float32",
+        "arithmetic of the forward pass; others by autocast on GPU",
+        ("float32", "bfloat16", "float16"),
+    )
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        for name in (
+            "batch_size", "accumulate", "max_steps", "warmup", "validate_every", "checkpoint_every", "log_every"
+        ):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.patience is not None and self.patience < 1:
+            raise InputError(f"patience: expected at least 1, got {self.patience}")
+
+
+PRESETS: dict[str, tuple[ModelConfig, TrainingConfig]] = {
+    "paper": (ModelConfig(), TrainingConfig()),
+    # The sizes of the authors' released code, for timing side by side.
+    "released": (
+        ModelConfig(
+            encoder_blocks=1,
+            decoder_blocks=1,
+            heads=2,
+            attention_dim=40,
+            feed_forward=50,
+            thresholds=(0.0, 0.15),
+        ),
+        TrainingConfig(),
+    ),
+    "tiny": (
+        ModelConfig(dim=96, encoder_blocks=1, decoder_blocks=1, feed_forward=192, dropout=0.1),
+        TrainingConfig(max_steps=600, warmup=200, validate_every=200, checkpoint_every=200, log_every=10),
+    ),
+}
+"""The named settings: ``paper``, ``released`` and ``tiny``."""
+
+Config = TypeVar("Config", ModelConfig, TrainingConfig)
+
+
+def to_dict(config: ModelConfig | TrainingConfig) -> dict[str, Any]:
+    """The settings as a JSON-ready dictionary."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
+
+
+def from_dict(cls: type[Config], values: dict[str, Any]) -> Config:
+    """The settings from :func:`to_dict`'s dictionary.
+
+    Raises:
+        InputError: a name that the class does not have, or a value out of range.
+    """
+    known = {item.name for item in dataclasses.fields(cls)}
+    for name in values:
+        if name not in known:
+            raise InputError(f"{cls.__name__}: unknown setting {name!r}")
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def add_arguments(parser: argparse._ArgumentGroup, cls: type[Config], skip: tuple[str, ...] = ()) -> None:
+    """Give ``parser`` one flag per field of ``cls`` (``--max-steps N``); unset is None and means the preset's.
+
+    The help names the class's own default, which is the preset ``paper``'s.
+    """
+    hints = typing.get_type_hints(cls)
+    for item in dataclasses.fields(cls):
+        if item.name in skip:
+            continue
+        kinds = [t for t in typing.get_args(hints[item.name]) or (hints[item.name],) if t is not type(None)]
+        kind = kinds[0]
+        help = item.metadata["help"]
+        if item.default is not None and item.default != ():
+            default = " ".join(map(str, item.default)) if isinstance(item.default, tuple) else item.default
+            help += f" (default: {'off' if default is False else 'on' if default is True else default})"
+        options: dict[str, Any] = {"help": help, "default": None, "dest": item.name}
+        if kind is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            options["type"] = kind
+            options["choices"] = item.metadata["choices"]
+            if isinstance(item.default, tuple):
+                options |= {"nargs": "+", "action": "extend"}
+            if not options["choices"]:
+                options["metavar"] = {int: "N", float: "X"}.get(kind, "NAME")
+        parser.add_argument("--" + item.name.replace("_", "-"), **options)
+
+
+def overrides(arguments: argparse.Namespace, cls: type[Config]) -> dict[str, Any]:
+    """The settings of ``cls`` that the command line gave, ready for :func:`dataclasses.replace`."""
+    given = {item.name: getattr(arguments, item.name, None) for item in dataclasses.fields(cls)}
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if v is not None}
