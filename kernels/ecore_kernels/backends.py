@@ -1,0 +1,140 @@
+"""What each backend can run and why it refuses; the choice among them.
+
+A backend is a name and, per operator, a function that lists the reasons why it cannot run a call. An empty list means
+that it can. ``ECORE_KERNELS_BACKEND`` (read at import) or :func:`use_backend` name one backend for every call.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor
+
+from ecore_kernels import native
+
+OPERATORS = ("edge_attention", "graph_attention", "edge_readout", "otsu")
+
+
+def _native_otsu(values: Tensor | None = None, *_: Any, **__: Any) -> list[str]:
+    if values is None:
+        return [] if native.available() else [native.unavailable_reason()]
+    reason = native.why_not_otsu(values)
+    return [] if reason is None else [reason]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to run the operators."""
+
+    name: str
+    refusals: Mapping[str, Callable[..., list[str]]]
+    """Per operator that it implements: the reasons against running a call with these arguments."""
+
+    def why_not(self, operator: str, *args: Any, **kwargs: Any) -> list[str]:
+        """The reasons why this backend cannot run ``operator`` on these arguments; empty if it can."""
+        if operator not in self.refusals:
+            return [f"has no {operator} kernel"]
+        return self.refusals[operator](*args, **kwargs)
+
+
+BACKENDS = {
+    backend.name: backend
+    for backend in (
+        # Fastest first.
+        Backend("triton", {}),
+        Backend("native", {"otsu": _native_otsu}),
+        Backend("reference", {operator: lambda *_, **__: [] for operator in OPERATORS}),
+    )
+}
+
+
+def _check_name(name: str, source: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"{source}: expected one of {', '.join(BACKENDS)}, got {name!r}")
+    return name
+
+
+# A plain global and not a context variable: torch.compile(fullgraph=True) can guard on it.
+_named: str | None = None
+if os.environ.get("ECORE_KERNELS_BACKEND"):
+    _named = _check_name(os.environ["ECORE_KERNELS_BACKEND"], "ECORE_KERNELS_BACKEND")
+
+
+class use_backend:
+    """Context manager: every operator called inside runs on the named backend, or raises if that cannot.
+
+    Args:
+        name: "triton", "native" or "reference".
+
+    Raises:
+        ValueError: an unknown name.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = _check_name(name, "use_backend")
+
+    def __enter__(self) -> None:
+        global _named
+        self._before, _named = _named, self._name
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        global _named
+        _named = self._before
+
+
+def choose(operator: str, backend: str | None, *args: Any, **kwargs: Any) -> str:
+    """The backend that runs a call: the named one, or the first that can, fastest first.
+
+    Raises:
+        ValueError: an unknown name.
+        RuntimeError: the named backend cannot run this call; the message lists every reason.
+    """
+    name = backend if backend is not None else _named
+    if name is None:
+        return next(b.name for b in BACKENDS.values() if not b.why_not(operator, *args, **kwargs))
+    reasons = BACKENDS[_check_name(name, f"{operator}: backend")].why_not(operator, *args, **kwargs)
+    if reasons:
+        raise RuntimeError(f"{operator}: backend {name!r} cannot run this call: it {'; it '.join(reasons)}")
+    return name
+
+
+def available_backends() -> tuple[str, ...]:
+    """The backends that can run at least one operator on this machine, fastest first."""
+    return tuple(
+        b.name for b in BACKENDS.values() if any(not b.why_not(operator) for operator in b.refusals)
+    )
+
+
+def explain(operator: str | Callable[..., Any], *args: Any, **kwargs: Any) -> str:
+    """Which backend runs a call, and why the others do not.
+
+    Args:
+        operator: an operator of this package or its name.
+        *args, **kwargs: the call's arguments; without any, the answer holds for this machine in general.
+
+    Returns:
+        One line a backend, for reading.
+
+    Raises:
+        ValueError: an unknown operator.
+    """
+    name = operator if isinstance(operator, str) else getattr(operator, "__name__", str(operator))
+    if name not in OPERATORS:
+        raise ValueError(f"explain: expected one of {', '.join(OPERATORS)}, got {name!r}")
+    named = kwargs.pop("backend", None) or _named
+    lines, chosen = [], None
+    for backend in BACKENDS.values():
+        reasons = backend.why_not(name, *args, **kwargs)
+        if not reasons and chosen is None and named in (None, backend.name):
+            chosen = backend.name
+            verdict = "runs this call" + (" (named)" if named else "")
+        elif reasons:
+            verdict = "; ".join(reasons)
+        else:
+            verdict = f"could run it, but {named} is named" if named else f"could run it, but {chosen} comes first"
+        lines.append(f"  {backend.name}: {verdict}")
+    return "\n".join([f"{name}: {chosen or 'no backend can run this call'}", *lines])

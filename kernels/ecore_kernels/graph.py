@@ -1,0 +1,153 @@
+"""The multi-resolution emotion graph: who neighbours whom, and the initial edge weights (Sec. 3.2, Eq. 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class EmotionGraph:
+    """A batch of emotion graphs over M words (word 0 is ``[CLS]``) and P emotions at K resolutions.
+
+    Nodes 0...M-1 are words, M...M+P-1 emotions; N = M + P. The graph is kept as the vectors that determine it;
+    :meth:`dense` spells it out.
+
+    Who hears whom, among nodes that take part in a resolution: ``[CLS]`` hears every word and every emotion; word i
+    hears ``[CLS]``, words j <= i and every emotion; an emotion hears ``[CLS]`` and every other emotion. A word that
+    does not take part in a resolution neither sends nor receives there.
+
+    Args:
+        word_weight: [B, M], initial weight of an edge that word j sends to any word (slot 0 is ignored: ``[CLS]``
+            sends 1).
+        word_mask: [B, K, M] bool, word j takes part in resolution k (slot 0 always does, whatever stands there).
+        emotion_weight: [B, P], initial weight of an edge that emotion j sends to a word.
+        correlation: [P, P] or [B, P, P], initial weight of an edge that emotion j sends to emotion i (row i, column
+            j): already softmaxed over all P, and not renormalised when emotions are masked.
+        emotion_mask: [B, P] bool, emotions that take part; None means all.
+
+    Raises:
+        ValueError: a shape or a type that does not fit the others.
+    """
+
+    word_weight: Tensor
+    word_mask: Tensor
+    emotion_weight: Tensor
+    correlation: Tensor
+    emotion_mask: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.word_mask.dim() != 3:
+            raise ValueError(f"EmotionGraph: word_mask: expected [B, K, M], got {list(self.word_mask.shape)}")
+        if self.emotion_weight.dim() != 2:
+            raise ValueError(f"EmotionGraph: emotion_weight: expected [B, P], got {list(self.emotion_weight.shape)}")
+        batch, resolutions, words = self.word_mask.shape
+        emotions = self.emotion_weight.shape[1]
+        if min(resolutions, words, emotions) < 1:
+            raise ValueError("EmotionGraph: expected at least one resolution, one word ([CLS]) and one emotion")
+        correlation = (emotions, emotions) if self.correlation.dim() == 2 else (batch, emotions, emotions)
+        for name, value, shape in (
+            ("word_weight", self.word_weight, (batch, words)),
+            ("emotion_weight", self.emotion_weight, (batch, emotions)),
+            ("correlation", self.correlation, correlation),
+            ("emotion_mask", self.emotion_mask, (batch, emotions)),
+        ):
+            if value is not None and tuple(value.shape) != shape:
+                raise ValueError(f"EmotionGraph: {name}: expected {list(shape)}, got {list(value.shape)}")
+        for name, value in (("word_mask", self.word_mask), ("emotion_mask", self.emotion_mask)):
+            if value is not None and value.dtype != torch.bool:
+                raise ValueError(f"EmotionGraph: {name}: expected torch.bool, got {value.dtype}")
+        for name in ("word_weight", "emotion_weight", "correlation"):
+            if not getattr(self, name).is_floating_point():
+                raise ValueError(f"EmotionGraph: {name}: expected a float type, got {getattr(self, name).dtype}")
+
+    @classmethod
+    def from_intensity(
+        cls,
+        intensity: Tensor,
+        lengths: Tensor,
+        thresholds: Sequence[float],
+        correlation: Tensor,
+        emotion_weight: Tensor | None = None,
+        emotion_mask: Tensor | None = None,
+    ) -> EmotionGraph:
+        """The graph of contexts whose words have the given emotion intensities (Eq. 3).
+
+        Args:
+            intensity: [B, M], c_j >= 0 of every word; slot 0 and padding are ignored.
+            lengths: [B], words of each context, ``[CLS]`` counted.
+            thresholds: K numbers; word j takes part in resolution k when c_j >= thresholds[k].
+            correlation: [P, P] or [B, P, P], Softmax_j(R).
+            emotion_weight: [B, P]; None means 1/P everywhere.
+            emotion_mask: [B, P] bool; None means all emotions.
+
+        Raises:
+            ValueError: a shape that does not fit.
+        """
+        if intensity.dim() != 2 or lengths.shape != intensity.shape[:1]:
+            raise ValueError(
+                f"from_intensity: expected intensity [B, M] and lengths [B], got {list(intensity.shape)} and "
+                f"{list(lengths.shape)}"
+            )
+        if len(thresholds) == 0:
+            raise ValueError("from_intensity: thresholds: expected at least one")
+        batch, words = intensity.shape
+        position = torch.arange(words, device=intensity.device)
+        valid = position < lengths[:, None]
+        intensity = intensity.masked_fill(~valid | (position == 0), 0.0)
+        peak = intensity.abs().amax(1, keepdim=True)
+        # A context without any intensity keeps weights of zero instead of 0/0.
+        word_weight = intensity / torch.where(peak > 0, peak, 1.0)
+        word_mask = torch.stack([valid & ((intensity >= t) | (position == 0)) for t in thresholds], dim=1)
+        if emotion_weight is None:
+            emotions = correlation.shape[-1]
+            emotion_weight = correlation.new_full((batch, emotions), 1.0 / emotions)
+        return cls(word_weight, word_mask, emotion_weight, correlation, emotion_mask)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(B, K, M, P)."""
+        batch, resolutions, words = self.word_mask.shape
+        return batch, resolutions, words, self.emotion_weight.shape[1]
+
+    def participants(self) -> Tensor:
+        """[B, K, N] bool: the nodes that take part in each resolution."""
+        batch, resolutions, words, emotions = self.shape
+        first = torch.arange(words, device=self.word_mask.device) == 0
+        if self.emotion_mask is None:
+            emotion_mask = self.word_mask.new_ones((1, 1, 1))
+        else:
+            emotion_mask = self.emotion_mask[:, None]
+        return torch.cat([self.word_mask | first, emotion_mask.expand(batch, resolutions, emotions)], dim=2)
+
+    def dense(self) -> tuple[Tensor, Tensor]:
+        """Spell the graph out.
+
+        Returns:
+            edge: [B, K, N, N], the initial weight E0 of the edge that node j (column) sends to node i (row); 0 off the
+                graph.
+            neighbors: [B, K, N, N] bool, node i hears node j.
+        """
+        batch, resolutions, words, emotions = self.shape
+        nodes = words + emotions
+        index = torch.arange(nodes, device=self.word_mask.device)
+        receiver, sender = index[:, None], index[None, :]
+        hears = torch.where(
+            receiver < words,
+            (sender <= receiver) | (receiver == 0) | (sender >= words),
+            (sender == 0) | ((sender >= words) & (sender != receiver)),
+        )
+        takes_part = self.participants()
+        neighbors = hears & takes_part[..., :, None] & takes_part[..., None, :]
+
+        kind = torch.promote_types(self.word_weight.dtype, self.emotion_weight.dtype)
+        kind = torch.promote_types(kind, self.correlation.dtype)
+        word_weight = torch.where(index[:words] == 0, 1.0, self.word_weight.to(kind))
+        to_words = torch.cat([word_weight, self.emotion_weight.to(kind)], dim=1)[:, None].expand(batch, words, nodes)
+        from_words = (index[:words] == 0).to(kind).expand(batch, emotions, words)
+        correlation = self.correlation.to(kind).expand(batch, emotions, emotions)
+        edge = torch.cat([to_words, torch.cat([from_words, correlation], dim=2)], dim=1)
+        return torch.where(neighbors, edge[:, None], 0.0), neighbors

@@ -1,0 +1,87 @@
+"""The multi-resolution attention layer as a module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ecore_kernels.attention import EdgeUpdate, graph_attention
+from ecore_kernels.graph import EmotionGraph
+
+
+class MultiResolutionEdgeAttention(nn.Module):
+    """One layer of attention on the emotion graph, a head for each resolution (Eqs. 4 to 7, without the MLP).
+
+    Args:
+        dim: width D of the nodes; each of the K heads is d = D / K wide.
+        resolutions: K.
+        scale: factor on the scores; None means 1 / sqrt(d).
+        bias: whether the projections to queries, keys, values and gates have biases (the paper's have none).
+
+    Raises:
+        ValueError: ``dim`` is not a multiple of ``resolutions``.
+    """
+
+    def __init__(self, dim: int, resolutions: int, *, scale: float | None = None, bias: bool = True) -> None:
+        super().__init__()
+        if resolutions < 1 or dim % resolutions:
+            raise ValueError(
+                f"MultiResolutionEdgeAttention: dim: expected a multiple of the {resolutions} resolutions, got {dim}"
+            )
+        self.resolutions = resolutions
+        self.head_dim = dim // resolutions
+        self.scale = self.head_dim**-0.5 if scale is None else scale
+        self.query = nn.Linear(dim, dim, bias=bias)
+        self.key = nn.Linear(dim, dim, bias=bias)
+        self.value = nn.Linear(dim, dim, bias=bias)
+        self.gate = nn.Linear(dim, resolutions, bias=bias)
+        self.edge_scale = nn.Parameter(torch.ones(()))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.resolutions, self.head_dim)).transpose(1, 2)
+
+    def edge_update(self, nodes: Tensor) -> EdgeUpdate:
+        """What this layer does to the edges: queries and keys [B, K, N, d] and gates [B, K, N] of nodes [B, N, D]."""
+        query, key = self._heads(self.query(nodes)), self._heads(self.key(nodes))
+        return EdgeUpdate(query, key, self.gate(nodes).mT, self.edge_scale)
+
+    def values(self, nodes: Tensor) -> Tensor:
+        """Values [B, K, N, d] of nodes [B, N, D]."""
+        return self._heads(self.value(nodes))
+
+    def attend(
+        self,
+        update: EdgeUpdate,
+        values: Tensor,
+        graph: EmotionGraph,
+        history: Sequence[EdgeUpdate] = (),
+        receivers: str = "all",
+    ) -> Tensor:
+        """Attention over the edges that ``history`` leaves, heads side by side: [B, N, D], or [B, M, D] for "words".
+
+        Apart from :meth:`forward` because a model that runs the same nodes over two graphs needs queries, keys and
+        values only once.
+        """
+        output = graph_attention(
+            update.query, update.key, values, graph, history, scale=self.scale, receivers=receivers
+        )
+        return output.transpose(1, 2).flatten(2)
+
+    def forward(
+        self, nodes: Tensor, graph: EmotionGraph, history: Sequence[EdgeUpdate] = ()
+    ) -> tuple[Tensor, EdgeUpdate]:
+        """Attend and update.
+
+        Args:
+            nodes: [B, N, D], M words and then P emotions.
+            graph: who hears whom, and the initial edges.
+            history: the updates of the layers before, first layer first.
+
+        Returns:
+            output: [B, N, D], the heads' results side by side, before any MLP.
+            update: what this layer did to the edges, to be appended to ``history``.
+        """
+        update = self.edge_update(nodes)
+        return self.attend(update, self.values(nodes), graph, history), update

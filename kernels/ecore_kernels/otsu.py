@@ -1,0 +1,78 @@
+"""Otsu's method on rows of emotion values: which emotions are relevant (the hard strategy, Appendix B)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ecore_kernels import backends, native, reference
+
+
+class OtsuSplit(NamedTuple):
+    """The split of every row.
+
+    Attributes:
+        mask: [B, P] bool, values >= threshold: the relevant ones.
+        count: [B] int64, how many are relevant.
+        threshold: [B], the smallest relevant value.
+    """
+
+    mask: Tensor
+    count: Tensor
+    threshold: Tensor
+
+
+_library = torch.library.Library("ecore_kernels", "FRAGMENT")
+_library.define("otsu(Tensor values, int? max_relevant, str backend) -> (Tensor, Tensor, Tensor)")
+
+
+def _otsu(values: Tensor, max_relevant: int | None, backend: str) -> tuple[Tensor, Tensor, Tensor]:
+    run = native.otsu if backend == "native" else reference.otsu
+    return run(values, max_relevant)
+
+
+def _otsu_fake(values: Tensor, max_relevant: int | None, backend: str) -> tuple[Tensor, Tensor, Tensor]:
+    rows = values.shape[:1]
+    return (
+        values.new_empty(values.shape, dtype=torch.bool),
+        values.new_empty(rows, dtype=torch.int64),
+        values.new_empty(rows),
+    )
+
+
+_library.impl("otsu", _otsu, "CompositeExplicitAutograd")
+torch.library.register_fake("ecore_kernels::otsu", _otsu_fake, lib=_library)
+
+
+def otsu(values: Tensor, max_relevant: int | None = 5, *, backend: str | None = None) -> OtsuSplit:
+    """Split every row into relevant and other values, maximising the variance between the two (Eqs. 14, 20, 21).
+
+    With the row sorted in descending order, S_n the sum of its n largest values and mu its mean, a split of n relevant
+    values scores ``(S_n - n mu)^2 / (n (P - n))`` in float64, which orders splits as Eq. 21 does. The best n wins, the
+    smaller one on a tie; every value not below the n-th largest is relevant, so equal values are never parted (and
+    their count may pass ``max_relevant``). A row of one value, or of equal values, is relevant as a whole.
+
+    Args:
+        values: [B, P], any float type.
+        max_relevant: the largest n that is tried; None tries every split.
+        backend: "reference" or "native"; None takes the fastest that can run the call.
+
+    Returns:
+        An :class:`OtsuSplit`. Not differentiable.
+
+    Raises:
+        ValueError: a shape, type or max_relevant out of range; on CPU also a value that is not finite. On CUDA, where
+            looking would synchronise, such a row gets an empty mask, count 0 and threshold NaN.
+        RuntimeError: the named backend cannot run the call.
+    """
+    if values.dim() != 2 or values.shape[1] < 1:
+        raise ValueError(f"otsu: values: expected [B, P] with P >= 1, got {list(values.shape)}")
+    if not values.is_floating_point():
+        raise ValueError(f"otsu: values: expected a float type, got {values.dtype}")
+    if max_relevant is not None and max_relevant < 1:
+        raise ValueError(f"otsu: max_relevant: expected at least 1 or None, got {max_relevant}")
+    values = values.detach()
+    name = backends.choose("otsu", backend, values)
+    return OtsuSplit(*torch.ops.ecore_kernels.otsu(values, max_relevant, name))
