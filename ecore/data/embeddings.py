@@ -1,0 +1,121 @@
+"""Pretrained word vectors, kept for the vocabulary's words alone."""
+
+from __future__ import annotations
+
+import gzip
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from ecore.data.intensity import is_number
+from ecore.errors import InputError
+
+
+def load_vectors(
+    paths: Sequence[Path | str], words: Sequence[str], progress: bool = True
+) -> npt.NDArray[np.float32]:
+    """Vectors of ``words`` from one or several files, side by side.
+
+    A file is GloVe text (``.txt``, ``.gz``, or a ``.zip`` with one ``.txt``), read as a stream, or ``.npz``
+    with arrays ``words`` [W] and ``vectors`` [W, g]. A word that stands in a file twice has its first vector.
+
+    Returns:
+        [V, G], G the widths' sum; NaN where a file has no vector for a word.
+
+    Raises:
+        InputError: a file is missing or malformed, or has none of the words.
+    """
+    ids = {word: i for i, word in enumerate(words)}
+    parts = []
+    for path in map(Path, paths):
+        part = _from_npz(path, ids) if path.suffix == ".npz" else _from_text(path, ids, progress)
+        if np.isnan(part).all():
+            raise InputError(
+                f"{path}: no vector for any word of the vocabulary; expected GloVe vectors of English words"
+            )
+        parts.append(part)
+    return np.concatenate(parts, axis=1)
+
+
+def _from_npz(path: Path, ids: dict[str, int]) -> npt.NDArray[np.float32]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            words, vectors = arrays["words"], np.asarray(arrays["vectors"], dtype=np.float32)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{path}: cannot be read ({error}); expected arrays words and vectors") from None
+    if words.ndim != 1 or vectors.ndim != 2 or len(words) != len(vectors):
+        raise InputError(f"{path}: words {words.shape} and vectors {vectors.shape}; expected [W] and [W, g]")
+    rows = {ids[word]: i for i, word in reversed(list(enumerate(words.tolist()))) if word in ids}
+    result = np.full((len(ids), vectors.shape[1]), np.nan, dtype=np.float32)
+    result[list(rows)] = vectors[list(rows.values())]
+    return result
+
+
+def _from_text(path: Path, ids: dict[str, int], progress: bool) -> npt.NDArray[np.float32]:
+    wanted = {word.encode(): i for word, i in ids.items()}
+    result = None
+    width = 0
+    with _open(path) as file:
+        for number, line in enumerate(tqdm(file, desc=path.name, unit=" vectors", disable=not progress), 1):
+            line = line.rstrip()
+            if result is None:
+                width = line.count(b" ")
+                if width == 0:
+                    raise InputError(f"{path}:{number}: expected a word and its vector's numbers")
+                result = np.full((len(ids), width), np.nan, dtype=np.float32)
+            # Some releases hold words with spaces in them: the vector is the last `width` fields.
+            extra = line.count(b" ") - width
+            if extra < 0 or (extra > 0 and is_number(line.rsplit(b" ", width + 1)[1])):
+                raise InputError(
+                    f"{path}:{number}: {width + extra} numbers, expected {width} as on the first line"
+                )
+            word, *numbers = line.rsplit(b" ", width)
+            row = wanted.pop(word, None)
+            if row is not None:
+                try:
+                    result[row] = np.array(numbers, dtype="S").astype(np.float32)
+                except ValueError:
+                    raise InputError(f"{path}:{number}: expected {width} numbers after the word") from None
+    if result is None:
+        raise InputError(f"{path}: empty; expected GloVe text, a word and its numbers on each line")
+    return result
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[IO[bytes]]:
+    try:
+        with ExitStack() as stack:
+            if path.suffix == ".gz":
+                file: IO[bytes] = stack.enter_context(gzip.open(path))
+            elif path.suffix == ".zip":
+                archive = stack.enter_context(zipfile.ZipFile(path))
+                members = [name for name in archive.namelist() if name.endswith(".txt")]
+                if len(members) != 1:
+                    found = ", ".join(members) or "none"
+                    raise InputError(
+                        f"{path}: expected one .txt file inside, found {found}; name the unpacked one"
+                    )
+                file = stack.enter_context(archive.open(members[0]))
+            else:
+                file = stack.enter_context(open(path, "rb"))
+            yield file
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None
+
+
+def coverage(vectors: npt.NDArray[np.float32], counts: npt.NDArray[np.int64]) -> tuple[float, float]:
+    """Shares of word types and of tokens (``counts`` [V]) that have a vector in at least one file."""
+    known = ~np.isnan(vectors).all(axis=1)
+    occurring = counts > 0
+    return float(known[occurring].mean()), float(counts[known].sum() / max(counts.sum(), 1))

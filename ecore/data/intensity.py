@@ -1,0 +1,191 @@
+"""How emotional a word is: c = (η − 0.5)², η in [0, 1] its positivity (Section 3.2), from five sources."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+from ecore.data.vocabulary import SPECIAL_WORDS
+from ecore.errors import InputError
+
+SOURCES = ("vader", "sentiwordnet", "vad", "skep", "none")
+FILE_SOURCES = ("sentiwordnet", "vad", "skep")
+"""Sources that a user brings as a file; each also takes one of two columns, word and η."""
+MATCHED_SHARES = {0.075: 0.10, 0.15: 0.03}
+"""The paper's thresholds, and the share of training contexts' words that may pass the one matched to it."""
+
+
+def word_intensity(
+    words: Sequence[str], source: str, file: Path | str | None = None
+) -> npt.NDArray[np.float32]:
+    """Intensity c of every word, float32 [V].
+
+    A word that the source does not know is neutral: c = 0. Source ``none`` gives 1 everywhere.
+
+    Raises:
+        InputError: an unknown source, a missing or unexpected file, or a malformed line in it.
+    """
+    if source not in SOURCES:
+        raise InputError(f"intensity: expected one of {', '.join(SOURCES)}, got {source!r}")
+    if source in FILE_SOURCES and file is None:
+        raise InputError(f"intensity: source {source} expects a file of word scores (--intensity-file)")
+    if source not in FILE_SOURCES and file is not None:
+        raise InputError(f"intensity: source {source} takes no file, got {file}")
+    if source == "none":
+        return np.ones(len(words), dtype=np.float32)
+    positivity = _vader() if file is None else read_positivity(Path(file), source)
+    eta = np.array([positivity.get(word, 0.5) for word in words], dtype=np.float64)
+    return ((eta - 0.5) ** 2).astype(np.float32)
+
+
+def with_floor(intensity: npt.NDArray[np.float32], floor: float) -> npt.NDArray[np.float32]:
+    """``intensity`` [V] with every word's at least ``floor``; the special words keep theirs.
+
+    An edge with c = 0 stays 0 through all layers (Eq. 7 multiplies by it), and lexicons are silent on most
+    words.
+
+    Raises:
+        InputError: a floor that is no intensity.
+    """
+    if not 0.0 <= floor <= 0.25:
+        raise InputError(f"intensity_floor: expected a number in [0, 0.25], got {floor}")
+    result = np.maximum(intensity, np.float32(floor))
+    result[: len(SPECIAL_WORDS)] = intensity[: len(SPECIAL_WORDS)]
+    return result
+
+
+def _vader() -> dict[str, float]:
+    """VADER's mean valence of −4…4 on η's scale."""
+    return {word: (value + 4.0) / 8.0 for word, value in SentimentIntensityAnalyzer().lexicon.items()}
+
+
+def read_positivity(path: Path, source: str) -> dict[str, float]:
+    """Read η per lower-case word from a file, ``.gz`` or plain, tabs between columns, perhaps with a header.
+
+    Two columns are word and η, for every source. Beyond that, ``skep`` ignores further columns; ``vad`` takes
+    NRC-VAD's word, valence, arousal and dominance (η is the valence); ``sentiwordnet`` takes SentiWordNet 3.0
+    as distributed (POS, id, PosScore, NegScore, terms, gloss), or one line a term and part of speech (term,
+    POS, positive, negative, two more means, number of senses). There η = 0.5 + (pos − neg)/2, senses weighted
+    by 1/rank within a part of speech, parts of speech equally.
+
+    Raises:
+        InputError: the file is missing or unreadable, or a line is malformed or its score out of range.
+    """
+    scores: dict[str, float] = {}
+    senses: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
+    width = 0
+    for number, line in numbered_lines(path):
+        if source == "sentiwordnet" and line.startswith("#"):
+            continue
+        fields = line.split("\t")
+        try:
+            if not width:
+                width = len(fields)
+                score_column = 1 if source != "sentiwordnet" or width == 2 else 2
+                _check_width(width, source)
+                if not is_number(fields[score_column]):
+                    continue
+            if len(fields) != width:
+                raise ValueError(f"{len(fields)} columns where the first line has {width}")
+            if score_column == 1:
+                scores[fields[0].lower()] = _unit(fields[1])
+                continue
+            balance = _unit(fields[2]) - _unit(fields[3])
+            if width == 6:
+                for term in fields[4].split():
+                    word, _, rank = term.rpartition("#")
+                    if not rank.isdecimal() or int(rank) == 0:
+                        raise ValueError(f"term {term!r} has no rank")
+                    senses[word.lower(), fields[0]].append((balance, 1.0 / int(rank)))
+            else:
+                senses[fields[0].lower(), fields[1]].append((balance, 1.0))
+        except ValueError as error:
+            raise InputError(f"{path}:{number}: {error}; expected {_expected(source)}") from None
+    scores |= _balance(senses)
+    if not scores:
+        raise InputError(f"{path}: empty; expected {_expected(source)}")
+    return scores
+
+
+def _balance(senses: Mapping[tuple[str, str], list[tuple[float, float]]]) -> dict[str, float]:
+    """η per word, from (pos − neg, weight) of every sense of a word and part of speech."""
+    means: dict[str, list[float]] = defaultdict(list)
+    for (word, _), entries in senses.items():
+        means[word].append(sum(value * w for value, w in entries) / sum(w for _, w in entries))
+    return {word: 0.5 + sum(values) / len(values) / 2 for word, values in means.items()}
+
+
+def is_number(text: str | bytes) -> bool:
+    """Whether ``float`` reads ``text``: a header's column names it does not."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _unit(text: str) -> float:
+    value = float(text)
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"score {text} is outside 0 to 1")
+    return value
+
+
+def _check_width(width: int, source: str) -> None:
+    known = {"sentiwordnet": width in (2, 6, 7), "vad": width in (2, 4), "skep": width >= 2}[source]
+    if not known:
+        raise ValueError(f"{width} columns")
+
+
+def _expected(source: str) -> str:
+    return (
+        "word<TAB>score from 0 to 1"
+        + {
+            "sentiwordnet": ", or SentiWordNet 3.0's six columns",
+            "vad": ", or NRC-VAD's word, valence, arousal and dominance",
+            "skep": "",
+        }[source]
+    )
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a text file, ``.gz`` or plain, that are not blank, with their numbers."""
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rt", encoding="utf-8", newline="\n") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield number, line.rstrip("\r\n")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None
+
+
+def matched_thresholds(
+    intensity: npt.NDArray[np.float32], token_counts: npt.NDArray[np.int64]
+) -> dict[float, float]:
+    """For each of the paper's thresholds the one that as many words pass here.
+
+    It is the lowest intensity at which no more than :data:`MATCHED_SHARES` of the tokens take part (c ≥
+    threshold); where even the highest has more, one just above it.
+
+    Args:
+        intensity: c, [V].
+        token_counts: how often each word stands in the training contexts, [V].
+    """
+    values, inverse = np.unique(intensity, return_inverse=True)
+    counts = np.bincount(inverse, weights=token_counts, minlength=len(values))
+    passing = counts[::-1].cumsum()[::-1] / max(counts.sum(), 1)
+    candidates = np.append(values, np.nextafter(values[-1], np.float32(np.inf)))
+    passing = np.append(passing, 0.0)
+    return {
+        literal: float(candidates[np.argmax(passing <= share)]) for literal, share in MATCHED_SHARES.items()
+    }

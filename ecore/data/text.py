@@ -1,0 +1,56 @@
+"""From text to words and back, as the literature on EmpatheticDialogues counts words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from nltk.tokenize import NLTKWordTokenizer
+from nltk.tokenize.treebank import TreebankWordDetokenizer
+
+_TOKENIZER = NLTKWordTokenizer()
+_DETOKENIZER = TreebankWordDetokenizer()
+_QUOTES = str.maketrans({"‘": "'", "’": "'", "´": "'", "`": "'", "“": '"', "”": '"'})
+
+# Applied in this order to lower-case text. What is left of 's is the possessive.
+_CONTRACTIONS = tuple(
+    (re.compile(pattern), full)
+    for pattern, full in (
+        (r"\bwon't\b", "will not"),
+        (r"\bcan't\b", "can not"),
+        (r"\bshan't\b", "shall not"),
+        (r"\bain't\b", "is not"),
+        (r"\blet's\b", "let us"),
+        (r"\by'all\b", "you all"),
+        (r"n't\b", " not"),
+        (r"'re\b", " are"),
+        (r"'m\b", " am"),
+        (r"'ll\b", " will"),
+        (r"'ve\b", " have"),
+        (r"'d\b", " would"),
+        (r"\b(he|she|it|that|this|there|here|what|who|where|when|why|how)'s\b", r"\1 is"),
+    )
+)
+_SENTENCE_END = re.compile(r"(?<=[.?!])\s+")
+
+
+def tokenize(text: str) -> list[str]:
+    """Words of ``text``: lower case, contractions expanded, sentences parted, Treebank conventions."""
+    text = text.translate(_QUOTES).lower()
+    if "'" in text:
+        for pattern, full in _CONTRACTIONS:
+            text = pattern.sub(full, text)
+    return [word for sentence in _SENTENCE_END.split(text) for word in _TOKENIZER.tokenize(sentence)]
+
+
+def detokenize(tokens: Iterable[str]) -> str:
+    """Readable text from words: usual spacing, a capital where a sentence starts, "I"."""
+    words = []
+    starts_sentence = True
+    for word in tokens:
+        words.append(word.capitalize() if starts_sentence or word == "i" else word)
+        if word in (".", "?", "!"):
+            starts_sentence = True
+        elif word[:1].isalnum():
+            starts_sentence = False
+    return _DETOKENIZER.detokenize(words)
