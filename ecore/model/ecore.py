@@ -1,0 +1,334 @@
+"""E-CORE: emotion-correlation-enhanced empathetic dialogue generation (Fu et al., EMNLP 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ecore.config import ModelConfig
+from ecore.data.batches import Batch, WordTables, context_batch
+from ecore.data.text import detokenize
+from ecore.data.vocabulary import BOS, PAD, Vocabulary
+from ecore.errors import InputError
+from ecore.model import pretrained
+from ecore.model.decoder import Decoder, DecoderCache
+from ecore.model.encoder import Embedding, Encoder
+from ecore.model.graph_network import Correlation, EmotionAttention, FirstPass, GraphNetwork
+from ecore.model.losses import Losses, correlation_loss, token_losses
+from ecore.model.perceptron import Perception, Perceptron
+from ecore_kernels import EmotionGraph, otsu
+
+SOFT_RELEVANT = 3
+"""How many emotions count as co-occurring under the soft strategy (Sec. 3.4)."""
+
+
+class Encoding(NamedTuple):
+    """A batch of contexts, encoded and perceived.
+
+    Attributes:
+        memory: [B, S, D], h_X of the words and of the related words behind them.
+        memory_mask: [B, S] bool.
+        guidance: [B, D], the node sum of Eq. 24 (or what an ablation puts in its place, or None).
+        perception: h^g, [B, P].
+        main: h^m, [B, P], logits of the emotion categories.
+        attention: h_emo, [B, P].
+        relevant: [B, P] bool, V': the co-occurring emotions.
+        gate: sigma(W_e h^g), [B, P].
+    """
+
+    memory: Tensor
+    memory_mask: Tensor
+    guidance: Tensor | None
+    perception: Tensor
+    main: Tensor
+    attention: Tensor
+    relevant: Tensor
+    gate: Tensor
+
+
+class ECoreOutput(NamedTuple):
+    """logits [B, T, V] of the response's words, and the encoding."""
+
+    logits: Tensor
+    encoding: Encoding
+
+
+class Scores(NamedTuple):
+    """nll [B], summed over each response's words, without label smoothing; tokens [B]; the encoding."""
+
+    nll: Tensor
+    tokens: Tensor
+    encoding: Encoding
+
+
+class Reply(str):
+    """An answer, with the emotions perceived in what it answers to.
+
+    Attributes:
+        emotions: (name, probability) by falling probability: Softmax(h^m), Eq. 10.
+        relevant: names of the co-occurring emotions V', by falling attention h_emo.
+    """
+
+    emotions: list[tuple[str, float]]
+    relevant: list[str]
+
+
+class ECore(nn.Module):
+    """The model.
+
+    Args:
+        config: architecture and losses.
+        vocabulary: words and emotions.
+        tables: intensity and related words of every word of the vocabulary.
+        embeddings: [V, G <= D] pre-trained vectors, NaN where a word has none.
+
+    Raises:
+        InputError: tables or embeddings that do not fit the vocabulary or the config.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        vocabulary: Vocabulary,
+        tables: WordTables,
+        embeddings: np.ndarray | None = None,
+    ) -> None:
+        super().__init__()
+        words, emotions = len(vocabulary), len(vocabulary.emotions)
+        if len(tables.intensity) != words:
+            raise InputError(f"word tables: expected {words} words as in the vocabulary, got {len(tables.intensity)}")
+        if embeddings is not None and embeddings.shape[1] > config.dim:
+            raise InputError(f"embeddings: expected at most dim = {config.dim} columns, got {embeddings.shape[1]}")
+        if embeddings is not None and len(embeddings) != words:
+            raise InputError(f"embeddings: expected {words} rows as in the vocabulary, got {len(embeddings)}")
+        self.config = config
+        self.vocabulary = vocabulary
+        for name, value in tables._asdict().items():
+            self.register_buffer(name, value.clone())
+        self.register_buffer("emotion_words", torch.tensor(vocabulary.emotion_words), persistent=False)
+
+        graph = "graph" not in config.ablations
+        self.embedding = Embedding(config, words, embeddings)
+        self.encoder = Encoder(config)
+        self.correlation = Correlation(emotions)
+        self.graph = GraphNetwork(config) if graph else EmotionAttention(config)
+        self.perceptron = Perceptron(config, emotions)
+        self.decoder = Decoder(config, guided=graph)
+        self.output = nn.Linear(config.dim, words)
+        if config.tie_embeddings:
+            self.output.weight = self.embedding.word.weight
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.emotion_words.device
+
+    @property
+    def tables(self) -> WordTables:
+        """Intensity and related words, as they travel with the weights."""
+        return WordTables(*(getattr(self, name) for name in WordTables._fields))
+
+    # Context to encoding ----------------------------------------------------------------------------------------
+
+    def encode(self, batch: Batch) -> Encoding:
+        """Encode contexts, perceive their emotions and prepare what guides the response."""
+        words = batch.context.shape[1]
+        mask = torch.arange(words, device=batch.context.device) < batch.lengths[:, None]
+        embedded = self.embedding(batch.context, batch.state)
+        memory_input, memory_mask = embedded, mask
+        if self.config.commonsense and batch.concepts.shape[1]:
+            memory_input = torch.cat([embedded, self.embedding.related(batch.concepts)], dim=1)
+            memory_mask = torch.cat([mask, batch.concepts != PAD], dim=1)
+        memory = self.encoder(memory_input, memory_mask)
+        # Related words are left out of the mean: it stands for the context.
+        mean = (memory[:, :words] * mask[..., None]).sum(1) / batch.lengths[:, None]
+
+        correlation = self.correlation().softmax(-1)
+        emotions = self.embedding.words(self.emotion_words)
+        first: FirstPass | None = None
+        graph: EmotionGraph | None = None
+        if isinstance(self.graph, GraphNetwork):
+            intensity = self.intensity[batch.context]
+            graph = EmotionGraph.from_intensity(intensity, batch.lengths, self.config.thresholds, correlation)
+            first = self.graph.perceive(embedded, emotions, graph)
+            perception = self.perceptron(first.word_to_emotion, first.emotion_to_emotion, mean)
+        else:
+            to_emotion = self.graph(memory[:, :words], mask, emotions)
+            perception = self.perceptron(to_emotion, correlation.expand(len(mean), -1, -1), mean)
+
+        relevant = self._relevant(perception.attention)
+        guidance = self._guidance(perception, relevant, graph, first, mask, emotions)
+        if guidance is not None and "gen-loss" in self.config.ablations:
+            guidance = guidance.detach()
+        return Encoding(
+            memory,
+            memory_mask,
+            guidance,
+            perception.global_signal,
+            perception.main,
+            perception.attention,
+            relevant,
+            perception.gate,
+        )
+
+    def _relevant(self, attention: Tensor) -> Tensor:
+        """V' (Sec. 3.4): the top three emotions, or the relevant side of Otsu's split (Eq. 14)."""
+        if self.config.strategy == "hard":
+            return otsu(attention.float(), self.config.max_relevant).mask
+        top = attention.topk(min(SOFT_RELEVANT, attention.shape[1]), dim=1).indices
+        return torch.zeros_like(attention, dtype=torch.bool).scatter(1, top, True)
+
+    def _guidance(
+        self,
+        perception: Perception,
+        relevant: Tensor,
+        graph: EmotionGraph | None,
+        first: FirstPass | None,
+        mask: Tensor,
+        emotions: Tensor,
+    ) -> Tensor | None:
+        """The node sum of the second pass over the improved graph (Eqs. 13, 14, 24), or its ablation."""
+        if graph is None or first is None:
+            return None
+        if "co-g" in self.config.ablations:
+            return emotions[perception.main.argmax(1)]
+        if self.config.strategy == "soft":
+            weight = perception.attention.float().softmax(-1)
+            improved = EmotionGraph(
+                graph.word_weight, graph.word_mask, weight, weight[:, None].expand(-1, weight.shape[1], -1)
+            )
+        else:
+            improved = EmotionGraph(
+                graph.word_weight, graph.word_mask, graph.emotion_weight, graph.correlation, relevant
+            )
+        return (self.graph.guide(first, improved) * mask[..., None]).sum(1)
+
+    # Encoding to words ------------------------------------------------------------------------------------------
+
+    def _decode(self, batch: Batch, encoding: Encoding) -> Tensor:
+        """Decoder states [B, T, D] under teacher forcing."""
+        start = batch.response.new_full((len(batch.response), 1), BOS)
+        shifted = torch.cat([start, batch.response[:, :-1]], dim=1)
+        return self.decoder(self.embedding(shifted), encoding.memory, encoding.memory_mask, encoding.guidance)
+
+    def forward(self, batch: Batch) -> ECoreOutput:
+        """Logits of every response word given the words before it."""
+        encoding = self.encode(batch)
+        return ECoreOutput(self.output(self._decode(batch, encoding)), encoding)
+
+    def _word_losses(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Encoding]:
+        """Smoothed and plain loss of each response word [T], the row that it is in [T], and the encoding."""
+        encoding = self.encode(batch)
+        # Padding is dropped before the projection to the vocabulary, which costs most of a step.
+        rows, columns = (batch.response != PAD).nonzero(as_tuple=True)
+        states = self._decode(batch, encoding)[rows, columns]
+        smoothed, nll = token_losses(
+            self.output(states), batch.response[rows, columns], self.config.label_smoothing
+        )
+        return smoothed, nll, rows, encoding
+
+    def loss(self, batch: Batch, health: bool = False) -> Losses:
+        """The joint loss (Eq. 19) of a batch; ``health`` adds what the log wants to know of the graph."""
+        smoothed, nll, _, encoding = self._word_losses(batch)
+        generation = smoothed.sum() / len(batch.response)
+        emotion = nn.functional.cross_entropy(encoding.main.float(), batch.emotion)
+        weight = self.correlation.pair_weight(self.config.eco_form)
+        correlation = correlation_loss(weight, encoding.relevant)
+        total = generation + self.config.gamma_emotion * emotion
+        if "co-loss" not in self.config.ablations:
+            total = total + self.config.gamma_correlation * correlation
+        return Losses(
+            total,
+            generation,
+            emotion,
+            correlation,
+            nll.detach().sum(),
+            torch.tensor(len(nll), device=nll.device),
+            (encoding.main.argmax(1) == batch.emotion).sum(),
+            self._health(batch, encoding) if health else {},
+        )
+
+    @torch.no_grad()
+    def _health(self, batch: Batch, encoding: Encoding) -> dict[str, Tensor]:
+        """Spread of h^g, share of context words whose edges are dead, size of V', mean and spread of the gate."""
+        position = torch.arange(batch.context.shape[1], device=batch.context.device)
+        words = (position < batch.lengths[:, None]) & (position > 0)
+        dead = words & (self.intensity[batch.context] == 0)
+        return {
+            "perception_std": encoding.perception.float().std(),
+            "dead_edges": dead.sum() / words.sum().clamp(min=1),
+            "relevant": encoding.relevant.sum(1).float().mean(),
+            "gate_mean": encoding.gate.float().mean(),
+            "gate_std": encoding.gate.float().std(),
+        }
+
+    def score(self, batch: Batch) -> Scores:
+        """Negative log-likelihood of every response, for perplexities."""
+        _, nll, rows, encoding = self._word_losses(batch)
+        summed = nll.new_zeros(len(batch.response), dtype=torch.float64).index_add(0, rows, nll.double())
+        return Scores(summed, (batch.response != PAD).sum(1), encoding)
+
+    def start(self, encoding: Encoding, max_length: int) -> DecoderCache:
+        """A cache for responses of at most ``max_length`` words; the first :meth:`step` takes BOS."""
+        return self.decoder.start(encoding.memory, encoding.memory_mask, encoding.guidance, max_length)
+
+    def step(self, words: Tensor, cache: DecoderCache) -> Tensor:
+        """Logits [B, V] of the next word after ``words`` [B]."""
+        embedded = self.embedding(words[:, None], start=cache.length)[:, 0]
+        return self.output(self.decoder.step(embedded, cache))
+
+    # Files and answers ------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write configuration, vocabulary and weights to ``folder``, for :meth:`from_pretrained`."""
+        pretrained.save(self, Path(folder))
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, which: str = "best", device: str | torch.device | None = None
+    ) -> ECore:
+        """Load a model from a run's folder or from :meth:`save_pretrained`'s, ready to answer (in eval mode).
+
+        Args:
+            folder: the folder.
+            which: "best" (by validation perplexity; the last where there was no validation) or "last".
+            device: where to put it; None means CPU.
+
+        Raises:
+            InputError: something in the folder is missing, damaged or does not fit together.
+        """
+        return pretrained.load(cls, Path(folder), which).to(device or "cpu").eval()
+
+    @torch.no_grad()
+    def respond(self, turns: Sequence[str], **decoding: Any) -> Reply:
+        """Answer a dialogue.
+
+        Args:
+            turns: what was said so far, the speaker first, then listener and speaker in turn.
+            **decoding: fields of :class:`ecore.generation.Decoding`, e.g. ``method="beam"``; greedy by default.
+
+        Raises:
+            InputError: no turn, an empty turn, or a decoding option out of range.
+        """
+        from ecore.generation import Decoding, generate  # above this module: it needs a model
+
+        if isinstance(turns, str) or not turns:
+            raise InputError("respond: expected a list of turns with at least one")
+        for i, turn in enumerate(turns):
+            if not turn.strip():
+                raise InputError(f"respond: turn {i + 1} is empty")
+        batch = context_batch([list(turns)], self.vocabulary, self.tables).to(self.device)
+        encoding = self.encode(batch)
+        words = generate(self, batch, Decoding(**decoding))[0]
+        reply = Reply(detokenize(self.vocabulary.decode(words)))
+        probability = encoding.main[0].float().softmax(-1)
+        names = self.vocabulary.emotions
+        reply.emotions = [(names[i], float(probability[i])) for i in probability.argsort(descending=True)]
+        ranked = encoding.attention[0].argsort(descending=True)
+        reply.relevant = [names[i] for i in ranked if encoding.relevant[0, i]]
+        return reply

@@ -1,0 +1,86 @@
+"""Context encoding: embeddings (Eq. 1) and the transformer encoder (Eq. 2)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ecore.config import ModelConfig
+from ecore.data.batches import NO_STATE, RELATED_STATE
+from ecore.data.vocabulary import PAD
+from ecore.model.transformer import FeedForward, MultiHeadAttention, sinusoidal_positions
+
+_MAX_POSITIONS = 4096
+_UNKNOWN_VECTOR_STD = 0.01
+
+
+class Embedding(nn.Module):
+    """Word (scaled by sqrt(D)) + sinusoidal position + dialogue state, then dropout (Eq. 1)."""
+
+    def __init__(self, config: ModelConfig, words: int, vectors: np.ndarray | None) -> None:
+        """``vectors`` [V, G <= D]: pre-trained vectors, NaN where a word has none."""
+        super().__init__()
+        self.word = nn.Embedding(words, config.dim, padding_idx=PAD)
+        nn.init.normal_(self.word.weight, std=_UNKNOWN_VECTOR_STD)
+        if vectors is not None:
+            known = torch.from_numpy(np.array(vectors, dtype=np.float32))
+            with torch.no_grad():
+                part = self.word.weight[:, : known.shape[1]]
+                part.copy_(torch.where(known.isnan(), part, known))
+        with torch.no_grad():
+            self.word.weight[PAD].zero_()
+        # Unit variance, like the sines and cosines that it is added to.
+        self.state = nn.Embedding(RELATED_STATE + 1, config.dim, padding_idx=NO_STATE)
+        self.register_buffer("position", sinusoidal_positions(_MAX_POSITIONS, config.dim), persistent=False)
+        self.scale = config.dim**0.5
+        self.dropout = nn.Dropout(config.dropout)
+
+    def words(self, words: Tensor) -> Tensor:
+        """Scaled word embeddings alone: ids [...] -> [..., D]."""
+        return self.word(words) * self.scale
+
+    def forward(self, words: Tensor, state: Tensor | None = None, start: int = 0) -> Tensor:
+        """ids and states [B, T] -> [B, T, D]; ``start`` is the first word's position."""
+        embedded = self.words(words) + self.position[start : start + words.shape[1]]
+        if state is not None:
+            embedded = embedded + self.state(state)
+        return self.dropout(embedded)
+
+    def related(self, words: Tensor) -> Tensor:
+        """Related words [B, C] -> [B, C, D]: a set, so without positions."""
+        return self.dropout(self.words(words) + self.state.weight[RELATED_STATE])
+
+
+class EncoderBlock(nn.Module):
+    """Pre-norm self-attention and feed-forward."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.attention_dim or config.dim
+        self.attention_norm = nn.LayerNorm(config.dim)
+        self.attention = MultiHeadAttention(config.dim, config.heads, width)
+        self.feed_forward_norm = nn.LayerNorm(config.dim)
+        self.feed_forward = FeedForward(config.dim, config.feed_forward or 4 * config.dim, config.dropout)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        normed = self.attention_norm(x)
+        x = x + self.dropout(self.attention(normed, *self.attention.keys_values(normed), mask))
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+
+
+class Encoder(nn.Module):
+    """Pre-norm transformer blocks and a final LayerNorm (Eq. 2)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(EncoderBlock(config) for _ in range(config.encoder_blocks))
+        self.norm = nn.LayerNorm(config.dim)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """x [B, S, D], mask [B, S] bool (True where there is a word) -> [B, S, D]."""
+        mask = mask[:, None, None, :]
+        for block in self.blocks:
+            x = block(x, mask)
+        return self.norm(x)

@@ -1,0 +1,135 @@
+"""The multi-resolution emotion graph network (Sec. 3.2) and what stands in for it without a graph."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ecore.config import ModelConfig
+from ecore_kernels import EdgeUpdate, EmotionGraph, MultiResolutionEdgeAttention, edge_readout
+
+
+class Correlation(nn.Module):
+    """The global emotion correlation R = S^T S with its diagonal set to 1."""
+
+    def __init__(self, emotions: int) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.randn(emotions, emotions) * emotions**-0.5)
+
+    def forward(self) -> Tensor:
+        """R, [P, P]; float32 under autocast too, like every edge weight."""
+        with torch.autocast(self.factor.device.type, enabled=False):
+            inner = self.factor.mT @ self.factor
+        return torch.where(torch.eye(len(inner), dtype=torch.bool, device=inner.device), 1.0, inner)
+
+    def pair_weight(self, form: str) -> Tensor:
+        """What a pair of co-occurring emotions earns in Eq. 18, [P, P].
+
+        ``inner`` is R, the paper's letter, which the loss can push up without bound; ``softmax`` is Softmax_j(R) and
+        ``cosine`` the cosine between columns of S, both bounded.
+        """
+        if form == "inner":
+            return self()
+        if form == "softmax":
+            return self().softmax(-1)
+        columns = F.normalize(self.factor, dim=0)
+        with torch.autocast(self.factor.device.type, enabled=False):
+            return columns.mT @ columns
+
+
+class GraphLayer(nn.Module):
+    """Attention on the graph and the MLP that fuses the resolutions (Eqs. 4 to 7)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        dim = config.dim
+        self.attention = MultiResolutionEdgeAttention(dim, len(config.thresholds), scale=config.score_scale)
+        self.fuse = nn.Sequential(nn.Linear(dim, 2 * dim), nn.ReLU(), nn.Linear(2 * dim, dim))
+        self.norm = nn.LayerNorm(dim) if config.graph_norm else None
+        self.dropout = nn.Dropout(config.graph_dropout)
+
+    def finish(self, nodes: Tensor, attended: Tensor) -> Tensor:
+        """The layer's output features from its input nodes and what they attended to."""
+        fused = self.dropout(self.fuse(attended))
+        return fused if self.norm is None else self.norm(nodes + fused)
+
+
+class FirstPass(NamedTuple):
+    """What the second pass takes over from the first, and the readout (Eq. 8).
+
+    Attributes:
+        nodes: [B, N, D], h0: words, then emotions.
+        update: the first layer's queries, keys and gates.
+        values: [B, K, N, d], the first layer's values.
+        word_to_emotion: [B, P], sum over words of E^{w-e}.
+        emotion_to_emotion: [B, P, P], E^{e-e} with a diagonal of 0.
+    """
+
+    nodes: Tensor
+    update: EdgeUpdate
+    values: Tensor
+    word_to_emotion: Tensor
+    emotion_to_emotion: Tensor
+
+
+class GraphNetwork(nn.Module):
+    """L graph layers, run twice on shared weights: to perceive emotions, and to guide the response by them."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(GraphLayer(config) for _ in range(config.graph_layers))
+        self.word_norm = nn.LayerNorm(config.dim) if config.graph_norm else nn.Identity()
+        self.emotion_norm = nn.LayerNorm(config.dim) if config.graph_norm else nn.Identity()
+
+    def _layers(
+        self, nodes: Tensor, update: EdgeUpdate, values: Tensor, graph: EmotionGraph
+    ) -> tuple[Tensor, list[EdgeUpdate]]:
+        """All layers but the last one's attention: the last one's input nodes, and every layer's update."""
+        history = [update]
+        for layer, following in zip(self.layers[:-1], self.layers[1:], strict=True):
+            if len(history) > 1:
+                values = layer.attention.values(nodes)
+            attended = layer.attention.attend(history[-1], values, graph, history[:-1])
+            nodes = layer.finish(nodes, attended)
+            history.append(following.attention.edge_update(nodes))
+        return nodes, history
+
+    def perceive(self, words: Tensor, emotions: Tensor, graph: EmotionGraph) -> FirstPass:
+        """First pass. The last layer's attention is never read, so it is not computed.
+
+        Args:
+            words: [B, M, D], Eq. 1's embeddings.
+            emotions: [P, D], embeddings of the emotions' own words.
+            graph: with the initial edges of Eq. 3.
+        """
+        emotions = self.emotion_norm(emotions).expand(len(words), -1, -1)
+        nodes = torch.cat([self.word_norm(words), emotions], dim=1)
+        first = self.layers[0].attention
+        update, values = first.edge_update(nodes), first.values(nodes)
+        _, history = self._layers(nodes, update, values, graph)
+        return FirstPass(nodes, update, values, *edge_readout(graph, history, scale=first.scale))
+
+    def guide(self, first: FirstPass, graph: EmotionGraph) -> Tensor:
+        """Second pass, over the improved graph: word node features [B, M, D] (the input of Eq. 24)."""
+        nodes, history = self._layers(first.nodes, first.update, first.values, graph)
+        last, words = self.layers[-1], graph.shape[2]
+        values = first.values if len(self.layers) == 1 else last.attention.values(nodes)
+        attended = last.attention.attend(history[-1], values, graph, history[:-1], receivers="words")
+        return last.finish(nodes[:, :words], attended)
+
+
+class EmotionAttention(nn.Module):
+    """Without the graph: one attention from h_X to the emotions' embeddings stands for E^{w-e}."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.query = nn.Linear(config.dim, config.dim)
+        self.key = nn.Linear(config.dim, config.dim)
+
+    def forward(self, context: Tensor, mask: Tensor, emotions: Tensor) -> Tensor:
+        """context [B, M, D], mask [B, M] bool, emotions [P, D] -> sum over words of E^{w-e}, [B, P]."""
+        score = self.query(context) @ self.key(emotions).mT * context.shape[-1] ** -0.5
+        return (score.softmax(-1) * mask[..., None]).sum(1)
