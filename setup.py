@@ -1,4 +1,4 @@
-"""Builds the compiled extension ``ecore_kernels._native`` with CMake and Ninja; the rest is in pyproject.toml.
+"""Builds the compiled extension ``ecore_kernels._native`` with CMake and Ninja. The rest: pyproject.toml.
 
 Environment:
     ECORE_NATIVE  ON (default) or OFF: install the Python packages alone, without a compiler.
@@ -36,7 +36,7 @@ class BuildWithCMake(build_ext):
         cmake, ninja = program("cmake"), program("ninja")
         build = Path(self.build_temp).resolve()
         output = Path(self.get_ext_fullpath(ext.name)).resolve().parent
-        # What CMake remembers is stale once a compiler came or went; the objects stay, Ninja knows which are good.
+        # What CMake remembers is stale once a compiler came or went. Objects stay: Ninja knows the good ones.
         (build / "CMakeCache.txt").unlink(missing_ok=True)
         self.cmake(
             [

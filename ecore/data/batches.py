@@ -212,6 +212,9 @@ class PreparedData:
             raise InputError(
                 f"{folder / 'meta.json'}: folder of format {version}, expected {FORMAT}; prepare it again"
             )
+        for key in ("vocabulary_fingerprint", "intensity", "thresholds", "glove"):
+            if key not in self.meta:
+                raise _broken(folder / "meta.json", f"no {key}")
         self.vocabulary = Vocabulary.load(folder / "vocabulary.json")
         if self.vocabulary.fingerprint != self.meta["vocabulary_fingerprint"]:
             raise InputError(

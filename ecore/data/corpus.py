@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import tarfile
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Collection, Iterator
@@ -182,9 +183,14 @@ class _JsonReader:
                     f"got speaker {utterance.get('speaker')!r}"
                 )
         turns = tuple(utterance["text"] for utterance in utterances)
-        self._conversations.append(
-            Conversation(str(record["conv_id"]), record["emotion"], str(record["situation"]), turns)
+        conversation = Conversation(
+            str(record["conv_id"]), record["emotion"], str(record["situation"]), turns
         )
+        try:
+            "".join((conversation.emotion, conversation.situation, *turns)).encode()
+        except UnicodeEncodeError:
+            raise _BadLine("not valid Unicode (half a surrogate pair); expected text") from None
+        self._conversations.append(conversation)
 
 
 class _CsvReader:
@@ -249,7 +255,8 @@ def download(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic_path(folder / "empatheticdialogues.tar.gz") as archive:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".download") as temporary:
+        archive = Path(temporary) / "archive.tar.gz"
         digest = hashlib.sha256()
         try:
             with urllib.request.urlopen(url, timeout=30) as response, open(archive, "wb") as file:
@@ -283,6 +290,7 @@ def _extract(archive: Path, folder: Path, url: str) -> None:
                         shutil.copyfileobj(source, file)
                     wanted.discard(name)
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise InputError(f"{url}: not a readable archive ({error})") from None
+        reason = str(error).split("\n")[0]
+        raise InputError(f"{url}: not a readable archive ({reason})") from None
     if wanted:
         raise InputError(f"{url}: the archive lacks {', '.join(sorted(wanted))}")

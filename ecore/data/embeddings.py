@@ -5,10 +5,9 @@ from __future__ import annotations
 import gzip
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -91,11 +90,11 @@ def _from_text(path: Path, ids: dict[str, int], progress: bool) -> npt.NDArray[n
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[IO[bytes]]:
+def _open(path: Path) -> Iterator[Iterable[bytes]]:
     try:
         with ExitStack() as stack:
             if path.suffix == ".gz":
-                file: IO[bytes] = stack.enter_context(gzip.open(path))
+                file: Iterable[bytes] = stack.enter_context(gzip.open(path))
             elif path.suffix == ".zip":
                 archive = stack.enter_context(zipfile.ZipFile(path))
                 members = [name for name in archive.namelist() if name.endswith(".txt")]
@@ -116,6 +115,6 @@ def _open(path: Path) -> Iterator[IO[bytes]]:
 
 def coverage(vectors: npt.NDArray[np.float32], counts: npt.NDArray[np.int64]) -> tuple[float, float]:
     """Shares of word types and of tokens (``counts`` [V]) that have a vector in at least one file."""
-    known = ~np.isnan(vectors).all(axis=1)
+    known = np.logical_not(np.isnan(vectors).all(axis=1))
     occurring = counts > 0
     return float(known[occurring].mean()), float(counts[known].sum() / max(counts.sum(), 1))
