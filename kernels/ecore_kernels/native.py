@@ -1,7 +1,7 @@
 """The compiled extension seen from Python: tensors in, addresses out.
 
-``_native`` (sources in csrc/) knows nothing of torch: here tensors are checked, outputs allocated, and addresses,
-strides, the number of threads and the CUDA stream passed on.
+``_native`` (sources in csrc/) knows nothing of torch: here tensors are checked, outputs allocated, and
+addresses, strides, the number of threads and the CUDA stream passed on.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def build_record() -> dict[str, str]:
     """What the extension was compiled with.
 
     Returns:
-        compiler, build_type, commit ("" where unknown), cuda (nvcc's version, or ""), cuda_missing (why there is
-        no CUDA, or "") and cuda_architectures; an empty dict where there is no extension.
+        compiler, build_type, commit ("" where unknown), cuda (nvcc's version, or ""), cuda_missing (why there
+        is no CUDA, or "") and cuda_architectures; an empty dict where there is no extension.
     """
     return _native.build_record() if available() else {}
 

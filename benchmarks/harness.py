@@ -1,0 +1,147 @@
+"""What every benchmark shares: interleaved timing, a description of the machine, a table and a JSON file."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ecore_kernels import native
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Seconds of one call, over repeated measurements: each is the mean of ``calls`` calls in a row."""
+
+    median: float
+    p20: float
+    p80: float
+    measurements: int
+    calls: int
+
+
+def interleaved(
+    candidates: Mapping[str, Callable[[int], object]],
+    *,
+    device: str = "cpu",
+    measurements: int = 25,
+    seconds_each: float = 0.002,
+) -> dict[str, Timing]:
+    """Time the candidates in turn, round after round, so that a machine's slow moments fall on all of them.
+
+    Args:
+        candidates: what to call, by name. A call gets a running number, for rotating among inputs: given
+            one input over and over, branch predictors and caches learn it by heart.
+        device: "cuda" waits for the device before each look at the clock.
+        measurements: rounds.
+        seconds_each: a measurement repeats its call until it takes about this long.
+    """
+
+    def measure(call: Callable[[int], object], first: int, calls: int) -> float:
+        if device == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        for number in range(first, first + calls):
+            call(number)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return (time.perf_counter() - start) / calls
+
+    calls = {}
+    for name, call in candidates.items():
+        measure(call, 0, 2)
+        calls[name] = max(1, round(seconds_each / measure(call, 2, 3)))
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for turn in range(measurements):
+        for name, call in candidates.items():
+            seconds[name].append(measure(call, turn * calls[name], calls[name]))
+    timings = {}
+    for name, measured in seconds.items():
+        p20, p80 = (statistics.quantiles(measured, n=5, method="inclusive")[i] for i in (0, 3))
+        timings[name] = Timing(statistics.median(measured), p20, p80, measurements, calls[name])
+    return timings
+
+
+def machine() -> dict[str, Any]:
+    """Hardware and versions that a result depends on."""
+    description: dict[str, Any] = {
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in ("torch", "triton", "numpy", "scikit-image")},
+        "native": native.build_record() or native.unavailable_reason(),
+        "commit": _commit(),
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+    }
+    if torch.cuda.is_available():
+        description["gpu"] = torch.cuda.get_device_name()
+        description["cuda"] = torch.version.cuda
+    return description
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    try:
+        command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns aligned to the right, as Markdown."""
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    lines = [
+        "| " + " | ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) + " |"
+        for row in (header, *rows)
+    ]
+    lines.insert(1, "|" + "|".join("-" * (w + 1) + ":" for w in widths) + "|")
+    return "\n".join(lines)
+
+
+def duration(seconds: float) -> str:
+    """Three digits and a unit."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds / 1e-6:.3g} µs"
+
+
+def write_json(path: Path, benchmark: str, results: Sequence[Mapping[str, Any]]) -> None:
+    """One file a run: what was measured, where, and the rows; timings become plain objects."""
+
+    def plain(value: object) -> object:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return dataclasses.asdict(value)
+        raise TypeError(f"{type(value).__name__} does not go into JSON")
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    document = {"benchmark": benchmark, "machine": machine(), "results": list(results)}
+    path.write_text(json.dumps(document, indent=1, default=plain, ensure_ascii=False) + "\n")

@@ -1,0 +1,116 @@
+"""OTSU's split of rows of 32: the compiled operator, the vectorised PyTorch one and scikit-image's, looped.
+
+    python -m benchmarks.otsu [--device cpu|cuda] [--out FILE.json]
+
+scikit-image's ``threshold_otsu`` answers a neighbouring question: it splits a histogram of 256 bins (ours:
+exactly, between the values themselves) and knows no limit to how many values are relevant. It stands here
+because it is what one would otherwise call; it is timed on at most 64 rows and scaled up.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import ecore_kernels
+from benchmarks import harness
+from ecore_kernels import native
+
+ROWS = (16, 64, 256, 1024, 4096, 16384, 65536)
+COLUMNS = 32
+MAX_RELEVANT = 5
+SKIMAGE_ROWS = 64
+INPUT_ELEMENTS = (
+    2**22
+)  # rotated among: more than the second-level cache holds, where that does not take too many
+
+
+def candidates(inputs: list[torch.Tensor]) -> dict[str, Any]:
+    """The calls to time on these inputs [B, 32], and why some are missing."""
+
+    def operator(backend: str) -> Any:
+        return lambda number: ecore_kernels.otsu(inputs[number % len(inputs)], MAX_RELEVANT, backend=backend)
+
+    calls = {backend: operator(backend) for backend in ("native", "reference")}
+    if inputs[0].is_cpu:
+        try:
+            from skimage.filters import threshold_otsu
+        except ImportError as error:
+            print(f"scikit-image is left out: {error}")
+        else:
+            arrays = [values[:SKIMAGE_ROWS].numpy() for values in inputs]
+            calls["skimage"] = lambda number: [threshold_otsu(row) for row in arrays[number % len(arrays)]]
+    return calls
+
+
+def check(values: torch.Tensor) -> None:
+    """A timing counts only for a right answer: the backends have to agree on these values, bit for bit."""
+    ours, expected = (
+        ecore_kernels.otsu(values, MAX_RELEVANT, backend=name) for name in ("native", "reference")
+    )
+    for name, got, want in zip(ours._fields, ours, expected, strict=True):
+        if not torch.equal(got, want):
+            raise SystemExit(f"{name} of {values.shape[0]} rows differs from the reference")
+
+
+def run(device: str) -> list[dict[str, Any]]:
+    """One result a number of rows."""
+    generator = torch.Generator().manual_seed(0)
+    results = []
+    for rows in ROWS:
+        copies = max(2, min(256, INPUT_ELEMENTS // (rows * COLUMNS)))
+        inputs = [torch.randn(rows, COLUMNS, generator=generator).to(device) for _ in range(copies)]
+        for values in inputs[:4]:
+            check(values)
+        timings = harness.interleaved(candidates(inputs), device=device)
+        result: dict[str, Any] = {"rows": rows, "columns": COLUMNS, "device": device, "timings": timings}
+        result["reference_over_native"] = timings["reference"].median / timings["native"].median
+        if "skimage" in timings:
+            scale = rows / min(rows, SKIMAGE_ROWS)
+            result["skimage_scaled_by"] = scale
+            result["skimage_over_native"] = timings["skimage"].median * scale / timings["native"].median
+        results.append(result)
+    return results
+
+
+def show(result: dict[str, Any]) -> list[str]:
+    """One line of the table."""
+    cells = [f"{result['rows']:,}"]
+    for name in ("native", "reference"):
+        timing = result["timings"][name]
+        low, high = harness.duration(timing.p20), harness.duration(timing.p80)
+        cells.append(f"{harness.duration(timing.median)} ({low} – {high})")
+    cells.append(f"{result['reference_over_native']:.1f}")
+    if "skimage_over_native" in result:
+        scaled = result["timings"]["skimage"].median * result["skimage_scaled_by"]
+        cells += [harness.duration(scaled), f"{result['skimage_over_native']:,.0f}"]
+    return cells
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--out", type=Path, help="write the results as JSON")
+    arguments = parser.parse_args()
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.exit(2, "otsu: there is no CUDA device\n")
+    reason = native.why_not_otsu(torch.empty(1, COLUMNS, device=arguments.device))
+    if reason:
+        parser.exit(2, f"otsu: nothing to compare: native {reason}\n")
+
+    results = run(arguments.device)
+    header = ["rows of 32", "native: median (p20 – p80)", "PyTorch: median (p20 – p80)", "PyTorch / native"]
+    if "skimage_over_native" in results[0]:
+        header += ["scikit-image, loop, scaled", "scikit-image / native"]
+    print(harness.table(header, [show(result) for result in results]))
+    if arguments.out:
+        harness.write_json(arguments.out, "otsu", results)
+
+
+if __name__ == "__main__":
+    main()
