@@ -1,0 +1,205 @@
+"""The predictions file: JSON lines, one object per sample, from which every number of a report can be
+counted again.
+
+Only ``prediction`` and ``reference`` are needed to read one (:func:`evaluate_file`); what E-CORE writes has
+
+- ``conv_id``, ``turn`` and ``context``, the turns before; ``reference``, the human response;
+  ``prediction``, the answer;
+- ``emotion``, the true one, and ``predicted_emotion``, the argmax of h^m;
+- ``emotions``: [name, probability] of the five highest of Softmax(h_emo);
+- ``relevant``: the emotions of V' by falling h_emo (hard strategy only);
+- ``nll``: the reference's summed negative log-likelihood in nats, without label smoothing, and its
+  ``tokens``, EOS counted; ``context_words``, the context's, ``[CLS]`` not counted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ecore.data.batches import Split
+from ecore.data.text import detokenize, tokenize
+from ecore.errors import InputError
+from ecore.evaluation.metrics import accuracy, distinct, mean_length
+from ecore.files import atomic_path
+from ecore.generation import Decoding, generate
+
+if TYPE_CHECKING:
+    from ecore.model.ecore import ECore, Encoding
+
+TOP_EMOTIONS = 5
+
+Record = dict[str, Any]
+
+
+@torch.no_grad()
+def predict(
+    model: ECore,
+    split: Split,
+    decoding: Decoding | None = None,
+    batch_size: int = 64,
+    limit: int | None = None,
+    progress: bool = True,
+) -> list[Record]:
+    """Score and answer the first ``limit`` samples of ``split`` (or all), as records of the predictions file.
+
+    Samples are batched by length, the longest first, so that too large a batch fails at once; the records
+    come in the split's order. The model is put in eval mode and works where its weights are.
+
+    Raises:
+        InputError: no samples, or a batch size under 1.
+    """
+    count = len(split) if limit is None else min(limit, len(split))
+    if count < 1 or batch_size < 1:
+        name = "limit" if count < 1 else "batch_size"
+        raise InputError(f"{name}: expected at least 1, got {count if count < 1 else batch_size}")
+    model.eval()
+    order = np.lexsort((split.response_lengths[:count], split.context_lengths[:count]))[::-1]
+    records: list[Record] = [{}] * count
+    with tqdm(total=count, desc="evaluate", unit=" samples", disable=None if progress else True) as bar:
+        for begin in range(0, count, batch_size):
+            samples = order[begin : begin + batch_size]
+            batch = split.batch(samples).to(model.device)
+            scores = model.score(batch)
+            answers = generate(model, batch, decoding, encoding=scores.encoding)
+            perceived = _perceived(model, scores.encoding)
+            nll, tokens, words = (t.tolist() for t in (scores.nll, scores.tokens, batch.lengths - 1))
+            for row, sample in enumerate(samples.tolist()):
+                text = split.texts(sample)
+                records[sample] = {
+                    "conv_id": text["conv_id"],
+                    "turn": text["turn"],
+                    "context": text["context"],
+                    "reference": text["response"],
+                    "prediction": detokenize(model.vocabulary.decode(answers[row])),
+                    "emotion": text["emotion"],
+                    **perceived[row],
+                    "nll": nll[row],
+                    "tokens": tokens[row],
+                    "context_words": words[row],
+                }
+            bar.update(len(samples))
+    return records
+
+
+def _perceived(model: ECore, encoding: Encoding) -> list[Record]:
+    """The emotions of every row, as the predictions file has them."""
+    names = model.vocabulary.emotions
+    probability = encoding.attention.float().softmax(-1).cpu()
+    ranked = encoding.attention.float().argsort(dim=-1, descending=True, stable=True).tolist()
+    rows = []
+    for row, main in enumerate(encoding.main.argmax(-1).tolist()):
+        top = [[names[i], round(float(probability[row, i]), 6)] for i in ranked[row][:TOP_EMOTIONS]]
+        rows.append({"predicted_emotion": names[main], "emotions": top})
+        if model.config.strategy == "hard":
+            rows[row]["relevant"] = [names[i] for i in ranked[row] if encoding.relevant[row, i]]
+    return rows
+
+
+def write_records(path: Path, records: Sequence[Record]) -> None:
+    """Write ``records`` to ``path``, one JSON object a line, atomically."""
+    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        for record in records:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def write_predictions(
+    model: ECore,
+    split: Split,
+    path: Path | str,
+    decoding: Decoding | None = None,
+    batch_size: int = 64,
+    limit: int | None = None,
+    progress: bool = True,
+) -> list[Record]:
+    """:func:`predict`, and the records to ``path``; its folder must exist.
+
+    Raises:
+        InputError: as :func:`predict`, or the folder does not exist; found out before the work.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: its folder does not exist")
+    records = predict(model, split, decoding, batch_size, limit, progress)
+    write_records(path, records)
+    return records
+
+
+def read_predictions(path: Path | str) -> list[Record]:
+    """Anybody's predictions: JSON lines with the texts ``prediction`` and ``reference``; blank lines are
+    skipped.
+
+    Raises:
+        InputError: the file is missing, unreadable or empty; a line that is no such object; ``emotion`` and
+            ``predicted_emotion`` (texts) on some lines and not on others.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None
+    records: list[Record] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}:{number}: not valid JSON ({error.msg})") from None
+        if not isinstance(record, dict):
+            raise InputError(f"{path}:{number}: expected an object, got {line.strip()[:40]}")
+        records.append(record)
+        told = has_emotions(records[0])
+        if has_emotions(record) != told:
+            wanted = "as" if told else "to be missing as"
+            raise InputError(
+                f"{path}:{number}: expected 'emotion' and 'predicted_emotion' {wanted} on the first line"
+            )
+        for name in ("prediction", "reference", "emotion", "predicted_emotion")[: 4 if told else 2]:
+            if not isinstance(record.get(name), str):
+                found = f"got {record[name]!r}" if name in record else "it is missing"
+                raise InputError(f"{path}:{number}: expected {name!r} to be text, {found}")
+    if not records:
+        raise InputError(f"{path}: no predictions in it; expected JSON lines")
+    return records
+
+
+def has_emotions(record: Record) -> bool:
+    """Whether a record tells the true and the predicted emotion."""
+    return "emotion" in record and "predicted_emotion" in record
+
+
+def evaluate_file(path: Path | str) -> Record:
+    """Count what a predictions file allows: ``samples`` and :func:`text_metrics`.
+
+    Raises:
+        InputError: see :func:`read_predictions`.
+    """
+    records = read_predictions(path)
+    return {"samples": len(records), **text_metrics(records)}
+
+
+def text_metrics(records: Sequence[Record]) -> Record:
+    """``dist_1``, ``dist_2`` and ``mean_length`` of the predictions; ``accuracy`` where the records tell
+    emotions; the first three of the references as ``human``. Words are those of
+    :func:`ecore.data.text.tokenize`.
+    """
+    result = _counted([record["prediction"] for record in records])
+    if has_emotions(records[0]):
+        result["accuracy"] = accuracy(
+            [record["predicted_emotion"] for record in records], [record["emotion"] for record in records]
+        )
+    return {**result, "human": _counted([record["reference"] for record in records])}
+
+
+def _counted(texts: Sequence[str]) -> Record:
+    words = [tokenize(text) for text in texts]
+    return {"dist_1": distinct(words, 1), "dist_2": distinct(words, 2), "mean_length": mean_length(words)}

@@ -1,0 +1,209 @@
+"""Everything that is measured of a run on one split, as files and as a table to read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ecore.data.batches import SPLITS, PreparedData
+from ecore.errors import InputError
+from ecore.evaluation.metrics import (
+    accuracy_by_emotion,
+    accuracy_by_length,
+    perplexity,
+    recall_at,
+)
+from ecore.evaluation.predictions import Record, predict, text_metrics, write_records
+from ecore.evaluation.yardsticks import yardsticks as count_yardsticks
+from ecore.files import write_json
+from ecore.generation import Decoding
+from ecore.model.ecore import ECore
+from ecore.model.pretrained import read_config, weights_file
+
+RECALL_AT = (1, 3, 5)
+EXTREMES = 3  # best and worst emotions of the printed table
+
+
+def evaluate_run(
+    run: Path | str,
+    split: str = "test",
+    data: Path | str | None = None,
+    device: str | torch.device = "cpu",
+    batch_size: int = 64,
+    out: Path | str | None = None,
+    limit: int | None = None,
+    decoding: Decoding | None = None,
+    yardsticks: bool = True,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Score and answer one split with a run's model, write the files, print the table.
+
+    Args:
+        run: the run's folder.
+        split: train, valid or test.
+        data: the prepared folder; default the one that the run was trained on.
+        out: where ``metrics.json`` and ``predictions.jsonl`` go; default ``RUN/evaluation-SPLIT``.
+        limit: only the first ``limit`` samples, for a quick look; the yardsticks are of the same samples.
+        decoding: default greedy, at most 30 words: that of the literature's tables.
+        yardsticks: count those too.
+
+    Returns:
+        What ``metrics.json`` holds.
+
+    Raises:
+        InputError: a folder that is missing or damaged, an unknown split, or data prepared with another
+        vocabulary.
+    """
+    run, decoding = Path(run), decoding or Decoding()
+    if split not in SPLITS:
+        raise InputError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
+    model = ECore.from_pretrained(run, device=device)
+    prepared = PreparedData.load(_data_folder(run, data))
+    if prepared.vocabulary.fingerprint != model.vocabulary.fingerprint:
+        raise InputError(
+            f"{prepared.folder}: prepared with another vocabulary ({prepared.vocabulary.fingerprint}); "
+            f"expected the data that {run} was trained on ({model.vocabulary.fingerprint})"
+        )
+    out = Path(out) if out is not None else run / f"evaluation-{split}"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be made a folder ({error.strerror})") from None
+
+    chosen: Any = getattr(prepared, split)
+    records = predict(model, chosen, decoding, batch_size, limit, progress)
+    metrics = {
+        "split": split,
+        "checkpoint": weights_file(run, "best").stem,
+        "strategy": model.config.strategy,
+        "vocabulary": {
+            "kind": prepared.meta["vocabulary"],
+            "words": len(prepared.vocabulary),
+            "fingerprint": prepared.vocabulary.fingerprint,
+        },
+        "decoding": asdict(decoding),
+        **run_metrics(records, model.vocabulary.emotions),
+    }
+    if yardsticks:
+        samples = np.arange(len(records))
+        metrics["yardsticks"] = count_yardsticks(prepared.train, chosen, prepared.vocabulary, samples)
+    write_records(out / "predictions.jsonl", records)
+    write_json(out / "metrics.json", metrics)
+    print(format_run(metrics), f"\nmetrics and predictions: {out}", sep="\n")
+    return metrics
+
+
+def _data_folder(run: Path, data: Path | str | None) -> Path:
+    if data is not None:
+        return Path(data)
+    folder = read_config(run).get("data", {}).get("folder")
+    if not isinstance(folder, str):
+        raise InputError(f"{run / 'config.json'}: names no data folder; give the prepared folder yourself")
+    return Path(folder)
+
+
+def run_metrics(records: Sequence[Record], emotions: Sequence[str]) -> dict[str, Any]:
+    """Every metric that needs nothing but the records of a predictions file that E-CORE wrote.
+
+    Percentages are Dist-n and the accuracies; ``recall_at`` holds mean numbers of emotions, as the paper's
+    Table 3.
+    """
+    ppl, ppl_per_sample = perplexity([r["nll"] for r in records], [r["tokens"] for r in records])
+    true = [r["emotion"] for r in records]
+    predicted = [r["predicted_emotion"] for r in records]
+    ranked = [[name for name, _ in r["emotions"]] for r in records]
+    single = [{emotion} for emotion in true]
+    metrics = {
+        "samples": len(records),
+        "ppl": ppl,
+        "ppl_per_sample": ppl_per_sample,
+        **text_metrics(records),
+        "recall_at": {str(k): recall_at(ranked, single, k) for k in RECALL_AT},
+    }
+    if all("relevant" in r for r in records):
+        relevant = [r["relevant"] for r in records]
+        metrics["recall_relevant"] = recall_at(relevant, single)
+        metrics["relevant_size"] = sum(map(len, relevant)) / len(relevant)
+    metrics["accuracy_by_context_words"] = accuracy_by_length(
+        predicted, true, [r["context_words"] for r in records]
+    )
+    metrics["emotions"] = accuracy_by_emotion(predicted, true, emotions)
+    return metrics
+
+
+def format_run(metrics: dict[str, Any]) -> str:
+    """:func:`evaluate_run`'s metrics as a table to read."""
+    vocabulary, decoding, human = metrics["vocabulary"], metrics["decoding"], metrics["human"]
+    lines = [
+        f"{metrics['split']}: {metrics['samples']:,} samples, {metrics['checkpoint']}, "
+        f"{metrics['strategy']} strategy, {decoding['method']}, at most {decoding['max_length']} words",
+        f"perplexities are under the {vocabulary['kind']!r} vocabulary of {vocabulary['words']:,} words "
+        "and compare only under the same one",
+        "",
+        _row("ppl", metrics["ppl"], "per token"),
+        _row("ppl_per_sample", metrics["ppl_per_sample"], "<- stands beside the papers' numbers"),
+        _row("Dist-1", metrics["dist_1"], f"human {human['dist_1']:.2f}"),
+        _row("Dist-2", metrics["dist_2"], f"human {human['dist_2']:.2f}"),
+        _row("Acc", metrics["accuracy"], "%"),
+        *(_row(f"R@{k}", value, "true emotions") for k, value in metrics["recall_at"].items()),
+    ]
+    if "recall_relevant" in metrics:
+        size = f"true emotions in the relevant set, of {metrics['relevant_size']:.2f} on average"
+        lines.append(_row("R@relevant", metrics["recall_relevant"], size))
+    lines.append(_row("response words", metrics["mean_length"], f"human {human['mean_length']:.2f}"))
+    lines += ["", "accuracy by words of context"]
+    lines += [
+        _row("  " + group["words"], group["accuracy"], f"% of {group['samples']:,}")
+        for group in metrics["accuracy_by_context_words"]
+    ]
+    if "yardsticks" in metrics:
+        lines += ["", *_yardstick_rows(metrics)]
+    return "\n".join([*lines, "", *_extremes(metrics["emotions"])])
+
+
+def format_file(metrics: dict[str, Any]) -> str:
+    """:func:`~ecore.evaluation.predictions.evaluate_file`'s metrics as a table to read."""
+    human = metrics["human"]
+    lines = [
+        f"{metrics['samples']:,} samples",
+        _row("Dist-1", metrics["dist_1"], f"references {human['dist_1']:.2f}"),
+        _row("Dist-2", metrics["dist_2"], f"references {human['dist_2']:.2f}"),
+        _row("response words", metrics["mean_length"], f"references {human['mean_length']:.2f}"),
+    ]
+    if "accuracy" in metrics:
+        lines.append(_row("Acc", metrics["accuracy"], "%"))
+    return "\n".join(lines)
+
+
+def _row(name: str, value: float | None, note: str) -> str:
+    return f"{name:<27}{'-' if value is None else format(value, '.2f'):>9}  {note}"
+
+
+def _yardstick_rows(metrics: dict[str, Any]) -> list[str]:
+    lines = ["yardsticks: a model that does not pass these has not learned"]
+    for name, value in metrics["yardsticks"].items():
+        if name == "naive_bayes_accuracy":
+            label, passed = "naive Bayes, Acc", metrics["accuracy"] > value
+        else:
+            label = name.replace("kneser_ney_", "Kneser-Ney ") + ", ppl"
+            passed = metrics["ppl"] < value
+        lines.append(_row("  " + label, value, "passed" if passed else "not passed"))
+    return lines
+
+
+def _extremes(emotions: dict[str, dict[str, Any]]) -> list[str]:
+    """The emotions told best and worst; all of them where they are few."""
+    known = [(name, e["accuracy"]) for name, e in emotions.items() if e["accuracy"] is not None]
+    ranked = sorted(known, key=lambda item: -item[1])
+    few = min(EXTREMES, max(0, len(ranked) - EXTREMES))
+    groups = {"best": ranked[:EXTREMES], "worst": ranked[::-1][:few]}
+    return [
+        f"{title + ' emotions':<16} " + ", ".join(f"{name} {value:.2f}" for name, value in group)
+        for title, group in groups.items()
+        if group
+    ]

@@ -1,0 +1,124 @@
+"""A run evaluated end to end, and the report worked out by hand from a few records."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ecore.data.batches import PreparedData
+from ecore.data.vocabulary import Vocabulary
+from ecore.errors import InputError
+from ecore.evaluation.predictions import evaluate_file
+from ecore.evaluation.report import evaluate_run, format_run, run_metrics
+from ecore.evaluation.yardsticks import yardsticks
+from ecore.files import read_json, write_json
+
+from .test_predictions import tiny_model
+
+
+@pytest.fixture
+def run(prepared: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "run"
+    tiny_model(PreparedData.load(prepared), "hard").save_pretrained(folder)
+    config = read_json(folder / "config.json")
+    write_json(folder / "config.json", {**config, "data": {"folder": str(prepared)}})
+    return folder
+
+
+def test_run_end_to_end(run: Path, prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = evaluate_run(run, split="valid", limit=40, batch_size=16, progress=False)
+    out = run / "evaluation-valid"
+    assert sorted(p.name for p in out.iterdir()) == ["metrics.json", "predictions.jsonl"]
+    assert read_json(out / "metrics.json") == metrics
+    assert math.isfinite(metrics["ppl"])
+    data = PreparedData.load(prepared)
+    same = yardsticks(data.train, data.valid, data.vocabulary, np.arange(40))
+    assert metrics["yardsticks"] == same
+    # The same numbers from the file as from the run.
+    again = evaluate_file(out / "predictions.jsonl")
+    assert again["samples"] == 40
+    assert {name: metrics[name] for name in again} == again
+    records = [json.loads(line) for line in (out / "predictions.jsonl").read_text("utf-8").splitlines()]
+    assert run_metrics(records, list(metrics["emotions"]))["ppl_per_sample"] == metrics["ppl_per_sample"]
+    printed = capsys.readouterr().out
+    for words in ("literature", "ppl_per_sample", "R@relevant", "naive Bayes", "not passed", "best emotions"):
+        assert words in printed
+
+
+def test_another_vocabulary_is_refused(run: Path, prepared: Path, tmp_path: Path) -> None:
+    vocabulary = Vocabulary.load(run / "vocabulary.json")
+    swapped = (*vocabulary.words[:-2], *vocabulary.words[:-3:-1])
+    Vocabulary(swapped, vocabulary.emotions).save(run / "vocabulary.json")
+    with pytest.raises(InputError, match="another vocabulary") as caught:
+        evaluate_run(run, limit=2, progress=False)
+    assert str(prepared) in str(caught.value)
+    assert not (run / "evaluation-test").exists()
+
+
+def test_other_bad_input(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="split: expected one of train, valid, test, got 'dev'"):
+        evaluate_run(run, split="dev")
+    with pytest.raises(InputError, match="no such folder"):
+        evaluate_run(run, data=tmp_path / "none")
+    with pytest.raises(InputError, match="no such folder"):
+        evaluate_run(tmp_path / "none")
+    config = read_json(run / "config.json")
+    write_json(run / "config.json", {k: v for k, v in config.items() if k != "data"})
+    with pytest.raises(InputError, match=r"config\.json: names no data folder"):
+        evaluate_run(run)
+
+
+def test_metrics_and_table_by_hand() -> None:
+    def record(
+        true: str, predicted: str, ranked: str, nll: float, tokens: int, words: int
+    ) -> dict[str, object]:
+        return {
+            "prediction": "oh no",
+            "reference": "I am sorry",
+            "emotion": true,
+            "predicted_emotion": predicted,
+            "emotions": [[name, 0.2] for name in ranked],
+            "relevant": list(ranked[:2]),
+            "nll": nll,
+            "tokens": tokens,
+            "context_words": words,
+        }
+
+    records = [
+        record("a", "a", "bacde", 3.0, 3, 10),
+        record("b", "a", "bacde", 8.0, 2, 10),
+        record("c", "c", "abcde", 5.0, 5, 130),
+    ]
+    metrics = run_metrics(records, ["a", "b", "c", "d"])
+    assert metrics["ppl"] == pytest.approx(math.exp(1.6))
+    assert metrics["ppl_per_sample"] == pytest.approx(math.exp(2.0))
+    assert metrics["recall_at"] == {"1": pytest.approx(1 / 3), "3": 1.0, "5": 1.0}
+    assert metrics["recall_relevant"] == pytest.approx(2 / 3)
+    assert metrics["relevant_size"] == 2.0
+    assert metrics["accuracy"] == pytest.approx(200 / 3)
+    assert metrics["dist_1"] == pytest.approx(100 * 2 / 6)
+    assert metrics["human"]["mean_length"] == 3.0
+    assert [g["accuracy"] for g in metrics["accuracy_by_context_words"]] == [50.0, None, None, None, 100.0]
+    assert metrics["emotions"]["b"]["accuracy"] == 0.0
+    assert metrics["emotions"]["d"]["accuracy"] is None
+
+    told = {
+        "split": "valid",
+        "checkpoint": "checkpoint-000400",
+        "strategy": "hard",
+        "vocabulary": {"kind": "train", "words": 1234, "fingerprint": "x"},
+        "decoding": {"method": "greedy", "max_length": 30},
+        "yardsticks": {"unigram": 4.9, "kneser_ney_bigram": 5.0, "naive_bayes_accuracy": 66.7},
+    }
+    table = format_run(metrics | told)
+    rows = {line.split("  ")[0]: line for line in table.splitlines()}
+    assert "'train' vocabulary of 1,234 words" in table
+    assert "stands beside the papers' numbers" in rows["ppl_per_sample"]
+    passed = {line.split(",")[0].strip(): line for line in table.splitlines() if "passed" in line}
+    assert passed["unigram"].endswith("not passed")  # exp(1.6) = 4.95 is over 4.9
+    assert passed["Kneser-Ney bigram"].endswith("  passed")
+    assert passed["naive Bayes"].endswith("not passed")
