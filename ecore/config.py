@@ -1,7 +1,7 @@
-"""Every setting of a model and its training, as frozen dataclasses: one source for CLI, Python and checkpoint.
+"""Every setting of a model and its training, as frozen dataclasses: one source for CLI, Python, checkpoint.
 
-A field's ``help`` and ``choices`` metadata become its command-line flag (:func:`add_arguments`); the dataclass
-as a dictionary is what ``config.json`` holds (:func:`to_dict`, :func:`from_dict`).
+A field's ``help`` and ``choices`` metadata become its command-line flag (:func:`add_arguments`); the
+dataclass as a dictionary is what ``config.json`` holds (:func:`to_dict`, :func:`from_dict`).
 """
 
 from __future__ import annotations
@@ -105,9 +105,8 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         _check_choices(self)
-        for name in (
-            "batch_size", "accumulate", "max_steps", "warmup", "validate_every", "checkpoint_every", "log_every"
-        ):  # fmt: skip
+        counts = ("batch_size", "accumulate", "max_steps", "warmup")
+        for name in (*counts, "validate_every", "checkpoint_every", "log_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if self.patience is not None and self.patience < 1:
@@ -157,7 +156,7 @@ def from_dict(cls: type[Config], values: dict[str, Any]) -> Config:
 
 
 def add_arguments(parser: argparse._ArgumentGroup, cls: type[Config], skip: tuple[str, ...] = ()) -> None:
-    """Give ``parser`` one flag per field of ``cls`` (``--max-steps N``); unset is None and means the preset's.
+    """Give ``parser`` one flag per field of ``cls`` (``--max-steps N``); None where it is not given.
 
     The help names the class's own default, which is the preset ``paper``'s.
     """

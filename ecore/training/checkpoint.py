@@ -1,0 +1,169 @@
+"""Checkpoints of a run folder: safetensors only, and whole whenever the process dies.
+
+A checkpoint is ``checkpoint-NNNNNN.safetensors`` (the model's weights) and, for the last one,
+``checkpoint-NNNNNN.state.safetensors`` (what training needs besides: optimiser, random numbers, position).
+``checkpoints.json`` names the checkpoints that count and is written last: until then the earlier ones stay,
+after it whatever it does not name is removed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ecore.errors import InputError
+from ecore.files import atomic_path, write_json
+from ecore.model import ECore
+from ecore.model.pretrained import CHECKPOINTS, load_weights, save_weights, weights_file
+
+_ADAM = ("exp_avg", "exp_avg_sq", "step")
+
+
+@dataclass
+class Progress:
+    """Where training stands: everything that resuming needs and that is not a tensor."""
+
+    step: int = 0
+    epoch: int = 0
+    batches: int = 0
+    """Batches of this epoch already taken."""
+    best: float | None = None
+    """Lowest ``ppl_per_sample`` of any validation."""
+    best_step: int | None = None
+    stale: int = 0
+    """Validations since then."""
+    window: dict[str, float] = field(default_factory=dict)
+    """Sums since the last line of the log."""
+    line: dict[str, Any] | None = None
+    """A line of the log that still waits for its validation."""
+    scaler: dict[str, Any] = field(default_factory=dict)
+    """State of the gradient scaler; empty where there is none."""
+
+
+def checkpoint_name(step: int) -> str:
+    """Name of the checkpoint of ``step``, without its endings."""
+    return f"checkpoint-{step:06d}"
+
+
+def save(run: Path, model: ECore, optimizer: Optimizer, progress: Progress) -> None:
+    """Write the checkpoint of ``progress.step`` and make it the last one.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    name = checkpoint_name(progress.step)
+    notes = {"progress": json.dumps(dataclasses.asdict(progress))}
+    try:
+        save_weights(model, run / f"{name}.safetensors")
+        with atomic_path(run / f"{name}.state.safetensors") as path:
+            save_file(_optimizer_tensors(model, optimizer) | _random_state(model), path, metadata=notes)
+    except SafetensorError as error:
+        raise OSError(f"{run / name}: cannot be written ({error})") from None
+    _point(run, progress)
+
+
+def load(run: Path, model: ECore, optimizer: Optimizer) -> Progress | None:
+    """Put the last checkpoint of ``run`` into ``model``, ``optimizer`` and the random number generators.
+
+    Leftovers of a process that died while it wrote are removed. None where no checkpoint was ever completed.
+
+    Raises:
+        InputError: a file that ``checkpoints.json`` names is missing, damaged or of another model.
+    """
+    if not (run / CHECKPOINTS).exists():
+        return None
+    weights = weights_file(run, "last")
+    load_weights(model, weights)
+    path = weights.with_suffix(".state.safetensors")
+    state, notes = _read_state(path)
+    try:
+        progress = Progress(**json.loads(notes["progress"]))
+        _restore_optimizer(model, optimizer, state)
+        _restore_random_state(model, state)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{path}: not the training state of this model ({error})") from None
+    # The process may have died between the state, which knows the best step, and the pointers.
+    _point(run, progress)
+    return progress
+
+
+def _point(run: Path, progress: Progress) -> None:
+    last = checkpoint_name(progress.step)
+    best = checkpoint_name(progress.best_step) if progress.best_step is not None else last
+    if not (run / f"{best}.safetensors").exists():
+        raise InputError(
+            f"{run / best}.safetensors: missing, but checkpoints.json needs it (the best checkpoint)"
+        )
+    pointers = {"best": best, "last": last}
+    write_json(run / CHECKPOINTS, pointers)
+    kept = {f"{best}.safetensors", f"{last}.safetensors", f"{last}.state.safetensors"}
+    for path in [*run.glob("checkpoint-*.safetensors"), *stray_files(run)]:
+        if path.name not in kept:
+            path.unlink()
+
+
+def stray_files(run: Path) -> list[Path]:
+    """Temporary files that a process left when it died while it wrote them."""
+    return list(run.glob(".*.tmp"))
+
+
+def _read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; without it training cannot go on") from None
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: damaged, not a safetensors file ({error})") from None
+
+
+def _parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The trained parameters by name, each once, in the optimiser's order."""
+    return ((name, p) for name, p in model.named_parameters() if p.requires_grad)
+
+
+def _optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+    return {
+        f"adam.{part}.{name}": optimizer.state[p][part]
+        for name, p in _parameters(model)
+        if p in optimizer.state  # not where no gradient ever came, as in some ablations
+        for part in _ADAM
+    }
+
+
+def _restore_optimizer(model: nn.Module, optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
+    state = {}
+    for i, (name, parameter) in enumerate(_parameters(model)):
+        parts = {part: tensors[f"adam.{part}.{name}"] for part in _ADAM if f"adam.{part}.{name}" in tensors}
+        if parts and parts["exp_avg"].shape != parameter.shape:
+            raise ValueError(
+                f"{name}: shape {tuple(parts['exp_avg'].shape)}, expected {tuple(parameter.shape)}"
+            )
+        if parts:
+            state[i] = parts
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _random_state(model: nn.Module) -> dict[str, Tensor]:
+    device = next(model.parameters()).device
+    states = {"random.cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["random.cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def _restore_random_state(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    device = next(model.parameters()).device
+    torch.set_rng_state(tensors["random.cpu"])
+    if device.type == "cuda" and "random.cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["random.cuda"], device)

@@ -1,0 +1,133 @@
+"""A run's folder: its settings, and whether training may start or go on there."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ecore.config import ModelConfig, TrainingConfig, from_dict, to_dict
+from ecore.data.batches import PreparedData
+from ecore.data.vocabulary import Vocabulary
+from ecore.errors import InputError
+from ecore.files import write_json
+from ecore.model.pretrained import CHECKPOINTS, CONFIG, FORMAT, VOCABULARY, read_config, weights_file
+from ecore.training.checkpoint import stray_files
+from ecore.training.metrics_log import read_metrics
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What ``config.json`` holds."""
+
+    model: ModelConfig
+    training: TrainingConfig
+    data: dict[str, Any]
+    preset: str | None = None
+
+    def write(self, run: Path) -> None:
+        """Write ``config.json``, atomically."""
+        value = {"format": FORMAT, "preset": self.preset, "model": to_dict(self.model)}
+        write_json(run / CONFIG, value | {"training": to_dict(self.training), "data": self.data})
+
+
+def read_settings(run: Path) -> Settings:
+    """The settings of an existing run.
+
+    Raises:
+        InputError: the folder holds no run, or one whose ``config.json`` cannot be used.
+    """
+    value = read_config(run)
+    try:
+        model, training = from_dict(ModelConfig, value["model"]), from_dict(TrainingConfig, value["training"])
+        return Settings(model, training, dict(value["data"]), value.get("preset"))
+    except InputError as error:
+        raise InputError(f"{run / CONFIG}: {error}") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{run / CONFIG}: not a run's settings ({error!r})") from None
+
+
+def expect_new(run: Path) -> None:
+    """Check that a new run may be made at ``run``.
+
+    Raises:
+        InputError: something is there already.
+    """
+    if run.exists() and not run.is_dir():
+        raise InputError(f"{run}: a file is in the way; expected a new folder for the run")
+    if run.is_dir() and set(run.iterdir()) - set(stray_files(run)):
+        raise InputError(f"{run}: exists and is not empty; go on with --resume or choose another folder")
+
+
+def start(run: Path, data: PreparedData, settings: Settings) -> None:
+    """Make the folder of a new run."""
+    run.mkdir(parents=True, exist_ok=True)
+    # First, so that a process that dies right after leaves a run that can be resumed.
+    settings.write(run)
+    data.vocabulary.save(run / VOCABULARY)
+
+
+def resume(run: Path, data: PreparedData, max_steps: int | None) -> Settings:
+    """The settings of the run to go on with, its end moved to ``max_steps`` where that is given.
+
+    Raises:
+        InputError: no run is there, or it was trained on other data.
+    """
+    settings = read_settings(run)
+    new = describe(data)
+    for key, name in (("vocabulary_fingerprint", "vocabulary"), ("fingerprint", "data")):
+        if settings.data.get(key) != new[key]:
+            raise InputError(
+                f"{data.folder}: not the {name} that {run} was trained on "
+                f"(fingerprint {new[key]}, expected {settings.data.get(key)})"
+            )
+    if not (run / VOCABULARY).exists():  # the run died between its first two files
+        data.vocabulary.save(run / VOCABULARY)
+    elif Vocabulary.load(run / VOCABULARY).fingerprint != data.vocabulary.fingerprint:
+        raise InputError(f"{run / VOCABULARY}: not the vocabulary that the run was trained with")
+    if max_steps is not None:
+        training = dataclasses.replace(settings.training, max_steps=max_steps)
+        settings = dataclasses.replace(settings, training=training)
+    return settings
+
+
+def describe(data: PreparedData) -> dict[str, Any]:
+    """What ``config.json`` says of the data."""
+    told = ("fingerprint", "vocabulary", "vocabulary_fingerprint", "vocabulary_size", "intensity", "glove")
+    return {"folder": str(data.folder.resolve())} | {key: data.meta[key] for key in told}
+
+
+def summarize(run: Path) -> str:
+    """What a run is and how far it came, for people.
+
+    Raises:
+        InputError: there is no run, or its files cannot be used.
+    """
+    settings = read_settings(run)
+    model, lines = settings.model, read_metrics(run)
+    left_out = f", without {', '.join(model.ablations)}" if model.ablations else ""
+    told = [
+        f"run {run}: preset {settings.preset or 'none'}, {model.strategy} strategy{left_out}",
+        f"data {settings.data.get('folder')}: {settings.data.get('vocabulary_size'):,} words of the "
+        f"{settings.data.get('vocabulary')} vocabulary, intensities of {settings.data.get('intensity')}",
+    ]
+    if lines:
+        last = lines[-1]
+        told.append(
+            f"logged up to step {last['step']:,} of {settings.training.max_steps:,}: loss {last['loss']:.3f}"
+        )
+    validated = [line for line in lines if line.get("valid_ppl_per_sample") is not None]
+    if validated:
+        best = min(validated, key=lambda line: line["valid_ppl_per_sample"])
+        told.append(
+            f"best validation at step {best['step']:,}: perplexity {best['valid_ppl']:.2f} per token, "
+            f"{best['valid_ppl_per_sample']:.2f} per sample, "
+            f"emotion accuracy {best['valid_emotion_accuracy']:.2f} %"
+        )
+    if (run / CHECKPOINTS).exists():
+        names = [f"{which}: {weights_file(run, which).name}" for which in ("best", "last")]
+        told.append(f"checkpoints: {', '.join(names)}")
+    else:
+        told.append("no checkpoint yet")
+    return "\n".join(told)

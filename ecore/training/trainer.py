@@ -1,0 +1,385 @@
+"""Training a model in a run folder: optimise, validate, keep the best, stop and go on."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import resource
+import sys
+import textwrap
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ecore.config import ModelConfig, TrainingConfig
+from ecore.data.batches import Batch, PreparedData, length_buckets
+from ecore.errors import InputError
+from ecore.evaluation.metrics import perplexity
+from ecore.model import ECore
+from ecore.training import checkpoint, run_folder
+from ecore.training.checkpoint import Progress
+from ecore.training.interrupt import Interrupt
+from ecore.training.metrics_log import MetricsLog
+from ecore.training.run_folder import Settings
+from ecore.training.schedule import adam, noam
+
+TERMS = ("generation", "emotion", "correlation", "total")
+"""The losses, parts before their sum: the first that is not finite is the one to name."""
+SUMS = (*TERMS, "nll", "tokens", "correct")
+
+
+class NotFinite(ArithmeticError):
+    """Training has diverged; the message says where and what to try. The last good checkpoint is kept."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a call of :func:`train` ended."""
+
+    run: str
+    step: int
+    max_steps: int
+    best_step: int | None
+    best_ppl_per_sample: float | None
+    interrupted: bool
+    stopped_early: bool
+    seconds: float
+    peak_memory_mib: float
+
+
+def train(
+    run: Path,
+    data: PreparedData,
+    model_config: ModelConfig | None = None,
+    training: TrainingConfig | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    resume: bool = False,
+    max_steps: int | None = None,
+    preset: str | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Train a new model in ``run``, or go on with the one that is there.
+
+    On a CPU, with the same number of threads, an interrupted and resumed run has the losses of one that was
+    never stopped, bit for bit.
+
+    Args:
+        model_config, training: settings of a new run; a resumed one has its own.
+        max_steps: steps to train, counted from the run's beginning; over ``training.max_steps``.
+        preset: name of the settings, for the run's records.
+
+    Returns:
+        :class:`Summary` as a dictionary. After Ctrl-C or SIGTERM ``interrupted`` is true, and the checkpoint
+        of the last step is written.
+
+    Raises:
+        InputError: the folder or the data cannot be used.
+        NotFinite: a loss or a weight is not finite.
+    """
+    run, device = Path(run), torch.device(device)
+    if resume:
+        if model_config is not None or training is not None:
+            raise InputError(f"{run}: a resumed run keeps its own settings; give none")
+        settings = run_folder.resume(run, data, max_steps)
+    else:
+        training = training or TrainingConfig()
+        if max_steps is not None:
+            training = replace(training, max_steps=max_steps)
+        settings = Settings(model_config or ModelConfig(), training, run_folder.describe(data), preset)
+        run_folder.expect_new(run)
+    torch.manual_seed(settings.training.seed)
+    model = ECore(settings.model, data.vocabulary, data.tables, data.embeddings).to(device)
+    if not resume:  # only now: settings that make no model should leave no folder
+        run_folder.start(run, data, settings)
+    trainer = Trainer(run, data, model, settings, device, progress)
+    try:
+        settings.write(run)
+        return asdict(trainer.run())
+    finally:
+        trainer.close()
+
+
+class Trainer:
+    """One process's work on a run."""
+
+    def __init__(
+        self,
+        run: Path,
+        data: PreparedData,
+        model: ECore,
+        settings: Settings,
+        device: torch.device,
+        show_progress: bool,
+    ) -> None:
+        self.folder, self.data, self.model, self.device = run, data, model, device
+        self.settings, self.config, self.show_progress = settings, settings.training, show_progress
+        self.optimizer = adam(p for p in model.parameters() if p.requires_grad)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.config.precision == "float16")
+        loaded = checkpoint.load(run, model, self.optimizer)
+        self.state = loaded or Progress()
+        if self.config.max_steps < self.state.step:
+            steps = f"--max-steps {self.config.max_steps}"
+            raise InputError(f"{run}: already trained for {self.state.step} steps; {steps} is fewer")
+        if self.state.scaler:
+            self.scaler.load_state_dict(self.state.scaler)
+        self.schedule = noam(
+            self.optimizer, settings.model.dim, self.config.warmup, self.config.factor, self.state.step
+        )
+        self.saved_step = self.state.step if loaded else None
+        """Step of the last checkpoint."""
+        self.log = MetricsLog(run, self.state.step - (self.state.line is not None))
+        self.pending: list[Tensor] = []
+        """Losses of batches not looked at yet, still on the device: looking makes the host wait for it."""
+        self.interrupt = Interrupt()
+        self.bar = tqdm(
+            total=self.config.max_steps,
+            initial=self.state.step,
+            unit="step",
+            dynamic_ncols=True,
+            **self._bar_style(),
+        )
+        self.batches = self._epoch_batches()
+
+    def run(self) -> Summary:
+        """Train until the last step, the end of patience or an interruption."""
+        self._print(self._opening())
+        began = self.clock = time.perf_counter()
+        with self.interrupt:
+            self._conclude_step()  # an interrupted run may still owe its validation
+            while not (self.interrupt.requested or self.state.step >= self.config.max_steps or self._stale()):
+                self._take_step()
+                self._conclude_step()
+            if self.state.step != self.saved_step:
+                self._save()
+        ended = self.state.step >= self.config.max_steps or self._stale()
+        return Summary(
+            run=str(self.folder),
+            step=self.state.step,
+            max_steps=self.config.max_steps,
+            best_step=self.state.best_step,
+            best_ppl_per_sample=self.state.best,
+            interrupted=self.interrupt.requested and (not ended or self.state.line is not None),
+            stopped_early=self._stale(),
+            seconds=time.perf_counter() - began,
+            peak_memory_mib=self._peak_memory(),
+        )
+
+    def close(self) -> None:
+        """Close the log and the progress bar."""
+        self.log.close()
+        self.bar.close()
+
+    def _stale(self) -> bool:
+        return self.config.patience is not None and self.state.stale >= self.config.patience
+
+    def _validates(self) -> bool:
+        return self.state.step % self.config.validate_every == 0 or self.state.step == self.config.max_steps
+
+    # One step
+
+    def _take_step(self) -> None:
+        state, config = self.state, self.config
+        state.step += 1
+        regular = (
+            state.step == 1 or state.step % config.log_every == 0 or state.step % config.validate_every == 0
+        )
+        logs = regular or state.step == config.max_steps
+        rate = self.schedule.get_last_lr()[0]
+        self.model.train()
+        for _ in range(config.accumulate):
+            batch = self._next_batch()
+            with self._autocast():
+                losses = self.model.loss(batch, health=logs)
+            self.scaler.scale(losses.total / config.accumulate).backward()
+            values = (torch.as_tensor(getattr(losses, name), device=self.device) for name in SUMS)
+            self.pending.append(torch.stack([value.detach().float() for value in values]))
+            self._count(samples=len(batch.emotion), batches=1)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.schedule.step()
+        self._count(steps=1)
+        self.bar.update()
+        if logs:
+            self._settle()
+            state.line = self._line(rate) | {f"health_{name}": float(v) for name, v in losses.health.items()}
+            self.bar.set_postfix({k: f"{state.line[k]:.2f}" for k in ("loss", "emotion")}, refresh=False)
+            # The last step may log early; should the run be prolonged, its next regular line must not notice.
+            if regular:
+                state.window = {}
+
+    def _conclude_step(self) -> None:
+        """Validate, log and save where the step just taken asks for it."""
+        state = self.state
+        if state.line is not None:
+            if self._validates():
+                results = self._validate()
+                if results is None:  # interrupted: the line goes into the checkpoint and waits
+                    return
+                self._judge(results)
+                state.line |= results
+            self.log.write(state.line)
+            state.line = None
+            if self._validates():
+                self._save()
+        if state.step % self.config.checkpoint_every == 0 and state.step not in (0, self.saved_step):
+            self._save()
+
+    def _epoch_batches(self) -> list[npt.NDArray[np.int64]]:
+        return length_buckets(self.data.train, self.config.batch_size, self.config.seed, self.state.epoch)
+
+    def _next_batch(self) -> Batch:
+        if self.state.batches == len(self.batches):
+            self.state.epoch, self.state.batches = self.state.epoch + 1, 0
+            self.batches = self._epoch_batches()
+        indices = self.batches[self.state.batches]
+        self.state.batches += 1
+        return self.data.train.batch(indices).to(self.device)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self.config.precision == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=getattr(torch, self.config.precision))
+
+    # The log's window: sums since the last line
+
+    def _count(self, **amounts: float) -> None:
+        for name, amount in amounts.items():
+            self.state.window[name] = self.state.window.get(name, 0.0) + amount
+
+    def _settle(self) -> None:
+        """Look at the pending losses: add them to the window, or stop where one is not finite."""
+        rows = torch.stack(self.pending).tolist() if self.pending else []
+        self.pending = []
+        now = time.perf_counter()
+        self._count(seconds=now - self.clock)
+        self.clock = now
+        for i, row in enumerate(rows):
+            values = dict(zip(SUMS, row, strict=True))
+            for name in TERMS:
+                if not math.isfinite(values[name]):
+                    step = self.state.step - (len(rows) - 1 - i) // self.config.accumulate
+                    raise self._diverged(step, f"the {name} loss is {values[name]}")
+            self._count(**values)
+
+    def _diverged(self, step: int, what: str) -> NotFinite:
+        kept = (
+            "no checkpoint was written yet" if self.saved_step is None else f"step {self.saved_step} is kept"
+        )
+        return NotFinite(
+            f"{self.folder}: stopped, {what} at step {step} ({kept}); "
+            "try a new run with a smaller --factor, a longer --warmup or --precision float32"
+        )
+
+    def _line(self, rate: float) -> dict[str, Any]:
+        window = self.state.window
+        return {
+            "step": self.state.step,
+            "epoch": self.state.epoch,
+            "loss": window["total"] / window["batches"],
+            "generation": window["generation"] / window["batches"],
+            "emotion": window["emotion"] / window["batches"],
+            "correlation": window["correlation"] / window["batches"],
+            "nll_per_token": window["nll"] / window["tokens"],
+            "emotion_accuracy": 100 * window["correct"] / window["samples"],
+            "lr": rate,
+            "samples_per_second": window["samples"] / window["seconds"],
+            "seconds_per_step": window["seconds"] / window["steps"],
+            "peak_memory_mib": self._peak_memory(),
+        }
+
+    def _peak_memory(self) -> float:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 2**20
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # Linux counts in KiB
+
+    # Validation and checkpoints
+
+    def _validate(self) -> dict[str, float] | None:
+        """Score the whole validation split; None where an interruption came in between."""
+        began = time.perf_counter()
+        split = self.data.valid
+        # Without gradients four times the samples fit.
+        batches = length_buckets(split, 4 * self.config.batch_size, seed=0, epoch=0)
+        nll, tokens, correct = [], [], []
+        self.model.eval()
+        with torch.no_grad():
+            for indices in tqdm(batches, "validating", leave=False, unit="batch", **self._bar_style()):
+                if self.interrupt.requested:
+                    return None
+                batch = split.batch(indices).to(self.device)
+                with self._autocast():
+                    scores = self.model.score(batch)
+                nll.append(scores.nll)
+                tokens.append(scores.tokens)
+                correct.append(scores.encoding.main.argmax(-1) == batch.emotion)
+        summed = torch.cat(nll).double().cpu()
+        if not summed.isfinite().all():
+            raise self._diverged(self.state.step, "the validation loss is not finite")
+        per_token, per_sample = perplexity(summed.numpy(), torch.cat(tokens).cpu().numpy())
+        accuracy = 100 * torch.cat(correct).double().mean().item()
+        self.clock = time.perf_counter()
+        return {
+            "valid_ppl": per_token,
+            "valid_ppl_per_sample": per_sample,
+            "valid_emotion_accuracy": accuracy,
+            "valid_seconds": self.clock - began,
+        }
+
+    def _judge(self, results: dict[str, float]) -> None:
+        """Note whether this validation is the best so far."""
+        state, value = self.state, results["valid_ppl_per_sample"]
+        better = state.best is None or value < state.best
+        if better:
+            state.best, state.best_step, state.stale = value, state.step, 0
+        else:
+            state.stale += 1
+        self._print(
+            f"step {state.step}: validation perplexity {results['valid_ppl']:.2f} per token, {value:.2f} per "
+            f"sample{' (best so far)' if better else ''}, "
+            f"emotion accuracy {results['valid_emotion_accuracy']:.2f} %"
+        )
+
+    def _save(self) -> None:
+        self._settle()
+        if not torch.isfinite(torch.nn.utils.get_total_norm(self.model.parameters())):
+            raise self._diverged(self.state.step, "a weight is not finite")
+        self.log.sync()
+        self.state.scaler = self.scaler.state_dict()
+        checkpoint.save(self.folder, self.model, self.optimizer, self.state)
+        self.saved_step = self.state.step
+        self.clock = time.perf_counter()
+
+    # What the user sees
+
+    def _bar_style(self) -> dict[str, Any]:
+        # A file or a pipe keeps every refresh of the bar.
+        return {"disable": not self.show_progress, "mininterval": 0.2 if sys.stderr.isatty() else 15.0}
+
+    def _print(self, text: str) -> None:
+        if self.show_progress:
+            self.bar.write(text, file=sys.stderr)
+
+    def _opening(self) -> str:
+        model, config, data = self.settings.model, self.config, self.data
+        parameters = sum(p.numel() for p in self.model.parameters())
+        preset = f" (preset {self.settings.preset})" if self.settings.preset else ""
+        left_out = f", without {', '.join(model.ablations)}" if model.ablations else ""
+        thresholds = ", ".join(f"{t:.3g}" for t in model.thresholds)
+        return textwrap.fill(
+            f"{self.folder}: {parameters:,} parameters{preset}, {model.strategy} strategy{left_out}; "
+            f"intensity thresholds {thresholds} on {data.meta['intensity']}; "
+            f"{len(data.vocabulary):,} words of the {data.meta['vocabulary']} vocabulary; "
+            f"{len(data.train):,} training and {len(data.valid):,} validation samples; "
+            f"steps {self.state.step:,} to {config.max_steps:,} of {config.batch_size} × {config.accumulate} "
+            f"samples; {config.precision} on {self.device}, {torch.get_num_threads()} CPU threads.",
+            width=100,
+        )
