@@ -510,7 +510,9 @@ def _declare_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("ecore-demo"), metavar="FOLDER", help="where it works"
     )
-    parser.add_argument("--strategy", choices=("soft", "hard"), default="soft", help="how emotions guide the answer")
+    parser.add_argument(
+        "--strategy", choices=("soft", "hard"), default="soft", help="how emotions guide the answer"
+    )
     parser.add_argument("--steps", type=int, metavar="N", help="training steps (default: the demo's own)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of everything random")
     _add_device(parser)

@@ -129,7 +129,9 @@ PRESETS: dict[str, tuple[ModelConfig, TrainingConfig]] = {
     ),
     "tiny": (
         ModelConfig(dim=96, encoder_blocks=1, decoder_blocks=1, feed_forward=192, dropout=0.1),
-        TrainingConfig(max_steps=600, warmup=200, validate_every=200, checkpoint_every=200, log_every=10),
+        TrainingConfig(
+            max_steps=300, warmup=100, factor=0.3, validate_every=50, checkpoint_every=100, log_every=10
+        ),
     ),
 }
 """The named settings: ``paper``, ``released`` and ``tiny``."""
@@ -152,7 +154,10 @@ def from_dict(cls: type[Config], values: dict[str, Any]) -> Config:
     for name in values:
         if name not in known:
             raise InputError(f"{cls.__name__}: unknown setting {name!r}")
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    try:
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    except TypeError as error:
+        raise InputError(f"{cls.__name__}: a setting of the wrong type ({error})") from None
 
 
 def add_arguments(parser: argparse._ArgumentGroup, cls: type[Config], skip: tuple[str, ...] = ()) -> None:

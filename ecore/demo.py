@@ -29,7 +29,7 @@ QUESTIONS = (
 
 
 def sample_corpus() -> Path:
-    """The folder of the sample corpus that is shipped with the package: 448 conversations, 14 for each of 32 emotions."""
+    """The folder of the sample corpus that comes with the package: 448 conversations, 14 for each emotion."""
     return Path(str(importlib.resources.files("ecore.data") / "sample"))
 
 
@@ -64,12 +64,14 @@ def run(
     prepared, run_folder = out / "prepared", out / "run"
 
     _title("1. Prepare the sample corpus (448 short conversations, 32 emotions)")
-    prepare(sample_corpus(), prepared, progress=progress)
+    prepare(sample_corpus(), prepared, vocabulary="train", progress=progress)
 
     _title("2. Train a tiny model")
     data = PreparedData.load(prepared)
     model_config, training = PRESETS["tiny"]
-    model_config = replace(model_config, strategy=strategy, thresholds=data.thresholds(model_config.thresholds))
+    model_config = replace(
+        model_config, strategy=strategy, thresholds=data.thresholds(model_config.thresholds)
+    )
     training = replace(training, seed=seed, max_steps=steps or training.max_steps)
     train(run_folder, data, model_config, training, device=device, progress=progress)
 
@@ -87,7 +89,9 @@ def run(
     _title("5. Check the operators on this machine")
     check_operators(torch.device(device))
 
-    print(f"\nAll done in {time.perf_counter() - begin:.0f} s. Talk to the model:\n\n    ecore chat {run_folder}\n")
+    print(
+        f"\nAll done in {time.perf_counter() - begin:.0f} s. Talk to the model:\n\n    ecore chat {run_folder}\n"
+    )
     print("On real data (EmpatheticDialogues), from an empty folder:\n")
     print("    ecore prepare --download --data ed --out ed-prepared")
     print("    ecore train --data ed-prepared --out ed-run --preset paper --strategy soft")
@@ -100,7 +104,9 @@ def check_operators(device: torch.device) -> None:
     values = torch.randn(64, 32, generator=generator).to(device)
     fast, oracle = otsu(values), otsu(values, backend="reference")
     equal = torch.equal(fast.mask, oracle.mask)
-    print(f"{explain('otsu', values).splitlines()[0]}; same split as the reference: {'yes' if equal else 'NO'}")
+    print(
+        f"{explain('otsu', values).splitlines()[0]}; same split as the reference: {'yes' if equal else 'NO'}"
+    )
 
     intensity = 0.25 * torch.rand(4, 40, generator=generator)
     lengths = torch.tensor([40, 31, 17, 2])

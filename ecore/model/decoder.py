@@ -38,7 +38,13 @@ class DecoderCache:
 
     def select(self, rows: Tensor) -> None:
         """Keep, reorder or duplicate rows: int64 [B'] indices into the present ones."""
-        for tensors in (self.self_keys, self.self_values, self.cross_keys, self.cross_values, self.guidance or []):
+        for tensors in (
+            self.self_keys,
+            self.self_values,
+            self.cross_keys,
+            self.cross_values,
+            self.guidance or [],
+        ):
             for i, tensor in enumerate(tensors):
                 tensors[i] = tensor.index_select(0, rows)
         self.mask = self.mask.index_select(0, rows)
@@ -58,7 +64,7 @@ class DecoderBlock(nn.Module):
         self.join_context = nn.Linear(config.dim, config.dim)
         self.join_guidance = nn.Linear(config.dim, config.dim, bias=False) if guided else None
         self.feed_forward_norm = nn.LayerNorm(config.dim)
-        self.feed_forward = FeedForward(config.dim, config.feed_forward or 4 * config.dim, config.dropout)
+        self.feed_forward = FeedForward(config.dim, config.feed_forward or 4 * config.dim)
         self.dropout = nn.Dropout(config.dropout)
 
     def rest(

@@ -101,9 +101,13 @@ class ECore(nn.Module):
         super().__init__()
         words, emotions = len(vocabulary), len(vocabulary.emotions)
         if len(tables.intensity) != words:
-            raise InputError(f"word tables: expected {words} words as in the vocabulary, got {len(tables.intensity)}")
+            raise InputError(
+                f"word tables: expected {words} words as in the vocabulary, got {len(tables.intensity)}"
+            )
         if embeddings is not None and embeddings.shape[1] > config.dim:
-            raise InputError(f"embeddings: expected at most dim = {config.dim} columns, got {embeddings.shape[1]}")
+            raise InputError(
+                f"embeddings: expected at most dim = {config.dim} columns, got {embeddings.shape[1]}"
+            )
         if embeddings is not None and len(embeddings) != words:
             raise InputError(f"embeddings: expected {words} rows as in the vocabulary, got {len(embeddings)}")
         self.config = config
@@ -323,8 +327,13 @@ class ECore(nn.Module):
             if not turn.strip():
                 raise InputError(f"respond: turn {i + 1} is empty")
         batch = context_batch([list(turns)], self.vocabulary, self.tables).to(self.device)
-        encoding = self.encode(batch)
-        words = generate(self, batch, Decoding(**decoding))[0]
+        training = self.training
+        self.eval()
+        try:
+            encoding = self.encode(batch)
+            words = generate(self, batch, Decoding(**decoding), encoding)[0]
+        finally:
+            self.train(training)
         reply = Reply(detokenize(self.vocabulary.decode(words)))
         probability = encoding.main[0].float().softmax(-1)
         names = self.vocabulary.emotions

@@ -12,7 +12,9 @@ from ecore.data.vocabulary import PAD
 from ecore.model.transformer import FeedForward, MultiHeadAttention, sinusoidal_positions
 
 _MAX_POSITIONS = 4096
-_UNKNOWN_VECTOR_STD = 0.01
+_UNKNOWN_VECTOR_STD = (
+    0.1  # times sqrt(D) as large as the sinusoids; much smaller and positions drown the words
+)
 
 
 class Embedding(nn.Module):
@@ -61,7 +63,7 @@ class EncoderBlock(nn.Module):
         self.attention_norm = nn.LayerNorm(config.dim)
         self.attention = MultiHeadAttention(config.dim, config.heads, width)
         self.feed_forward_norm = nn.LayerNorm(config.dim)
-        self.feed_forward = FeedForward(config.dim, config.feed_forward or 4 * config.dim, config.dropout)
+        self.feed_forward = FeedForward(config.dim, config.feed_forward or 4 * config.dim)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:

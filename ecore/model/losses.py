@@ -52,5 +52,6 @@ def correlation_loss(weight: Tensor, relevant: Tensor) -> Tensor:
         scalar.
     """
     chosen = relevant.to(weight.dtype)
-    pairs = ((chosen @ weight.triu(1)) * chosen).sum(1)
+    # Not a matrix product: under autocast that would round the correlations.
+    pairs = (chosen[:, :, None] * chosen[:, None] * weight.triu(1)).sum((1, 2))
     return -(pairs / chosen.sum(1).clamp(min=1.0)).mean()

@@ -35,8 +35,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; expected one that `ecore train` wrote")
     config = read_json(folder / CONFIG)
-    if not isinstance(config, dict) or config.get("format") != FORMAT or "model" not in config:
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise InputError(f"{folder / CONFIG}: not an E-CORE configuration of format {FORMAT}")
+    for name in ("model", "data"):
+        if not isinstance(config.get(name), dict):
+            raise InputError(f"{folder / CONFIG}: damaged: no {name!r} in it")
     return config
 
 
@@ -88,7 +91,7 @@ def load_weights(model: ECore, path: Path) -> None:
     if model.config.tie_embeddings and "embedding.word.weight" in state:
         state["output.weight"] = state["embedding.word.weight"]
     expected = {name: value.shape for name, value in model.state_dict().items()}
-    for name in expected.keys() | state.keys():
+    for name in [*expected, *state]:
         if name not in state or name not in expected or state[name].shape != expected[name]:
             found = list(state[name].shape) if name in state else "nothing"
             wanted = list(expected[name]) if name in expected else "nothing"
@@ -99,7 +102,8 @@ def load_weights(model: ECore, path: Path) -> None:
 def save(model: ECore, folder: Path) -> None:
     """Write a model folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / CONFIG, {"format": FORMAT, "model": to_dict(model.config)})
+    data = {"vocabulary_fingerprint": model.vocabulary.fingerprint}
+    write_json(folder / CONFIG, {"format": FORMAT, "model": to_dict(model.config), "data": data})
     model.vocabulary.save(folder / VOCABULARY)
     save_weights(model, folder / "checkpoint-final.safetensors")
     write_json(folder / CHECKPOINTS, {"best": None, "last": "checkpoint-final"})
@@ -107,8 +111,14 @@ def save(model: ECore, folder: Path) -> None:
 
 def load(cls: type[ECore], folder: Path, which: str) -> ECore:
     """Read a model folder, on CPU."""
-    config = from_dict(ModelConfig, read_config(folder)["model"])
+    told = read_config(folder)
+    config = from_dict(ModelConfig, told["model"])
     vocabulary = Vocabulary.load(folder / VOCABULARY)
+    expected = told["data"].get("vocabulary_fingerprint")
+    if vocabulary.fingerprint != expected:
+        raise InputError(
+            f"{folder / VOCABULARY}: of another model: {vocabulary.fingerprint}, expected {expected}"
+        )
     path = weights_file(folder, which)
     state = read_weights(path)
     missing = [name for name in WordTables._fields if name not in state]
@@ -116,7 +126,8 @@ def load(cls: type[ECore], folder: Path, which: str) -> ECore:
         raise InputError(f"{path}: does not hold an E-CORE model: no {missing[0]}")
     if len(state["intensity"]) != len(vocabulary):
         raise InputError(
-            f"{path}: of another vocabulary: {len(state['intensity'])} words, {folder / VOCABULARY} has {len(vocabulary)}"
+            f"{path}: of another vocabulary: {len(state['intensity'])} words, expected the {len(vocabulary)} of "
+            f"{folder / VOCABULARY}"
         )
     model = cls(config, vocabulary, WordTables(*(state[name] for name in WordTables._fields)))
     load_weights(model, path)

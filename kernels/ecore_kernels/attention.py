@@ -96,6 +96,12 @@ def check_shape(operator: str, name: str, tensor: Tensor, shape: Sequence[int]) 
         raise ValueError(f"{operator}: {name}: expected {list(shape)}, got {list(tensor.shape)}")
 
 
+def check_scalar(operator: str, name: str, value: Tensor | float | None) -> None:
+    """Raise ValueError unless ``value`` is one number, in a tensor of whatever shape or not."""
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise ValueError(f"{operator}: {name}: expected a scalar, got {list(value.shape)}")
+
+
 def check_history(operator: str, history: Sequence[EdgeUpdate], leading: tuple[int, int, int]) -> None:
     """Raise ValueError unless every update has queries and keys [B, K, N, d] of one d and a gate [B, K, N] or none."""
     for layer, update in enumerate(history):
@@ -107,9 +113,12 @@ def check_history(operator: str, history: Sequence[EdgeUpdate], leading: tuple[i
         check_shape(operator, f"history[{layer}].query", update.query, shape)
         check_shape(operator, f"history[{layer}].key", update.key, shape)
         if (update.gate is None) != (update.edge_scale is None):
-            raise ValueError(f"{operator}: history[{layer}]: expected gate and edge_scale both given or both left out")
+            raise ValueError(
+                f"{operator}: history[{layer}]: expected gate and edge_scale both given or both left out"
+            )
         if update.gate is not None:
             check_shape(operator, f"history[{layer}].gate", update.gate, leading)
+        check_scalar(operator, f"history[{layer}].edge_scale", update.edge_scale)
 
 
 def row_factor(history: Iterable[EdgeUpdate]) -> Tensor | None:
@@ -117,7 +126,10 @@ def row_factor(history: Iterable[EdgeUpdate]) -> Tensor | None:
     factor = None
     for update in history:
         if update.gate is not None:
-            gate = update.gate.to(reference.compute_type(update.gate)) * update.edge_scale
+            scale = (
+                update.edge_scale.reshape(()) if isinstance(update.edge_scale, Tensor) else update.edge_scale
+            )
+            gate = update.gate.to(reference.compute_type(update.gate)) * scale
             factor = gate if factor is None else factor * gate
     return factor
 
@@ -170,7 +182,9 @@ def edge_attention(
         raise ValueError("edge_attention: expected gate and edge_scale both given or both left out")
     if gate is not None:
         check_shape("edge_attention", "gate", gate, query.shape[:3])
-        edge_scale = torch.as_tensor(edge_scale, device=gate.device, dtype=reference.compute_type(gate)).reshape(())
+        edge_scale = torch.as_tensor(edge_scale, device=gate.device, dtype=reference.compute_type(gate))
+        check_scalar("edge_attention", "edge_scale", edge_scale)
+        edge_scale = edge_scale.reshape(())
     full = (batch, resolutions, nodes, nodes)
     if neighbors is None:
         neighbors = torch.ones((), dtype=torch.bool, device=query.device)

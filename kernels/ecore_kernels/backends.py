@@ -76,14 +76,16 @@ class use_backend:
 
     def __init__(self, name: str) -> None:
         self._name = _check_name(name, "use_backend")
+        self._before: list[str | None] = []  # a stack: the same object may be entered again inside itself
 
     def __enter__(self) -> None:
         global _named
-        self._before, _named = _named, self._name
+        self._before.append(_named)
+        _named = self._name
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         global _named
-        _named = self._before
+        _named = self._before.pop()
 
 
 def choose(operator: str, backend: str | None, *args: Any, **kwargs: Any) -> str:
@@ -104,9 +106,7 @@ def choose(operator: str, backend: str | None, *args: Any, **kwargs: Any) -> str
 
 def available_backends() -> tuple[str, ...]:
     """The backends that can run at least one operator on this machine, fastest first."""
-    return tuple(
-        b.name for b in BACKENDS.values() if any(not b.why_not(operator) for operator in b.refusals)
-    )
+    return tuple(b.name for b in BACKENDS.values() if any(not b.why_not(operator) for operator in b.refusals))
 
 
 def explain(operator: str | Callable[..., Any], *args: Any, **kwargs: Any) -> str:
@@ -120,12 +120,14 @@ def explain(operator: str | Callable[..., Any], *args: Any, **kwargs: Any) -> st
         One line a backend, for reading.
 
     Raises:
-        ValueError: an unknown operator.
+        ValueError: an unknown operator or backend.
     """
     name = operator if isinstance(operator, str) else getattr(operator, "__name__", str(operator))
     if name not in OPERATORS:
         raise ValueError(f"explain: expected one of {', '.join(OPERATORS)}, got {name!r}")
     named = kwargs.pop("backend", None) or _named
+    if named is not None:
+        _check_name(named, "explain: backend")
     lines, chosen = [], None
     for backend in BACKENDS.values():
         reasons = backend.why_not(name, *args, **kwargs)
@@ -135,6 +137,8 @@ def explain(operator: str | Callable[..., Any], *args: Any, **kwargs: Any) -> st
         elif reasons:
             verdict = "; ".join(reasons)
         else:
-            verdict = f"could run it, but {named} is named" if named else f"could run it, but {chosen} comes first"
+            verdict = (
+                f"could run it, but {named} is named" if named else f"could run it, but {chosen} comes first"
+            )
         lines.append(f"  {backend.name}: {verdict}")
     return "\n".join([f"{name}: {chosen or 'no backend can run this call'}", *lines])

@@ -43,11 +43,15 @@ class EmotionGraph:
         if self.word_mask.dim() != 3:
             raise ValueError(f"EmotionGraph: word_mask: expected [B, K, M], got {list(self.word_mask.shape)}")
         if self.emotion_weight.dim() != 2:
-            raise ValueError(f"EmotionGraph: emotion_weight: expected [B, P], got {list(self.emotion_weight.shape)}")
+            raise ValueError(
+                f"EmotionGraph: emotion_weight: expected [B, P], got {list(self.emotion_weight.shape)}"
+            )
         batch, resolutions, words = self.word_mask.shape
         emotions = self.emotion_weight.shape[1]
         if min(resolutions, words, emotions) < 1:
-            raise ValueError("EmotionGraph: expected at least one resolution, one word ([CLS]) and one emotion")
+            raise ValueError(
+                "EmotionGraph: expected at least one resolution, one word ([CLS]) and one emotion"
+            )
         correlation = (emotions, emotions) if self.correlation.dim() == 2 else (batch, emotions, emotions)
         for name, value, shape in (
             ("word_weight", self.word_weight, (batch, words)),
@@ -62,7 +66,9 @@ class EmotionGraph:
                 raise ValueError(f"EmotionGraph: {name}: expected torch.bool, got {value.dtype}")
         for name in ("word_weight", "emotion_weight", "correlation"):
             if not getattr(self, name).is_floating_point():
-                raise ValueError(f"EmotionGraph: {name}: expected a float type, got {getattr(self, name).dtype}")
+                raise ValueError(
+                    f"EmotionGraph: {name}: expected a float type, got {getattr(self, name).dtype}"
+                )
 
     @classmethod
     def from_intensity(
@@ -131,7 +137,7 @@ class EmotionGraph:
                 graph.
             neighbors: [B, K, N, N] bool, node i hears node j.
         """
-        batch, resolutions, words, emotions = self.shape
+        batch, _, words, emotions = self.shape
         nodes = words + emotions
         index = torch.arange(nodes, device=self.word_mask.device)
         receiver, sender = index[:, None], index[None, :]
@@ -146,7 +152,9 @@ class EmotionGraph:
         kind = torch.promote_types(self.word_weight.dtype, self.emotion_weight.dtype)
         kind = torch.promote_types(kind, self.correlation.dtype)
         word_weight = torch.where(index[:words] == 0, 1.0, self.word_weight.to(kind))
-        to_words = torch.cat([word_weight, self.emotion_weight.to(kind)], dim=1)[:, None].expand(batch, words, nodes)
+        to_words = torch.cat([word_weight, self.emotion_weight.to(kind)], dim=1)[:, None].expand(
+            batch, words, nodes
+        )
         from_words = (index[:words] == 0).to(kind).expand(batch, emotions, words)
         correlation = self.correlation.to(kind).expand(batch, emotions, emotions)
         edge = torch.cat([to_words, torch.cat([from_words, correlation], dim=2)], dim=1)

@@ -1,4 +1,4 @@
-"""What is installed, what was compiled, what runs where and why something is missing: ``python -m ecore_kernels.info``."""
+"""What is installed and compiled, what runs and why something is missing: ``python -m ecore_kernels.info``."""
 
 from __future__ import annotations
 

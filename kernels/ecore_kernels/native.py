@@ -44,9 +44,14 @@ def build_record() -> dict[str, str]:
     return _native.build_record() if available() else {}
 
 
-@functools.cache
+@torch.compiler.assume_constant_result  # torch.compile cannot trace into the extension
 def _cuda_refusal(device: int) -> str:
     """Why the extension's CUDA kernels cannot run on that device, or ""."""
+    return _asked_cuda_refusal(device)
+
+
+@functools.cache
+def _asked_cuda_refusal(device: int) -> str:
     missing = build_record()["cuda_missing"]
     if missing:
         return f"the compiled extension was built without CUDA: {missing}"

@@ -266,3 +266,13 @@ def test_forked_child(threads):
         stop.set()
         for thread in busy:
             thread.join()
+
+
+def test_compiled_code_may_ask_whether_a_cuda_device_is_refused() -> None:
+    """The answer comes out of the extension, which torch.compile cannot trace."""
+
+    def chosen(x: torch.Tensor) -> torch.Tensor:
+        return x + 1 if native._cuda_refusal(0) else x
+
+    expected = chosen(torch.ones(2))
+    assert torch.equal(torch.compile(chosen, fullgraph=True, backend="eager")(torch.ones(2)), expected)

@@ -1,0 +1,32 @@
+"""What every test shares: one thread, reproducible examples, and GPU tests only where there is a GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import settings
+
+# Tests are small: more threads only fight over the cores that other workers of a parallel run use.
+torch.set_num_threads(1)
+settings.register_profile("ecore", deadline=None, derandomize=True, max_examples=15)
+settings.load_profile("ecore")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what is marked ``gpu`` on a machine without a CUDA device."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def fresh_compile() -> None:
+    """torch.compile without what earlier tests left: its limit on recompilations counts a function's all."""
+    torch._dynamo.reset()

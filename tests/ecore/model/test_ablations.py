@@ -1,0 +1,110 @@
+"""Every ablation leaves out what the paper's tables say, and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+both_strategies = pytest.mark.parametrize("strategy", ["soft", "hard"])
+GRAPH = ("graph.", "perceptron.")
+
+
+def gradients(model, loss):
+    """Gradient norm of every parameter, 0 where there is none."""
+    model.zero_grad(set_to_none=True)
+    loss.backward()
+    return {n: 0.0 if p.grad is None else float(p.grad.norm()) for n, p in model.named_parameters()}
+
+
+@both_strategies
+def test_graph(make, strategy):
+    """Attention from h_X to the emotions stands for E^{w-e}, Softmax(R) for E^{e-e}; no node sum."""
+    model, batch = make.model(strategy=strategy, ablations=("graph",)).double(), make.batch()
+    names = [name for name, _ in model.named_parameters()]
+    assert {name.split(".")[1] for name in names if name.startswith("graph.")} == {"query", "key"}
+    assert not any("guidance" in name for name in names)
+    encoding = model.encode(batch)
+    assert encoding.guidance is None
+    emotions = model.embedding.word(model.emotion_words) * 24**0.5
+    edges = model.correlation().softmax(1).fill_diagonal_(1.0)
+    for b, length in enumerate(batch.lengths):
+        words = encoding.memory[b, :length]
+        score = model.graph.query(words) @ model.graph.key(emotions).T / 24**0.5
+        torch.testing.assert_close(encoding.perception[b], edges @ score.softmax(1).sum(0))
+    assert model.loss(batch).total.isfinite()
+
+
+@both_strategies
+def test_co_p(make, strategy):
+    """h^g is the sum of E^{w-e}: the emotions' own edges are not read."""
+    model, batch = make.model(strategy=strategy, ablations=("co-p",)), make.batch()
+    seen = []
+    model.perceptron.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    assert torch.equal(model.encode(batch).perception, seen[0])
+    whole = make.model(strategy=strategy).encode(batch).perception
+    assert not torch.allclose(whole, seen[0], atol=1e-4)
+
+
+@both_strategies
+def test_co_g(make, strategy):
+    """The main emotion's embedding goes where the node sum went."""
+    model, batch = make.model(strategy=strategy, ablations=("co-g",)), make.batch()
+    encoding = model.encode(batch)
+    main = encoding.main.argmax(1)
+    expected = model.embedding.word.weight[model.emotion_words[main]] * 24**0.5
+    torch.testing.assert_close(encoding.guidance, expected)
+
+
+@both_strategies
+def test_co_loss(make, strategy):
+    """gamma 2 = 0; the loss is still reported."""
+    model, batch = make.model(strategy=strategy, ablations=("co-loss",)), make.batch()
+    losses = model.loss(batch)
+    torch.testing.assert_close(losses.total, losses.generation + losses.emotion)
+    whole = make.model(strategy=strategy).loss(batch)
+    torch.testing.assert_close(losses.correlation, whole.correlation)
+    torch.testing.assert_close(whole.total, whole.generation + whole.emotion + whole.correlation)
+    assert losses.correlation != 0
+
+
+@both_strategies
+def test_gate_g(make, strategy):
+    """h_emo = h^m."""
+    model, batch = make.model(strategy=strategy, ablations=("gate-g",)), make.batch()
+    encoding = model.encode(batch)
+    assert torch.equal(encoding.attention, encoding.main)
+    whole = make.model(strategy=strategy).encode(batch)
+    torch.testing.assert_close(whole.main, encoding.main)
+    torch.testing.assert_close(whole.attention, whole.main * (1 + whole.gate))
+
+
+@both_strategies
+def test_gen_loss(make, strategy):
+    """L_gen moves neither graph nor perceptron nor R; L_emo does; the values are those of the whole model."""
+    batch = make.batch()
+    model, whole = make.model(strategy=strategy, ablations=("gen-loss",)), make.model(strategy=strategy)
+    losses = model.loss(batch)
+    for name in ("generation", "emotion", "correlation", "total"):
+        torch.testing.assert_close(getattr(losses, name), getattr(whole.loss(batch), name))
+    norms = gradients(model, model.loss(batch).generation)
+    for name, norm in norms.items():
+        if name.startswith((*GRAPH, "correlation.")):
+            assert norm == 0, name
+    assert norms["decoder.blocks.0.join_guidance.weight"] > 0
+    assert norms["encoder.norm.weight"] > 0
+
+    by_emotion = gradients(model, model.loss(batch).emotion)
+    of_whole = gradients(whole, whole.loss(batch).generation)
+    for name in (
+        "graph.layers.0.attention.query.weight",
+        "graph.layers.0.attention.gate.weight",
+        "correlation.factor",
+    ):
+        assert by_emotion[name] > 0, name
+        assert of_whole[name] > 0, name
+    assert by_emotion["perceptron.main.weight"] > 0
+
+
+def test_several_at_once(make):
+    model = make.model(ablations=("co-p", "co-g", "co-loss", "gate-g", "gen-loss"))
+    assert model.loss(make.batch()).total.isfinite()

@@ -1,0 +1,226 @@
+"""The perceptron, the correlation and the losses against their equations, with numbers worked out here."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ecore.config import PRESETS, ModelConfig
+from ecore.model import ECore
+from ecore.model.graph_network import Correlation
+from ecore.model.losses import correlation_loss, token_losses
+from ecore.model.perceptron import Perceptron
+
+CONFIG = ModelConfig(dim=6, heads=2)
+
+
+# Perceptron (Eqs. 8, 9, 12) ---------------------------------------------------------------------------------
+
+
+def test_eq_8_by_hand():
+    """h^g_i = sum_j E^{e-e}_ij (sum of E^{w-e})_j: row i receives from j, and the diagonal is 1."""
+    to_emotion = torch.tensor([[1.0, 10.0, 100.0]])
+    between = torch.tensor([[[9.0, 0.2, 0.3], [0.4, 9.0, 0.6], [0.7, 0.8, 9.0]]])
+    perception = Perceptron(CONFIG, 3)(to_emotion, between, torch.zeros(1, 6))
+    expected = [1 + 2 + 30, 0.4 + 10 + 60, 0.7 + 8 + 100]
+    torch.testing.assert_close(perception.global_signal, torch.tensor([expected]))
+
+
+@pytest.mark.parametrize("graph_norm", [True, False])
+def test_eqs_9_and_12_by_hand(graph_norm):
+    perceptron = Perceptron(ModelConfig(dim=6, heads=2, graph_norm=graph_norm), 3)
+    to_emotion, context = torch.randn(4, 3), torch.randn(4, 6)
+    perception = perceptron(to_emotion, torch.zeros(4, 3, 3), context)
+    assert torch.equal(perception.global_signal, to_emotion)  # the diagonal alone
+    signal = to_emotion
+    if graph_norm:
+        centred = signal - signal.mean(1, keepdim=True)
+        signal = centred / (centred.square().mean(1, keepdim=True) + 1e-5).sqrt()
+    w_x, w_main, w_gate = perceptron.context, perceptron.main, perceptron.gate
+    both = torch.cat([signal, context @ w_x.weight.T + w_x.bias], 1)
+    main = both @ w_main.weight.T + w_main.bias
+    gate = 1 / (1 + torch.exp(-(signal @ w_gate.weight.T + w_gate.bias)))
+    torch.testing.assert_close(perception.main, main)
+    torch.testing.assert_close(perception.gate, gate)
+    torch.testing.assert_close(perception.attention, gate * main + main)
+
+
+# Correlation (R and Eq. 18) ---------------------------------------------------------------------------------
+
+
+def test_r_is_symmetric_with_a_diagonal_of_one():
+    correlation = Correlation(4)
+    s, r = correlation.factor.detach(), correlation().detach()
+    for i in range(4):
+        for j in range(4):
+            expected = 1.0 if i == j else float(s[:, i] @ s[:, j])
+            assert float(r[i, j]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_s_starts_with_variance_one_over_p():
+    assert Correlation(400).factor.std().item() == pytest.approx(400**-0.5, rel=0.02)
+
+
+@pytest.fixture
+def correlation():
+    """S of three emotions: columns (1, 0), (1, 1), (0, 2) and a row of zeros."""
+    module = Correlation(3)
+    with torch.no_grad():
+        module.factor.copy_(torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 2.0], [0.0, 0.0, 0.0]]))
+    return module
+
+
+# R has rows (1, 1, 0), (1, 1, 2), (0, 2, 1).
+ROW_0, ROW_1 = 2 * math.e + 1, 2 * math.e + math.e**2
+PAIRS = {
+    "inner": {(0, 1): 1.0, (0, 2): 0.0, (1, 2): 2.0},
+    "softmax": {(0, 1): math.e / ROW_0, (0, 2): 1 / ROW_0, (1, 2): math.e**2 / ROW_1},
+    "cosine": {(0, 1): 0.5**0.5, (0, 2): 0.0, (1, 2): 0.5**0.5},
+}
+
+
+@pytest.mark.parametrize("form", PAIRS)
+def test_eq_18_by_hand(correlation, form):
+    pair, weight = PAIRS[form], correlation.pair_weight(form)
+    sets = [
+        ([True, True, True], -(pair[0, 1] + pair[0, 2] + pair[1, 2]) / 3),
+        ([True, False, True], -pair[0, 2] / 2),
+        ([False, True, True], -pair[1, 2] / 2),
+        ([False, True, False], 0.0),
+        ([False, False, False], 0.0),
+    ]
+    for relevant, expected in sets:
+        loss = correlation_loss(weight, torch.tensor([relevant]))
+        assert loss.item() == pytest.approx(expected, abs=1e-6)
+    together = correlation_loss(weight, torch.tensor([relevant for relevant, _ in sets]))
+    assert together.item() == pytest.approx(sum(x for _, x in sets) / len(sets), abs=1e-6)
+
+
+@pytest.mark.parametrize("form", ["softmax", "cosine"])
+def test_bounded_forms_are_bounded(form):
+    module = Correlation(8)
+    with torch.no_grad():
+        module.factor.mul_(100.0)
+    loss = correlation_loss(module.pair_weight(form), torch.ones(1, 8, dtype=torch.bool))
+    assert loss.abs() <= 28 / 8 + 1e-5
+
+
+def test_the_correlation_loss_is_float32_under_autocast():
+    relevant = torch.rand(5, 8) > 0.4
+    weight = Correlation(8).pair_weight("softmax")
+    with torch.autocast("cpu", torch.bfloat16):
+        low = correlation_loss(weight, relevant)
+    assert low.item() == pytest.approx(correlation_loss(weight, relevant).item(), rel=1e-6)
+
+
+# Generation and joint loss (Eqs. 11, 17, 19) ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
+def test_token_losses(smoothing):
+    logits, targets = torch.randn(9, 13), torch.randint(0, 13, (9,))
+    smoothed, nll = token_losses(logits, targets, smoothing)
+    torch.testing.assert_close(
+        smoothed, F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="none")
+    )
+    torch.testing.assert_close(nll, F.cross_entropy(logits, targets, reduction="none"))
+
+
+@pytest.mark.parametrize("strategy", ["soft", "hard"])
+def test_the_losses_are_their_equations(make, strategy):
+    model = make.model(strategy=strategy, gamma_emotion=0.7, gamma_correlation=1.9)
+    batch = make.batch()
+    losses, (logits, encoding) = model.loss(batch), model(batch)
+    rows = len(batch.response)
+    kinds = {"ignore_index": 0, "reduction": "sum"}
+    generation = (
+        F.cross_entropy(logits.flatten(0, 1), batch.response.flatten(), label_smoothing=0.1, **kinds) / rows
+    )
+    nll = F.cross_entropy(logits.flatten(0, 1), batch.response.flatten(), **kinds)
+    emotion = -sum(encoding.main[b].log_softmax(0)[batch.emotion[b]] for b in range(rows)) / rows
+    pairs = model.correlation().softmax(-1)
+    correlation = 0.0
+    for b in range(rows):
+        chosen = encoding.relevant[b].nonzero()[:, 0].tolist()
+        correlation -= sum(pairs[i, j] for i in chosen for j in chosen if i < j) / len(chosen) / rows
+    torch.testing.assert_close(losses.generation, generation)
+    torch.testing.assert_close(losses.emotion, emotion)
+    torch.testing.assert_close(losses.correlation, correlation)
+    torch.testing.assert_close(losses.total, generation + 0.7 * emotion + 1.9 * correlation)
+    torch.testing.assert_close(losses.nll, nll)
+    assert losses.tokens.item() == int((batch.response != 0).sum())
+    assert losses.correct.item() == int((encoding.main.argmax(1) == batch.emotion).sum())
+    assert losses.health == {}
+    assert not losses.nll.requires_grad
+
+
+@torch.no_grad()
+def test_the_predicted_emotion_is_the_highest_of_h_m(make):
+    """Of h^m and not of h_emo: a gate that is shut for the likeliest emotion does not count."""
+    model, batch = make.model(), make.batch()
+    model.perceptron.main.bias.fill_(9.0)
+    model.perceptron.main.bias[2] = 10.0
+    model.perceptron.gate.bias.fill_(9.0)
+    model.perceptron.gate.bias[2] = -9.0
+    encoding = model.encode(batch)
+    assert (encoding.main.argmax(1) == 2).all()
+    assert (encoding.attention.argmax(1) != 2).all()
+    assert model.loss(batch._replace(emotion=torch.full((4,), 2))).correct == 4
+
+
+@torch.no_grad()
+def test_score_is_the_sum_of_log_probabilities(make):
+    model, batch = make.model(), make.batch()
+    scores = model.score(batch)
+    logits = model(batch).logits.double()
+    for b, response in enumerate(batch.response):
+        words = response[response != 0]
+        expected = -sum(logits[b, t].log_softmax(0)[word] for t, word in enumerate(words))
+        assert scores.nll[b].item() == pytest.approx(expected.item(), rel=1e-6)
+        assert scores.tokens[b].item() == len(words)
+
+
+def test_the_correlation_loss_moves_r_alone(make):
+    """V' is a choice, not a differentiable one."""
+    model = make.model()
+    model.loss(make.batch()).correlation.backward()
+    moved = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert moved == {"correlation.factor"}
+
+
+# Health at the start ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", ["soft", "hard"])
+@torch.no_grad()
+def test_a_new_model_is_healthy(make, strategy):
+    """The paper's sizes: the perceived signal is small and the emotion loss that of a guess."""
+    vocabulary = make.vocabulary(100, tuple(f"emotion{i}" for i in range(32)))
+    config = dataclasses.replace(PRESETS["paper"][0], strategy=strategy)
+    model = ECore(config, vocabulary, make.tables(vocabulary))
+    losses = model.loss(make.random_batch(vocabulary, rows=8, words=40, response=10), health=True)
+    assert losses.health["perception_std"] < 10
+    assert losses.emotion.item() == pytest.approx(math.log(32), abs=1.0)
+    assert 0 < losses.health["dead_edges"] < 1
+    assert losses.health["gate_mean"].item() == pytest.approx(0.5, abs=0.2)
+    assert losses.health["gate_std"] > 0
+    assert losses.health["relevant"] == 3 if strategy == "soft" else 1 <= losses.health["relevant"] <= 5
+
+
+@torch.no_grad()
+def test_health_by_hand(make):
+    model, batch = make.model(), make.batch()
+    health, encoding = model.loss(batch, health=True).health, model.encode(batch)
+    dead = [
+        float(model.intensity[word]) == 0.0
+        for context, length in zip(batch.context, batch.lengths, strict=True)
+        for word in context[1:length]
+    ]
+    assert health["dead_edges"].item() == pytest.approx(sum(dead) / len(dead))
+    torch.testing.assert_close(health["perception_std"], encoding.perception.std())
+    torch.testing.assert_close(health["gate_mean"], encoding.gate.mean())
+    torch.testing.assert_close(health["gate_std"], encoding.gate.std())

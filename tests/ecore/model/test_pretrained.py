@@ -1,0 +1,175 @@
+"""A model on disk, and what is said of one that is missing, damaged or another's."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ecore.config import ModelConfig
+from ecore.data.vocabulary import Vocabulary
+from ecore.errors import InputError
+from ecore.model import ECore
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"tie_embeddings": True}, {"strategy": "hard", "ablations": ("graph",)}]
+)
+@torch.no_grad()
+def test_round_trip(make, tmp_path, settings):
+    model, batch = make.model(**settings), make.batch()
+    model.save_pretrained(tmp_path / "model")
+    for which in ("best", "last"):
+        loaded = ECore.from_pretrained(str(tmp_path / "model"), which)
+        assert loaded.config == model.config
+        assert loaded.vocabulary.words == model.vocabulary.words
+        assert not loaded.training
+        assert torch.equal(loaded(batch).logits, model(batch).logits)
+        for one, other in zip(loaded.tables, model.tables, strict=True):
+            assert torch.equal(one, other)
+
+
+def test_tied_weights(make, tmp_path):
+    model = make.model(tie_embeddings=True)
+    assert model.output.weight is model.embedding.word.weight
+    assert make.model().output.weight is not make.model().embedding.word.weight
+    tied = sum(p.numel() for p in model.parameters())
+    assert tied == sum(p.numel() for p in make.model().parameters()) - model.output.weight.numel()
+    model.save_pretrained(tmp_path)
+    loaded = ECore.from_pretrained(tmp_path)
+    assert loaded.output.weight is loaded.embedding.word.weight
+    size = model.output.weight.numel() * 4
+    (weights,) = tmp_path.glob("*.safetensors")
+    make.model().save_pretrained(tmp_path / "untied")
+    (untied,) = (tmp_path / "untied").glob("*.safetensors")
+    assert untied.stat().st_size - weights.stat().st_size >= size
+
+
+def test_the_folder_travels(make, tmp_path):
+    make.model().save_pretrained(tmp_path / "here")
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    ECore.from_pretrained(tmp_path / "there")
+
+
+def edit(path, change):
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+def truncate(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+DAMAGES = {
+    "no folder": (lambda f: shutil.rmtree(f), "no such folder"),
+    "no config": (lambda f: (f / "config.json").unlink(), "config.json: no such file"),
+    "no vocabulary": (lambda f: (f / "vocabulary.json").unlink(), "vocabulary.json: no such file"),
+    "no pointer": (lambda f: (f / "checkpoints.json").unlink(), "checkpoints.json: no such file"),
+    "no weights": (lambda f: (f / "checkpoint-final.safetensors").unlink(), "safetensors: no such file"),
+    "torn weights": (
+        lambda f: truncate(f / "checkpoint-final.safetensors"),
+        "not a readable safetensors file",
+    ),
+    "empty weights": (
+        lambda f: (f / "checkpoint-final.safetensors").write_bytes(b""),
+        "not a readable safetensors",
+    ),
+    "torn config": (lambda f: truncate(f / "config.json"), r"config.json:\d+: not valid JSON"),
+    "other format": (lambda f: edit(f / "config.json", lambda c: c.update(format=99)), "format 1"),
+    "no model": (lambda f: edit(f / "config.json", lambda c: c.pop("model")), "not an E-CORE configuration"),
+    "unknown setting": (
+        lambda f: edit(f / "config.json", lambda c: c["model"].update(depth=3)),
+        "unknown setting 'depth'",
+    ),
+    "bad setting": (
+        lambda f: edit(f / "config.json", lambda c: c["model"].update(strategy="firm")),
+        "strategy",
+    ),
+    "other width": (
+        lambda f: edit(f / "config.json", lambda c: c["model"].update(dim=48)),
+        r"does not fit this model: .*expected \[.*48.*\], got \[.*24.*\]",
+    ),
+    "deeper": (
+        lambda f: edit(f / "config.json", lambda c: c["model"].update(encoder_blocks=2)),
+        "does not fit this model: encoder.blocks.1.* got nothing",
+    ),
+    "empty pointer": (lambda f: (f / "checkpoints.json").write_text("{}"), "names no best checkpoint"),
+    "no vocabulary in it": (lambda f: (f / "vocabulary.json").write_text("{}"), "not a vocabulary"),
+    "longer vocabulary": (
+        lambda f: edit(f / "vocabulary.json", lambda v: v["words"].append("another")),
+        "of another vocabulary: 73 words, .* has 74",
+    ),
+    "other emotions": (
+        lambda f: edit(f / "vocabulary.json", lambda v: v["emotions"].pop()),
+        r"does not fit this model: .*expected \[.*7.*\], got \[.*8",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_told_in_one_line(make, tmp_path, damage):
+    folder = tmp_path / "model"
+    make.model().save_pretrained(folder)
+    break_it, message = DAMAGES[damage]
+    break_it(folder)
+    with pytest.raises(InputError, match=message) as caught:
+        ECore.from_pretrained(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_of_something_else(make, tmp_path):
+    make.model().save_pretrained(tmp_path)
+    save_file({"x": torch.zeros(3)}, tmp_path / "checkpoint-final.safetensors")
+    with pytest.raises(InputError, match="does not hold an E-CORE model"):
+        ECore.from_pretrained(tmp_path)
+
+
+def test_unknown_checkpoint(make, tmp_path):
+    make.model().save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="expected best or last, got 'first'"):
+        ECore.from_pretrained(tmp_path, "first")
+
+
+# Word vectors -----------------------------------------------------------------------------------------------
+
+
+def test_word_vectors(make, vocabulary):
+    """Rows as they are; variance 0.01 where a word or a dimension has none; PAD is zero."""
+    vectors = np.random.default_rng(0).normal(size=(len(vocabulary), 20)).astype(np.float32) + 5.0
+    vectors[7] = np.nan
+    vectors[9, 10:] = np.nan  # in one of two files that stand side by side
+    before = vectors.copy()
+    weight = make.model(embeddings=vectors).embedding.word.weight.detach().numpy()
+    assert np.array_equal(vectors, before, equal_nan=True)
+    known = ~np.isnan(vectors)
+    known[0] = False
+    assert np.array_equal(weight[:, :20][known], vectors[known])
+    assert not weight[0].any()
+    unknown = np.concatenate([weight[7], weight[9, 10:], weight[1:, 20:].ravel()])
+    assert np.isfinite(weight).all()
+    assert unknown.std() == pytest.approx(0.1, rel=0.2)
+    assert abs(unknown).max() < 0.6
+
+
+@pytest.mark.parametrize(
+    "shape, message",
+    [
+        ((73, 25), "embeddings: expected at most dim = 24 columns, got 25"),
+        ((70, 20), "embeddings: expected 73 rows"),
+    ],
+)
+def test_word_vectors_that_do_not_fit(make, shape, message):
+    with pytest.raises(InputError, match=message):
+        make.model(embeddings=np.zeros(shape, dtype=np.float32))
+
+
+def test_tables_that_do_not_fit(make, vocabulary):
+    other = Vocabulary((*vocabulary.words, "more"), vocabulary.emotions)
+    with pytest.raises(InputError, match="word tables: expected 74 words as in the vocabulary, got 73"):
+        ECore(ModelConfig(dim=12), other, make.tables(vocabulary))

@@ -1,0 +1,159 @@
+"""The model's encoding against the paper's two passes in full: dense edges, every layer, nothing shared."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ecore.config import ModelConfig
+from ecore.model import ECore
+from ecore_kernels import EmotionGraph, edge_attention, otsu
+
+
+def mlp(fuse, x):
+    """Two-layer ReLU MLP, dropout left out."""
+    return fuse[2](torch.relu(fuse[0](x)))
+
+
+def graph_pass(model, nodes, edge, neighbors):
+    """All layers on dense edges (Eqs. 4 to 7): last node features and edges."""
+    resolutions = len(model.config.thresholds)
+    size = model.config.dim // resolutions
+    scale = size**-0.5 if model.config.score_scale is None else model.config.score_scale
+    for layer in model.graph.layers:
+        attention = layer.attention
+        query, key, value = (
+            torch.stack(linear(nodes).split(size, dim=2), 1)
+            for linear in (attention.query, attention.key, attention.value)
+        )
+        gate = attention.gate(nodes).permute(0, 2, 1)
+        output, edge = edge_attention(
+            query, key, value, edge, neighbors, gate=gate, edge_scale=attention.edge_scale, scale=scale
+        )
+        fused = mlp(layer.fuse, torch.cat(output.unbind(1), 2))
+        nodes = layer.norm(nodes + fused) if model.config.graph_norm else fused
+    return nodes, edge
+
+
+def encode_in_full(model, batch):
+    """h^g, h^m, h_emo, relevant emotions and node sum."""
+    config, words = model.config, batch.context.shape[1]
+    inside = (batch.context != 0).double()[..., None]
+    x = model.embedding.word(batch.context) * config.dim**0.5
+    x = x + model.embedding.position[:words] + model.embedding.state(batch.state)
+    e = model.embedding.word(model.emotion_words) * config.dim**0.5
+    related = model.embedding.word(batch.concepts) * config.dim**0.5 + model.embedding.state.weight[4]
+    memory = model.encoder(torch.cat([x, related], 1), torch.cat([batch.context, batch.concepts], 1) != 0)
+    mean = (memory[:, :words] * inside).sum(1) / inside.sum(1)
+
+    s = model.correlation.factor
+    r = s.T @ s
+    r = r - torch.diag(r.diagonal()) + torch.eye(len(r))
+    graph = EmotionGraph.from_intensity(
+        model.intensity[batch.context], batch.lengths, config.thresholds, torch.softmax(r, 1)
+    )
+    edge, neighbors = graph.dense()
+    if config.graph_norm:
+        x, e = model.graph.word_norm(x), model.graph.emotion_norm(e)
+    nodes = torch.cat([x, e.expand(len(x), -1, -1)], 1)
+
+    _, last = graph_pass(model, nodes, edge, neighbors)
+    to_emotion = last[:, :, :words, words:].sum((1, 2))
+    between = last[:, :, words:, words:].sum(1)
+    between = between.diagonal_scatter(torch.ones_like(to_emotion), dim1=1, dim2=2)
+    perception = torch.einsum("bij,bj->bi", between, to_emotion)  # Eq. 8
+    normed = model.perceptron.norm(perception)
+    main = model.perceptron.main(torch.cat([normed, model.perceptron.context(mean)], 1))  # Eq. 9
+    attention = torch.sigmoid(model.perceptron.gate(normed)) * main + main  # Eq. 12
+
+    if config.strategy == "soft":  # Eq. 13
+        relevant = torch.zeros_like(attention, dtype=torch.bool)
+        for b, row in enumerate(attention):
+            relevant[b, row.sort(descending=True).indices[:3]] = True
+        weight = attention.softmax(1)
+        edge = edge.clone()
+        edge[..., words:] = neighbors[..., words:] * weight[:, None, None]
+    else:  # Eq. 14
+        relevant = otsu(attention.float(), config.max_relevant).mask
+        keep = torch.cat([torch.ones_like(batch.context, dtype=torch.bool), relevant], 1)
+        neighbors = neighbors & keep[:, None, None, :] & keep[:, None, :, None]
+        edge = edge * neighbors
+    features, _ = graph_pass(model, nodes, edge, neighbors)
+    guidance = (features[:, :words] * inside).sum(1)  # Eq. 24
+    return {
+        "perception": perception,
+        "main": main,
+        "attention": attention,
+        "relevant": relevant,
+        "guidance": guidance,
+    }
+
+
+@pytest.mark.parametrize("strategy", ["soft", "hard"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"graph_layers": 1},
+        {"graph_layers": 2},
+        {"graph_layers": 3},
+        {"graph_norm": False, "score_scale": 1.0},
+        {"thresholds": (0.0, 0.1), "max_relevant": 2},
+    ],
+    ids=["one layer", "two", "three", "the letter", "two resolutions"],
+)
+def test_shortcuts_change_nothing(make, strategy, settings):
+    """Values, and the gradients of all graph and perceptron parameters and of the embeddings, in float64."""
+    model, batch = make.model(strategy=strategy, **settings).double(), make.batch()
+    with torch.no_grad():
+        for layer in model.graph.layers:
+            layer.attention.edge_scale.fill_(1.2)
+        # Trained models have larger embeddings than new ones.
+        model.embedding.word.weight.mul_(20.0)
+    encoding = model.encode(batch)
+    expected = encode_in_full(model, batch)
+    names = ("perception", "main", "attention", "guidance")
+    for name in names:
+        # The soft weights are rounded to float32 on their way, whatever the model's type.
+        tolerance = 1e-6 if name == "guidance" else 1e-10
+        torch.testing.assert_close(getattr(encoding, name), expected[name], rtol=tolerance, atol=tolerance)
+    assert torch.equal(encoding.relevant, expected["relevant"])
+
+    parameters = dict(model.named_parameters())
+    totals = []
+    for results in (encoding._asdict(), expected):
+        torch.manual_seed(1)
+        total = sum(
+            (torch.randn_like(results[n]) * results[n] / expected[n].detach().std()).sum() for n in names
+        )
+        totals.append(torch.autograd.grad(total, list(parameters.values()), allow_unused=True))
+    compared = 0
+    for name, actual, wanted in zip(parameters, *totals, strict=True):
+        if wanted is not None and name.startswith(("graph.", "perceptron.", "embedding.", "correlation.")):
+            compared += 1
+            largest = float(wanted.abs().max())
+            torch.testing.assert_close(
+                actual, wanted, rtol=1e-5, atol=1e-5 * largest, msg=lambda m, n=name: f"{n}: {m}"
+            )
+    assert compared > 20
+
+
+def test_the_soft_strategy_ranks_by_the_gated_signal(make):
+    encoding = make.model().encode(make.batch())
+    assert torch.equal(encoding.relevant.sum(1), torch.full((4,), 3))
+    for attention, relevant in zip(encoding.attention, encoding.relevant, strict=True):
+        assert attention[relevant].min() > attention[~relevant].max()
+
+
+def test_the_hard_strategy_is_otsu(make):
+    encoding = make.model(strategy="hard", max_relevant=2).encode(make.batch())
+    assert torch.equal(encoding.relevant, otsu(encoding.attention, 2).mask)
+    assert encoding.relevant.sum(1).max() <= 2
+
+
+def test_fewer_emotions_than_the_top_three(make):
+    vocabulary = make.vocabulary(20, ("angry", "sad"))
+    config = ModelConfig(dim=12, encoder_blocks=1, decoder_blocks=1, heads=2)
+    model = ECore(config, vocabulary, make.tables(vocabulary)).eval()
+    losses = model.loss(make.random_batch(vocabulary))
+    assert losses.total.isfinite()
+    assert model.encode(make.random_batch(vocabulary)).relevant.all()

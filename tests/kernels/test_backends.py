@@ -1,0 +1,189 @@
+"""The choice among backends, and what they say when they refuse."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import ecore_kernels
+from ecore_kernels import available_backends, backends, edge_attention, explain, otsu, use_backend
+from ecore_kernels.backends import Backend
+
+
+@pytest.fixture
+def fussy(monkeypatch):
+    """A third backend before the others: it refuses otsu of more than four columns, for two reasons."""
+
+    def refuse(values=None, *_, **__):
+        return ["is moody", "takes at most 4 columns"] if values is not None and values.shape[1] > 4 else []
+
+    monkeypatch.setattr(
+        backends,
+        "BACKENDS",
+        {"fussy": Backend("fussy", {"otsu": refuse}), "reference": backends.BACKENDS["reference"]},
+    )
+
+
+@pytest.mark.usefixtures("fussy")
+def test_the_first_that_can_run_is_chosen():
+    assert backends.choose("otsu", None, torch.zeros(2, 4)) == "fussy"
+    assert backends.choose("otsu", None, torch.zeros(2, 5)) == "reference"
+    assert backends.choose("edge_attention", None) == "reference"
+    assert backends.choose("otsu", "reference", torch.zeros(2, 4)) == "reference"
+    assert available_backends() == ("fussy", "reference")
+
+
+@pytest.mark.usefixtures("fussy")
+def test_a_named_backend_that_cannot_run_says_every_reason():
+    with pytest.raises(
+        RuntimeError, match=r"otsu: backend 'fussy' cannot .* is moody; .*takes at most 4 columns"
+    ):
+        otsu(torch.zeros(2, 5), backend="fussy")
+    x = torch.zeros(1, 1, 2, 2)
+    with use_backend("fussy"), pytest.raises(RuntimeError, match="has no edge_attention kernel"):
+        edge_attention(x, x, x, torch.ones(()))
+
+
+@pytest.mark.usefixtures("fussy")
+def test_explain():
+    lines = explain(otsu, torch.zeros(2, 5)).splitlines()
+    assert lines[0] == "otsu: reference"
+    assert lines[1].strip() == "fussy: is moody; takes at most 4 columns"
+    assert lines[2].strip() == "reference: runs this call"
+    lines = explain("otsu").splitlines()
+    assert lines[0] == "otsu: fussy"
+    assert "could run it, but fussy comes first" in lines[2]
+    lines = explain("otsu", torch.zeros(2, 3), max_relevant=5, backend="reference").splitlines()
+    assert lines[0] == "otsu: reference"
+    assert "could run it, but reference is named" in lines[1]
+    assert "runs this call (named)" in lines[2]
+    with use_backend("fussy"):
+        assert explain("edge_readout").splitlines()[0] == "edge_readout: no backend can run this call"
+
+
+def test_explain_speaks_of_every_backend():
+    for operator in (
+        ecore_kernels.edge_attention,
+        ecore_kernels.graph_attention,
+        ecore_kernels.edge_readout,
+        otsu,
+    ):
+        text = explain(operator)
+        assert text.startswith(operator.__name__ + ": ")
+        for name in ("triton", "native", "reference"):
+            assert f"  {name}: " in text
+    assert "triton: has no otsu kernel" in explain("otsu")
+
+
+def test_unknown_names():
+    for call in (
+        lambda: use_backend("cuda"),
+        lambda: otsu(torch.zeros(2, 3), backend="cuda"),
+        lambda: explain("otsu", backend="cuda"),
+    ):
+        with pytest.raises(ValueError, match="expected one of triton, native, reference, got 'cuda'"):
+            call()
+    with pytest.raises(ValueError, match=r"expected one of edge_attention, .*, got 'softmax'"):
+        explain("softmax")
+
+
+def named() -> str | None:
+    """The backend that a call without one is run on."""
+    return backends._named
+
+
+def test_use_backend_nests_and_restores():
+    before = named()
+    with use_backend("reference"):
+        assert named() == "reference"
+        with use_backend("native"):
+            assert named() == "native"
+        assert named() == "reference"
+        with pytest.raises(ZeroDivisionError), use_backend("triton"):
+            raise ZeroDivisionError
+        assert named() == "reference"
+    assert named() == before
+
+
+def test_one_use_backend_entered_twice():
+    before, again = named(), use_backend("reference")
+    with again:
+        with again:
+            pass
+        assert named() == "reference"
+    assert named() == before
+
+
+def test_a_backend_of_the_call_beats_use_backend():
+    with use_backend("triton"):
+        with pytest.raises(RuntimeError, match="'triton'"):
+            otsu(torch.zeros(2, 3))
+        otsu(torch.zeros(2, 3), backend="reference")
+
+
+def test_reference_is_always_there():
+    assert available_backends()[-1] == "reference"
+    assert "triton" not in available_backends()
+
+
+@pytest.mark.usefixtures("fresh_compile")
+def test_use_backend_around_compiled_code():
+    """A compiled function follows the choice: it is guarded, not baked in."""
+    compiled = torch.compile(lambda x: otsu(x).mask, fullgraph=True, backend="aot_eager")
+    values = torch.randn(3, 8)
+    expected = compiled(values)
+    with use_backend("reference"):
+        assert torch.equal(compiled(values), expected)
+    with use_backend("triton"), pytest.raises(Exception, match="has no otsu kernel"):
+        compiled(values)
+    assert torch.equal(compiled(values), expected)
+
+
+def run_python(code: str, backend: str) -> subprocess.CompletedProcess:
+    """Run ``code`` where ECORE_KERNELS_BACKEND is ``backend``."""
+    path = os.pathsep.join(p for p in sys.path if p)
+    environment = os.environ | {"ECORE_KERNELS_BACKEND": backend, "PYTHONPATH": path}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    "backend, output",
+    [
+        ("reference", "otsu: reference"),
+        ("triton", "otsu: no backend can run this call"),
+    ],
+)
+def test_environment_variable(backend, output):
+    done = run_python("import ecore_kernels as e; print(e.explain('otsu').splitlines()[0])", backend)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == output
+
+
+def test_environment_variable_unknown():
+    done = run_python("import ecore_kernels", "cuda")
+    assert done.returncode != 0
+    assert (
+        "ValueError: ECORE_KERNELS_BACKEND: expected one of triton, native, reference, got 'cuda'"
+        in done.stderr
+    )
+
+
+def test_public_face():
+    assert set(ecore_kernels.__all__) == {
+        "EdgeUpdate",
+        "EmotionGraph",
+        "MultiResolutionEdgeAttention",
+        "OtsuSplit",
+        "available_backends",
+        "edge_attention",
+        "edge_readout",
+        "explain",
+        "graph_attention",
+        "otsu",
+        "use_backend",
+    }
+    assert all(getattr(ecore_kernels, name).__doc__ for name in ecore_kernels.__all__)
