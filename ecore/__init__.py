@@ -1,0 +1,17 @@
+"""E-CORE: empathetic dialogue over a multi-resolution emotion graph (Fu et al., EMNLP 2023)."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ecore.model import ECore
+
+__all__ = ["ECore"]
+
+
+def __getattr__(name: str) -> Any:
+    # On demand: importing torch takes seconds, and `ecore --help` should not.
+    if name == "ECore":
+        from ecore.model import ECore
+
+        return ECore
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

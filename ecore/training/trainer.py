@@ -8,6 +8,7 @@ import resource
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -196,7 +197,7 @@ class Trainer:
         self.model.train()
         for _ in range(config.accumulate):
             batch = self._next_batch()
-            with self._autocast():
+            with self._autocast(), self._split_may_refuse():
                 losses = self.model.loss(batch, health=logs)
             self.scaler.scale(losses.total / config.accumulate).backward()
             values = (torch.as_tensor(getattr(losses, name), device=self.device) for name in SUMS)
@@ -248,6 +249,15 @@ class Trainer:
         if self.config.precision == "float32":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=getattr(torch, self.config.precision))
+
+    @contextlib.contextmanager
+    def _split_may_refuse(self) -> Iterator[None]:
+        """On a CPU the hard strategy's split raises on values that are not finite, before any loss shows them."""
+        try:
+            yield
+        except ValueError as error:
+            self._settle()
+            raise self._diverged(self.state.step, str(error)) from None
 
     # The log's window: sums since the last line
 
@@ -316,7 +326,7 @@ class Trainer:
                 if self.interrupt.requested:
                     return None
                 batch = split.batch(indices).to(self.device)
-                with self._autocast():
+                with self._autocast(), self._split_may_refuse():
                     scores = self.model.score(batch)
                 nll.append(scores.nll)
                 tokens.append(scores.tokens)

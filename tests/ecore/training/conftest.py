@@ -1,0 +1,95 @@
+"""A corpus and a model small enough to train in a blink."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from ecore.config import ModelConfig, TrainingConfig
+from ecore.data.batches import PreparedData
+from ecore.data.prepare import prepare
+from ecore.training.metrics_log import read_metrics
+
+FEELINGS = {
+    "afraid": ("a terrible noise scared me", "that sounds frightening"),
+    "angry": ("someone broke my awful car", "that would annoy me too"),
+    "joyful": ("we had a wonderful happy party", "how lovely for you"),
+    "sad": ("my old dog died and i cried", "i am so sorry"),
+}
+
+TINY = ModelConfig(dim=12, encoder_blocks=1, decoder_blocks=1, feed_forward=16)
+
+
+def write_corpus(folder: Path) -> Path:
+    """Conversations of four turns, two samples each; 42 in valid, over four of a test's batches."""
+    picks = random.Random(0)
+    folder.mkdir()
+    for split, number in (("train", 24), ("valid", 21), ("test", 6)):
+        lines = []
+        for i in range(number):
+            emotion = list(FEELINGS)[i % 4]
+            said, answer = FEELINGS[emotion]
+            extra = " ".join(
+                picks.choices(
+                    ["today", "yesterday", "again", "really", "very", "outside", "at", "home"], k=i % 5
+                )
+            )
+            turns = [f"{said} {extra}.", f"{answer}. what happened?", f"it was {extra} bad.", f"{answer}."]
+            utterances = [
+                {"speaker": ("speaker", "listener")[t % 2], "text": text} for t, text in enumerate(turns)
+            ]
+            lines.append(
+                {
+                    "conv_id": f"{split}:{i}",
+                    "emotion": emotion,
+                    "situation": f"{said}.",
+                    "utterances": utterances,
+                }
+            )
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prepared_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("training")
+    prepare(write_corpus(folder / "corpus"), folder / "prepared", progress=False)
+    return folder / "prepared"
+
+
+@pytest.fixture(scope="session")
+def data(prepared_folder):
+    return PreparedData.load(prepared_folder)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tests run side by side, and bit-for-bit claims are for one number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def settings():
+    """Two epochs and a bit of 48 samples in batches of 10, with every interval at odds with the others."""
+    return TrainingConfig(
+        batch_size=10, max_steps=13, warmup=4, log_every=3, validate_every=5, checkpoint_every=4, factor=0.5
+    )
+
+
+TIMES = ("samples_per_second", "seconds_per_step", "peak_memory_mib", "valid_seconds")
+
+
+@pytest.fixture
+def numbers():
+    """The log of a run without what differs from one run to the next: times and memory."""
+    return lambda run: [{k: v for k, v in line.items() if k not in TIMES} for line in read_metrics(run)]
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    return TINY
