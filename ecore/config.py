@@ -128,9 +128,10 @@ PRESETS: dict[str, tuple[ModelConfig, TrainingConfig]] = {
         TrainingConfig(),
     ),
     "tiny": (
-        ModelConfig(dim=96, encoder_blocks=1, decoder_blocks=1, feed_forward=192, dropout=0.1),
+        # Strongly regularised: it is meant for some hundred conversations.
+        ModelConfig(dim=96, encoder_blocks=1, decoder_blocks=1, feed_forward=192, dropout=0.3),
         TrainingConfig(
-            max_steps=300, warmup=100, factor=0.3, validate_every=50, checkpoint_every=100, log_every=10
+            max_steps=500, warmup=100, factor=0.3, validate_every=500, checkpoint_every=100, log_every=10
         ),
     ),
 }

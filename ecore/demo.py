@@ -22,7 +22,7 @@ from ecore_kernels.graph import EmotionGraph
 
 QUESTIONS = (
     "I heard strange noises in the dark last night and I was so scared that I could not sleep.",
-    "My daughter won first prize at the science fair! I almost cried when they called her name.",
+    "My daughter won first prize at the science fair. I am so proud of her!",
     "All my friends moved away and I eat dinner alone in my empty apartment every night.",
 )
 """Contexts that the demo answers; none is in the sample corpus."""
