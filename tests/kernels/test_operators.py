@@ -369,3 +369,17 @@ def test_graph_attention_and_readout_refuse(make, change, message):
     if "history" in change:
         with pytest.raises(ValueError, match=message):
             edge_readout(arguments["graph"], change["history"])
+
+
+def test_edge_scale_may_be_a_tensor_of_one_number():
+    query, key, value = torch.randn(3, 1, 1, 3, 2, dtype=torch.float64)
+    edge, gate = torch.rand(3, 3, dtype=torch.float64), torch.ones(1, 1, 3, dtype=torch.float64)
+    expected = edge_attention(query, key, value, edge, gate=gate, edge_scale=0.5)
+    for shape in ((), (1,), (1, 1)):
+        scale = torch.full(shape, 0.5, dtype=torch.float64)
+        for one, other in zip(
+            expected, edge_attention(query, key, value, edge, gate=gate, edge_scale=scale), strict=True
+        ):
+            assert torch.equal(one, other)
+    with pytest.raises(ValueError, match=r"edge_scale: expected a scalar, got \[2\]"):
+        edge_attention(query, key, value, edge, gate=gate, edge_scale=torch.ones(2))

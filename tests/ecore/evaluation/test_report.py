@@ -25,7 +25,7 @@ def run(prepared: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "run"
     tiny_model(PreparedData.load(prepared), "hard").save_pretrained(folder)
     config = read_json(folder / "config.json")
-    write_json(folder / "config.json", {**config, "data": {"folder": str(prepared)}})
+    write_json(folder / "config.json", {**config, "data": {**config["data"], "folder": str(prepared)}})
     return folder
 
 
@@ -52,7 +52,11 @@ def test_run_end_to_end(run: Path, prepared: Path, capsys: pytest.CaptureFixture
 def test_another_vocabulary_is_refused(run: Path, prepared: Path, tmp_path: Path) -> None:
     vocabulary = Vocabulary.load(run / "vocabulary.json")
     swapped = (*vocabulary.words[:-2], *vocabulary.words[:-3:-1])
-    Vocabulary(swapped, vocabulary.emotions).save(run / "vocabulary.json")
+    other = Vocabulary(swapped, vocabulary.emotions)
+    other.save(run / "vocabulary.json")
+    config = read_json(run / "config.json")
+    config["data"]["vocabulary_fingerprint"] = other.fingerprint
+    write_json(run / "config.json", config)
     with pytest.raises(InputError, match="another vocabulary") as caught:
         evaluate_run(run, limit=2, progress=False)
     assert str(prepared) in str(caught.value)
@@ -67,7 +71,8 @@ def test_other_bad_input(run: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such folder"):
         evaluate_run(tmp_path / "none")
     config = read_json(run / "config.json")
-    write_json(run / "config.json", {k: v for k, v in config.items() if k != "data"})
+    del config["data"]["folder"]
+    write_json(run / "config.json", config)
     with pytest.raises(InputError, match=r"config\.json: names no data folder"):
         evaluate_run(run)
 

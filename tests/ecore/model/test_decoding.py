@@ -94,7 +94,6 @@ def test_no_room_left(make):
 
 
 def test_respond(make):
-    pytest.importorskip("ecore.generation")
     model = make.model(strategy="hard")
     reply = model.respond(["word1 word2 sad", "word3", "word4"], max_length=6)
     assert isinstance(reply, Reply)
@@ -105,10 +104,13 @@ def test_respond(make):
     assert list(probabilities) == sorted(probabilities, reverse=True)
     assert sum(probabilities) == pytest.approx(1.0, abs=1e-5)
     assert 1 <= len(reply.relevant) <= 5
+    # Dropout is off while it answers, and on again afterwards.
+    model.train()
+    assert model.respond(["word1 word2 sad", "word3", "word4"], max_length=6).emotions == reply.emotions
+    assert model.training
 
 
 @pytest.mark.parametrize("turns", [[], "word1", ["word1", "  "]])
 def test_respond_refuses(make, turns):
-    pytest.importorskip("ecore.generation")
     with pytest.raises(InputError, match="respond: "):
         make.model().respond(turns)

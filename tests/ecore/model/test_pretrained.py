@@ -62,6 +62,13 @@ def edit(path, change):
     path.write_text(json.dumps(value))
 
 
+def revised(folder, change):
+    """Another vocabulary, and a configuration that is in order with it."""
+    edit(folder / "vocabulary.json", change)
+    fingerprint = Vocabulary.load(folder / "vocabulary.json").fingerprint
+    edit(folder / "config.json", lambda c: c["data"].update(vocabulary_fingerprint=fingerprint))
+
+
 def truncate(path):
     os.truncate(path, path.stat().st_size // 2)
 
@@ -82,7 +89,8 @@ DAMAGES = {
     ),
     "torn config": (lambda f: truncate(f / "config.json"), r"config.json:\d+: not valid JSON"),
     "other format": (lambda f: edit(f / "config.json", lambda c: c.update(format=99)), "format 1"),
-    "no model": (lambda f: edit(f / "config.json", lambda c: c.pop("model")), "not an E-CORE configuration"),
+    "no model": (lambda f: edit(f / "config.json", lambda c: c.pop("model")), "damaged: no 'model'"),
+    "no data": (lambda f: edit(f / "config.json", lambda c: c.pop("data")), "damaged: no 'data'"),
     "unknown setting": (
         lambda f: edit(f / "config.json", lambda c: c["model"].update(depth=3)),
         "unknown setting 'depth'",
@@ -101,12 +109,16 @@ DAMAGES = {
     ),
     "empty pointer": (lambda f: (f / "checkpoints.json").write_text("{}"), "names no best checkpoint"),
     "no vocabulary in it": (lambda f: (f / "vocabulary.json").write_text("{}"), "not a vocabulary"),
-    "longer vocabulary": (
-        lambda f: edit(f / "vocabulary.json", lambda v: v["words"].append("another")),
-        "of another vocabulary: 73 words, .* has 74",
+    "same number of other words": (
+        lambda f: edit(f / "vocabulary.json", lambda v: v["words"].__setitem__(-1, "another")),
+        "vocabulary.json: of another model: ",
     ),
-    "other emotions": (
-        lambda f: edit(f / "vocabulary.json", lambda v: v["emotions"].pop()),
+    "weights of a shorter vocabulary": (
+        lambda f: revised(f, lambda v: v["words"].append("another")),
+        "of another vocabulary: 73 words, expected the 74 of ",
+    ),
+    "weights of more emotions": (
+        lambda f: revised(f, lambda v: v["emotions"].pop()),
         r"does not fit this model: .*expected \[.*7.*\], got \[.*8",
     ),
 }
