@@ -23,9 +23,8 @@ ROWS = (16, 64, 256, 1024, 4096, 16384, 65536)
 COLUMNS = 32
 MAX_RELEVANT = 5
 SKIMAGE_ROWS = 64
-INPUT_ELEMENTS = (
-    2**22
-)  # rotated among: more than the second-level cache holds, where that does not take too many
+# Inputs to rotate among: more than the second-level cache holds, where that does not take too many.
+INPUT_ELEMENTS = 2**22
 
 
 def candidates(inputs: list[torch.Tensor]) -> dict[str, Any]:
