@@ -18,7 +18,8 @@ ABLATIONS = ("graph", "co-p", "co-g", "co-loss", "gate-g", "gen-loss")
 """Names of the ablations, as the paper has them (Tables 4 and 8)."""
 
 
-def _setting(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
+def setting(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
+    """A dataclass field that :func:`add_arguments` makes a flag of."""
     return field(default=default, metadata={"help": help, "choices": choices})
 
 
@@ -35,33 +36,31 @@ def _check_choices(config: Any) -> None:
 class ModelConfig:
     """The architecture and its losses; defaults are the paper's (Section 4.2, Appendix D)."""
 
-    dim: int = _setting(300, "feature dimension D")
-    encoder_blocks: int = _setting(4, "transformer blocks of the encoder")
-    decoder_blocks: int = _setting(4, "transformer blocks of the decoder")
-    heads: int = _setting(3, "attention heads of encoder and decoder")
-    attention_dim: int | None = _setting(None, "width of all heads together (default: D)")
-    feed_forward: int | None = _setting(None, "hidden width of the feed-forward layers (default: 4 D)")
-    graph_layers: int = _setting(2, "layers L of the emotion graph")
-    thresholds: tuple[float, ...] = _setting(
+    dim: int = setting(300, "feature dimension D")
+    encoder_blocks: int = setting(4, "transformer blocks of the encoder")
+    decoder_blocks: int = setting(4, "transformer blocks of the decoder")
+    heads: int = setting(3, "attention heads of encoder and decoder")
+    attention_dim: int | None = setting(None, "width of all heads together (default: D)")
+    feed_forward: int | None = setting(None, "hidden width of the feed-forward layers (default: 4 D)")
+    graph_layers: int = setting(2, "layers L of the emotion graph")
+    thresholds: tuple[float, ...] = setting(
         (0.0, 0.075, 0.15), "intensity threshold of each graph resolution"
     )
-    strategy: str = _setting("soft", "how perceived emotions guide generation", ("soft", "hard"))
-    max_relevant: int = _setting(5, "hard strategy: OTSU considers at most this many relevant emotions")
-    ablations: tuple[str, ...] = _setting((), "parts to leave out", ABLATIONS)
-    eco_form: str = _setting(
-        "softmax", "form of the emotion correlation loss", ("softmax", "inner", "cosine")
-    )
-    gamma_emotion: float = _setting(1.0, "weight of the emotion loss (gamma 1)")
-    gamma_correlation: float = _setting(1.0, "weight of the emotion correlation loss (gamma 2)")
-    label_smoothing: float = _setting(0.1, "label smoothing of the generation loss")
-    graph_norm: bool = _setting(True, "LayerNorms in the graph; off is the paper's letter")
-    score_scale: float | None = _setting(
+    strategy: str = setting("soft", "how perceived emotions guide generation", ("soft", "hard"))
+    max_relevant: int = setting(5, "hard strategy: OTSU considers at most this many relevant emotions")
+    ablations: tuple[str, ...] = setting((), "parts to leave out", ABLATIONS)
+    eco_form: str = setting("softmax", "form of the emotion correlation loss", ("softmax", "inner", "cosine"))
+    gamma_emotion: float = setting(1.0, "weight of the emotion loss (gamma 1)")
+    gamma_correlation: float = setting(1.0, "weight of the emotion correlation loss (gamma 2)")
+    label_smoothing: float = setting(0.1, "label smoothing of the generation loss")
+    graph_norm: bool = setting(True, "LayerNorms in the graph; off is the paper's letter")
+    score_scale: float | None = setting(
         None, "scale of graph scores (default: 1/sqrt(D/K); 1.0 is the letter)"
     )
-    dropout: float = _setting(0.2, "dropout on embeddings and sublayer outputs")
-    graph_dropout: float = _setting(0.1, "dropout on graph features")
-    tie_embeddings: bool = _setting(False, "share the output weights with the word embedding")
-    commonsense: bool = _setting(True, "append related words where the prepared data has relations")
+    dropout: float = setting(0.2, "dropout on embeddings and sublayer outputs")
+    graph_dropout: float = setting(0.1, "dropout on graph features")
+    tie_embeddings: bool = setting(False, "share the output weights with the word embedding")
+    commonsense: bool = setting(True, "append related words where the prepared data has relations")
 
     def __post_init__(self) -> None:
         _check_choices(self)
@@ -85,19 +84,19 @@ class ModelConfig:
 class TrainingConfig:
     """The optimisation; defaults are the paper's (Appendix D)."""
 
-    batch_size: int = _setting(16, "samples a step")
-    accumulate: int = _setting(1, "batches whose gradients are averaged in one step")
-    max_steps: int = _setting(26_000, "steps to train")
-    warmup: int = _setting(8_000, "steps of rising learning rate (Noam)")
-    factor: float = _setting(1.0, "factor on the learning rate (Noam)")
-    validate_every: int = _setting(2_000, "steps between validations")
-    checkpoint_every: int = _setting(500, "steps between checkpoints")
-    log_every: int = _setting(25, "steps between lines of metrics.jsonl")
-    patience: int | None = _setting(
+    batch_size: int = setting(16, "samples a step")
+    accumulate: int = setting(1, "batches whose gradients are averaged in one step")
+    max_steps: int = setting(26_000, "steps to train")
+    warmup: int = setting(8_000, "steps of rising learning rate (Noam)")
+    factor: float = setting(1.0, "factor on the learning rate (Noam)")
+    validate_every: int = setting(2_000, "steps between validations")
+    checkpoint_every: int = setting(500, "steps between checkpoints")
+    log_every: int = setting(25, "steps between lines of metrics.jsonl")
+    patience: int | None = setting(
         None, "stop after this many validations without improvement (default: never)"
     )
-    seed: int = _setting(0, "seed of everything random")
-    precision: str = _setting(
+    seed: int = setting(0, "seed of everything random")
+    precision: str = setting(
         "float32",
         "arithmetic of the forward pass; others by autocast on GPU",
         ("float32", "bfloat16", "float16"),

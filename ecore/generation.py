@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from ecore.config import setting
 from ecore.data.batches import Batch
 from ecore.data.vocabulary import BOS, CLS, EOS, PAD, UNK
 from ecore.errors import InputError
@@ -28,11 +29,6 @@ KEEP_ROWS = 0.75
 """Finished rows leave the batch when less than this share is left: copying the cache costs about a step."""
 
 
-def _setting(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
-    # The metadata that ecore.config.add_arguments makes flags of.
-    return field(default=default, metadata={"help": help, "choices": choices})
-
-
 @dataclass(frozen=True)
 class Decoding:
     """How answers are decoded.
@@ -41,14 +37,14 @@ class Decoding:
         InputError: a value out of range, or ``top_k``, ``top_p`` or ``temperature`` where nothing is sampled.
     """
 
-    method: str = _setting("greedy", "how words are chosen", METHODS)
-    beams: int = _setting(4, "beam: hypotheses kept alive")
-    length_penalty: float = _setting(1.0, "beam: power of the length that log-probabilities are divided by")
-    top_k: int = _setting(0, "sample: only among the k likeliest words (0: all)")
-    top_p: float = _setting(1.0, "sample: only among the likeliest words that together have this probability")
-    temperature: float = _setting(1.0, "sample: divides the scores; under 1 is more certain")
-    max_length: int = _setting(30, "words of an answer at most")
-    seed: int | None = _setting(None, "sample: seed (default: from torch's own generator)")
+    method: str = setting("greedy", "how words are chosen", METHODS)
+    beams: int = setting(4, "beam: hypotheses kept alive")
+    length_penalty: float = setting(1.0, "beam: power of the length that log-probabilities are divided by")
+    top_k: int = setting(0, "sample: only among the k likeliest words (0: all)")
+    top_p: float = setting(1.0, "sample: only among the likeliest words that together have this probability")
+    temperature: float = setting(1.0, "sample: divides the scores; under 1 is more certain")
+    max_length: int = setting(30, "words of an answer at most")
+    seed: int | None = setting(None, "sample: seed (default: from torch's own generator)")
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
