@@ -26,7 +26,8 @@ Floats = npt.NDArray[np.float64]
 DISCOUNT = 0.75
 """Of absolute discounting."""
 ALPHA = 0.1
-"""Added to every count of a word under an emotion."""
+"""Added to every count of a word under an emotion. Not tuned for accuracy: 0.5 gives 41.6 and 38.4 % on
+EmpatheticDialogues' validation and test splits, where 0.1 gives 40.4 and 37.1 %."""
 _CHUNK = 2048  # samples read at once
 
 
