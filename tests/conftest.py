@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from hypothesis import settings
+
+# Without a GPU, Triton's interpreter runs the kernels; it has to be asked for before they are imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # Tests are small: more threads only fight over the cores that other workers of a parallel run use.
 torch.set_num_threads(1)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ecore_kernels import backends, reference
+from ecore_kernels import backends, fused, reference
 from ecore_kernels.graph import EmotionGraph
 
 
@@ -30,7 +30,7 @@ class EdgeUpdate(NamedTuple):
 
 _library = torch.library.Library("ecore_kernels", "FRAGMENT")
 _library.define(
-    "edge_attention(Tensor query, Tensor key, Tensor value, Tensor edge, Tensor neighbors, Tensor? gate, "
+    "edge_attention(Tensor query, Tensor key, Tensor value, Tensor edge, Tensor? neighbors, Tensor? gate, "
     "Tensor? edge_scale, float scale) -> (Tensor, Tensor)"
 )
 _library.define(
@@ -45,7 +45,7 @@ def _edge_attention(
     key: Tensor,
     value: Tensor,
     edge: Tensor,
-    neighbors: Tensor,
+    neighbors: Tensor | None,
     gate: Tensor | None,
     edge_scale: Tensor | None,
     scale: float,
@@ -186,31 +186,37 @@ def edge_attention(
         check_scalar("edge_attention", "edge_scale", edge_scale)
         edge_scale = edge_scale.reshape(())
     full = (batch, resolutions, nodes, nodes)
-    if neighbors is None:
-        neighbors = torch.ones((), dtype=torch.bool, device=query.device)
-    elif neighbors.dtype != torch.bool:
-        raise ValueError(f"edge_attention: neighbors: expected torch.bool, got {neighbors.dtype}")
-    edge, neighbors = _broadcast("edge", edge, full), _broadcast("neighbors", neighbors, full)
-    backends.choose("edge_attention", backend, query, key, value, edge, neighbors, gate=gate)
+    if neighbors is not None:
+        if neighbors.dtype != torch.bool:
+            raise ValueError(f"edge_attention: neighbors: expected torch.bool, got {neighbors.dtype}")
+        neighbors = _broadcastable("neighbors", neighbors, full)
+    edge = _broadcastable("edge", edge, full)
 
     kind = autocast_type(query.device)
     if kind is not None:
         query, key, value = query.to(kind), key.to(kind), value.to(kind)
+    chosen = backends.choose("edge_attention", backend, query, key, value, edge, neighbors, gate=gate)
     result = torch.promote_types(torch.promote_types(query.dtype, key.dtype), value.dtype)
     with torch.autocast(query.device.type, enabled=False):
-        output, new_edge = torch.ops.ecore_kernels.edge_attention(
-            query, key, value, edge, neighbors, gate, edge_scale, scale
-        )
+        if chosen == "reference":
+            output, new_edge = torch.ops.ecore_kernels.edge_attention(
+                query, key, value, edge, neighbors, gate, edge_scale, scale
+            )
+        else:
+            factor = None if gate is None else gate * edge_scale
+            output, new_edge = fused.edge_attention(query, key, value, edge, neighbors, factor, scale, chosen)
     return output.to(result), None if gate is None else new_edge
 
 
-def _broadcast(name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+def _broadcastable(name: str, tensor: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
+    """``tensor`` as [1 or B, 1 or K, N, N]: what batch and resolutions share stays shared."""
     try:
-        return tensor.expand(shape)
+        tensor.expand(shape)
     except RuntimeError:
         raise ValueError(
             f"edge_attention: {name}: expected a shape that broadcasts to {list(shape)}, got {list(tensor.shape)}"
         ) from None
+    return tensor[(None,) * (4 - tensor.dim())].expand(-1, -1, *shape[2:])
 
 
 def graph_attention(
@@ -263,28 +269,36 @@ def graph_attention(
     check_shape("graph_attention", "key", key, query.shape)
     check_shape("graph_attention", "value", value, (*leading, value.shape[3]))
     check_history("graph_attention", history, leading)
-    backends.choose("graph_attention", backend, query, key, value, graph, history)
 
     kind = autocast_type(query.device)
     history_query = [update.query if kind is None else update.query.to(kind) for update in history]
     history_key = [update.key if kind is None else update.key.to(kind) for update in history]
     if kind is not None:
         query, key, value = query.to(kind), key.to(kind), value.to(kind)
+    past = [EdgeUpdate(*pair) for pair in zip(history_query, history_key, strict=True)]
+    chosen = backends.choose("graph_attention", backend, query, key, value, graph, past)
     result = torch.promote_types(torch.promote_types(query.dtype, key.dtype), value.dtype)
+    words_only = receivers == "words"
     with torch.autocast(query.device.type, enabled=False):
-        output = torch.ops.ecore_kernels.graph_attention(
-            query,
-            key,
-            value,
-            graph.word_weight,
-            graph.word_mask,
-            graph.emotion_weight,
-            graph.correlation,
-            graph.emotion_mask,
-            history_query,
-            history_key,
-            row_factor(history),
-            scale,
-            receivers == "words",
-        )
+        factor = row_factor(history)
+        if chosen == "reference":
+            output = torch.ops.ecore_kernels.graph_attention(
+                query,
+                key,
+                value,
+                graph.word_weight,
+                graph.word_mask,
+                graph.emotion_weight,
+                graph.correlation,
+                graph.emotion_mask,
+                history_query,
+                history_key,
+                factor,
+                scale,
+                words_only,
+            )
+        else:
+            output = fused.graph_attention(
+                query, key, value, graph, history_query, history_key, factor, scale, words_only, chosen
+            )
     return output.to(result)

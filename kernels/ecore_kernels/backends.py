@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ecore_kernels import native
+from ecore_kernels import native, triton_kernels
 
 OPERATORS = ("edge_attention", "graph_attention", "edge_readout", "otsu")
 
@@ -26,6 +27,31 @@ def _native_otsu(values: Tensor | None = None, *_: Any, **__: Any) -> list[str]:
     return [] if reason is None else [reason]
 
 
+def _no_gradient_to_words(graph: Any) -> list[str]:
+    """Intensities come from a lexicon: the fused kernels do not differentiate them, and must not pretend to."""
+    asked = graph is not None and graph.word_weight.requires_grad and torch.is_grad_enabled()
+    return ["gives no gradient to word_weight"] if asked else []
+
+
+def _triton_edge_attention(
+    query: Any = None, key: Any = None, value: Any = None, *_: Any, **__: Any
+) -> list[str]:
+    return triton_kernels.why_not(*(() if query is None else (query, key, value)))
+
+
+def _triton_graph_attention(
+    query: Any = None, key: Any = None, value: Any = None, graph: Any = None, history: Any = (), **_: Any
+) -> list[str]:
+    past = [x for update in history for x in (update.query, update.key)]
+    reasons = triton_kernels.why_not(*(() if query is None else (query, key, value, *past)))
+    return reasons + _no_gradient_to_words(graph)
+
+
+def _triton_edge_readout(graph: Any = None, history: Any = (), **_: Any) -> list[str]:
+    past = [x for update in history for x in (update.query, update.key)]
+    return triton_kernels.why_not(*(() if graph is None else (graph.emotion_weight[:, :1], *past)))
+
+
 @dataclass(frozen=True)
 class Backend:
     """One way to run the operators."""
@@ -33,6 +59,8 @@ class Backend:
     name: str
     refusals: Mapping[str, Callable[..., list[str]]]
     """Per operator that it implements: the reasons against running a call with these arguments."""
+    by_name_only: bool = False
+    """Never chosen unless named: Triton's interpreter is a test instrument, slower than everything."""
 
     def why_not(self, operator: str, *args: Any, **kwargs: Any) -> list[str]:
         """The reasons why this backend cannot run ``operator`` on these arguments; empty if it can."""
@@ -45,7 +73,15 @@ BACKENDS = {
     backend.name: backend
     for backend in (
         # Fastest first.
-        Backend("triton", {}),
+        Backend(
+            "triton",
+            {
+                "edge_attention": _triton_edge_attention,
+                "graph_attention": _triton_graph_attention,
+                "edge_readout": _triton_edge_readout,
+            },
+            by_name_only=triton_kernels.INTERPRETED,
+        ),
         Backend("native", {"otsu": _native_otsu}),
         Backend("reference", {operator: lambda *_, **__: [] for operator in OPERATORS}),
     )
@@ -97,7 +133,8 @@ def choose(operator: str, backend: str | None, *args: Any, **kwargs: Any) -> str
     """
     name = backend if backend is not None else _named
     if name is None:
-        return next(b.name for b in BACKENDS.values() if not b.why_not(operator, *args, **kwargs))
+        chosen = (b.name for b in BACKENDS.values() if not b.by_name_only)
+        return next(name for name in chosen if not BACKENDS[name].why_not(operator, *args, **kwargs))
     reasons = BACKENDS[_check_name(name, f"{operator}: backend")].why_not(operator, *args, **kwargs)
     if reasons:
         raise RuntimeError(f"{operator}: backend {name!r} cannot run this call: it {'; it '.join(reasons)}")
@@ -131,11 +168,14 @@ def explain(operator: str | Callable[..., Any], *args: Any, **kwargs: Any) -> st
     lines, chosen = [], None
     for backend in BACKENDS.values():
         reasons = backend.why_not(name, *args, **kwargs)
-        if not reasons and chosen is None and named in (None, backend.name):
+        wanted = named == backend.name or (named is None and not backend.by_name_only)
+        if not reasons and chosen is None and wanted:
             chosen = backend.name
             verdict = "runs this call" + (" (named)" if named else "")
         elif reasons:
             verdict = "; ".join(reasons)
+        elif named is None and backend.by_name_only:
+            verdict = "could run it, but only where it is named"
         else:
             verdict = (
                 f"could run it, but {named} is named" if named else f"could run it, but {chosen} comes first"

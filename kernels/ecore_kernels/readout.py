@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ecore_kernels import backends, reference
+from ecore_kernels import backends, fused, reference
 from ecore_kernels.attention import EdgeUpdate, autocast_type, check_history, row_factor
 from ecore_kernels.graph import EmotionGraph
 
@@ -70,19 +70,25 @@ def edge_readout(
     """
     batch, resolutions, words, emotions = graph.shape
     check_history("edge_readout", history, (batch, resolutions, words + emotions))
-    backends.choose("edge_readout", backend, graph, history)
     device = graph.word_weight.device
     kind = autocast_type(device)
+    history_query = [update.query if kind is None else update.query.to(kind) for update in history]
+    history_key = [update.key if kind is None else update.key.to(kind) for update in history]
+    past = [EdgeUpdate(*pair) for pair in zip(history_query, history_key, strict=True)]
+    chosen = backends.choose("edge_readout", backend, graph, past)
     with torch.autocast(device.type, enabled=False):
+        factor = row_factor(history)
+        if chosen != "reference":
+            return fused.edge_readout(graph, history_query, history_key, factor, scale, per_word, chosen)
         return torch.ops.ecore_kernels.edge_readout(
             graph.word_weight,
             graph.word_mask,
             graph.emotion_weight,
             graph.correlation,
             graph.emotion_mask,
-            [update.query if kind is None else update.query.to(kind) for update in history],
-            [update.key if kind is None else update.key.to(kind) for update in history],
-            row_factor(history),
+            history_query,
+            history_key,
+            factor,
             scale,
             per_word,
         )

@@ -35,7 +35,7 @@ def edge_attention(
     key: Tensor,
     value: Tensor,
     edge: Tensor,
-    neighbors: Tensor,
+    neighbors: Tensor | None,
     gate: Tensor | None,
     edge_scale: Tensor | None,
     scale: float,
@@ -44,11 +44,15 @@ def edge_attention(
     kind = compute_type(query, key, value, edge, gate, edge_scale)
     score = scale * (query.to(kind) @ key.to(kind).mT)
     attention_score = score * edge
-    output = neighbor_softmax(attention_score, neighbors) @ value.to(kind)
+    if neighbors is None:
+        attention = attention_score.softmax(-1)
+    else:
+        attention = neighbor_softmax(attention_score, neighbors)
+    output = attention @ value.to(kind)
     if gate is None:
         return output, None
     new_edge = gate[..., None] * edge_scale * (edge + attention_score)
-    return output, new_edge.masked_fill(~neighbors, 0.0)
+    return output, new_edge if neighbors is None else new_edge.masked_fill(~neighbors, 0.0)
 
 
 def graph_attention(

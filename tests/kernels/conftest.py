@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 from types import SimpleNamespace
 
@@ -10,7 +10,30 @@ import pytest
 import torch
 from torch import Tensor
 
-from ecore_kernels import EdgeUpdate, EmotionGraph
+from ecore_kernels import EdgeUpdate, EmotionGraph, triton_kernels, use_backend
+
+BACKENDS = [
+    "reference",
+    pytest.param(
+        "interpreter",
+        marks=pytest.mark.skipif(
+            not triton_kernels.INTERPRETED or bool(triton_kernels.unavailable_reason()),
+            reason="Triton's interpreter is not in use: TRITON_INTERPRET is not 1, or Triton is missing",
+        ),
+    ),
+    pytest.param("cuda", marks=pytest.mark.gpu),
+]
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run a test on every backend: PyTorch, Triton's interpreter, and Triton on a GPU with all tensors there."""
+    with use_backend("reference" if request.param == "reference" else "triton"):
+        if request.param != "cuda":
+            yield request.param
+        else:
+            with torch.device("cuda"):
+                yield request.param
 
 
 def random_graph(

@@ -10,7 +10,15 @@ import pytest
 import torch
 
 import ecore_kernels
-from ecore_kernels import available_backends, backends, edge_attention, explain, otsu, use_backend
+from ecore_kernels import (
+    available_backends,
+    backends,
+    edge_attention,
+    explain,
+    otsu,
+    triton_kernels,
+    use_backend,
+)
 from ecore_kernels.backends import Backend
 
 
@@ -127,7 +135,20 @@ def test_a_backend_of_the_call_beats_use_backend():
 
 def test_reference_is_always_there():
     assert available_backends()[-1] == "reference"
-    assert "triton" not in available_backends()
+    assert ("triton" in available_backends()) == (not triton_kernels.unavailable_reason())
+
+
+@pytest.mark.skipif(not triton_kernels.INTERPRETED, reason="Triton's interpreter is not in use")
+def test_the_interpreter_runs_only_where_it_is_named():
+    assert backends.choose("graph_attention", None) != "triton"
+    lines = explain("graph_attention").splitlines()
+    assert lines[1].strip() == "triton: could run it, but only where it is named"
+    assert explain("graph_attention", backend="triton").startswith("graph_attention: triton")
+    x = torch.zeros(1, 1, 2, 2)
+    assert "gets bfloat16 wrong" in explain("edge_attention", x.bfloat16(), x, x, torch.ones(()))
+    wide = torch.zeros(1, 1, 2, 300)
+    with pytest.raises(RuntimeError, match="head sizes up to 256, not 300"):
+        edge_attention(wide, wide, wide, torch.ones(()), backend="triton")
 
 
 @pytest.mark.usefixtures("fresh_compile")

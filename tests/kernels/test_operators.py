@@ -9,6 +9,8 @@ import torch
 
 from ecore_kernels import EdgeUpdate, EmotionGraph, edge_attention, edge_readout, graph_attention
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 
 def flat(updates):
     """All tensors of ``updates``."""

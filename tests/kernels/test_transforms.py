@@ -70,13 +70,15 @@ OPERATORS = ["attention", "words", "readout", "per_word", "dense"]
 
 @pytest.mark.parametrize("correlation, masked", [("shared", True), ("batched", False)])
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_gradcheck(make, operator, correlation, masked):
+def test_gradcheck(make, operator, correlation, masked, backend):
     problem = Problem(make, correlation=correlation, masked=masked)
-    assert gradcheck(getattr(problem, operator), problem.inputs(operator))
+    # An interpreted call takes milliseconds: fast mode compares random projections of the Jacobians.
+    fast = backend == "interpreter"
+    assert gradcheck(getattr(problem, operator), problem.inputs(operator), fast_mode=fast)
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_gradcheck_where_a_factor_is_zero(make, operator):
+def test_gradcheck_where_a_factor_is_zero(make, operator, backend):
     """A gate of 0 (r = 0) and an edge whose 1 + s is 0: a gradient that divides by either would be NaN."""
     problem = Problem(make, layers=2)
     first = problem.history[0]
@@ -85,7 +87,7 @@ def test_gradcheck_where_a_factor_is_zero(make, operator):
         first.query[:] = torch.tensor([1.0, 0.0])
         first.key[:] = torch.tensor([-1.0 / SCALE, 3.0])  # 1 + s is exactly 0 on every edge
     inputs = problem.inputs(operator)
-    assert gradcheck(getattr(problem, operator), inputs)
+    assert gradcheck(getattr(problem, operator), inputs, fast_mode=backend == "interpreter")
     outputs = getattr(problem, operator)(*inputs)
     total = sum(x.sum() for x in (outputs if isinstance(outputs, tuple) else (outputs,)))
     assert all(
@@ -122,6 +124,21 @@ def test_opcheck(make):
     opcheck(operators.edge_attention, (*nodes, edge, neighbors, factor, factor.sum(), SCALE))
 
 
+@pytest.mark.parametrize("operator", ["attention", "readout", "dense"])
+def test_fused_kernels_refuse_a_second_derivative(make, operator, backend):
+    """Silence would be a wrong gradient: only the reference is differentiable twice."""
+    if backend == "reference":
+        pytest.skip("the reference has second derivatives")
+    problem = Problem(make, layers=1)
+    inputs = problem.inputs(operator)
+    outputs = getattr(problem, operator)(*inputs)
+    total = sum(x.square().sum() for x in (outputs if isinstance(outputs, tuple) else (outputs,)))
+    first = torch.autograd.grad(total, inputs, create_graph=True, allow_unused=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        sum(g.sum() for g in first if g is not None).backward()
+
+
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_func_grad_and_vjp(make, operator):
     problem = Problem(make)
@@ -145,7 +162,7 @@ def test_func_grad_and_vjp(make, operator):
         torch.testing.assert_close(by_func, expected)
 
 
-@pytest.mark.usefixtures("fresh_compile")
+@pytest.mark.usefixtures("fresh_compile", "backend")
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_compile(make, operator):
     problem = Problem(make)
@@ -153,7 +170,7 @@ def test_compile(make, operator):
     check_compiled(function, inputs, "aot_eager")
 
 
-@pytest.mark.usefixtures("fresh_compile")
+@pytest.mark.usefixtures("fresh_compile", "backend")
 @pytest.mark.parametrize("operator", ["attention", "readout", "dense"])
 def test_compile_with_inductor(make, operator):
     """With gradients for one operator: a backward graph takes long to compile."""
@@ -164,7 +181,7 @@ def test_compile_with_inductor(make, operator):
     check_compiled(getattr(problem, operator), inputs, "inductor")
 
 
-@pytest.mark.usefixtures("fresh_compile")
+@pytest.mark.usefixtures("fresh_compile", "backend")
 def test_compile_the_same_tensor_three_times(make):
     graph = make.graph()
     x = torch.randn(2, 3, 9, 4, dtype=torch.float64, requires_grad=True)
@@ -175,7 +192,7 @@ def test_compile_the_same_tensor_three_times(make):
     check_compiled(function, [x], "aot_eager")
 
 
-@pytest.mark.usefixtures("fresh_compile")
+@pytest.mark.usefixtures("fresh_compile", "backend")
 def test_compile_from_raw_intensities(make):
     lengths = torch.tensor([6, 4])
     x = torch.randn(2, 2, 9, 4, dtype=torch.float64, requires_grad=True)

@@ -1,0 +1,85 @@
+"""The GPU kernels, in Triton: one file a kernel family, and the table of their launch configurations.
+
+Importing this package does not import Triton: where it is missing, :func:`why_not` says so.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import importlib.util
+import os
+
+import torch
+from torch import Tensor
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+"""Whether Triton's interpreter stands in for a GPU: it runs the kernels on CPU tensors, for tests."""
+
+OLDEST_TRITON = (3, 3)
+OLDEST_ARCHITECTURE = (8, 0)
+LARGEST_HEAD = 256
+TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@torch.compiler.assume_constant_result
+def unavailable_reason() -> str:
+    """Why no kernel can run in this installation; empty if they can."""
+    return _unavailable_reason()
+
+
+@functools.cache
+def _unavailable_reason() -> str:
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed: pip install triton"
+    version = importlib.metadata.version("triton")
+    if tuple(map(int, version.split(".")[:2])) < OLDEST_TRITON:
+        return f"needs Triton {'.'.join(map(str, OLDEST_TRITON))} or newer, not {version}"
+    if INTERPRETED:
+        return ""
+    if torch.version.hip:
+        return "runs on NVIDIA GPUs only"
+    if not torch.cuda.is_available():
+        return "runs on CUDA GPUs (on CPU only under TRITON_INTERPRET=1, for tests): none is visible"
+    return ""
+
+
+@torch.compiler.assume_constant_result
+def _device_refusal(index: int) -> str:
+    return _asked_device_refusal(index)
+
+
+@functools.cache
+def _asked_device_refusal(index: int) -> str:
+    capability = torch.cuda.get_device_capability(index)
+    if capability < OLDEST_ARCHITECTURE:
+        oldest = "".join(map(str, OLDEST_ARCHITECTURE))
+        return f"needs compute capability sm_{oldest} or newer, not sm_{''.join(map(str, capability))}"
+    return ""
+
+
+def why_not(*tensors: Tensor) -> list[str]:
+    """The reasons why the kernels cannot run on these queries, keys or values [B, K, N, d]; empty if they can."""
+    reason = unavailable_reason()
+    if reason:
+        return [reason]
+    reasons = []
+    for device in dict.fromkeys(tensor.device for tensor in tensors):
+        if device.type == "cuda":
+            refusal = _device_refusal(torch.cuda.current_device() if device.index is None else device.index)
+        elif device.type == "cpu" and INTERPRETED:
+            refusal = ""
+        else:
+            refusal = f"runs on CUDA GPUs, not on {device.type}"
+        if refusal:
+            reasons.append(refusal)
+    for kind in dict.fromkeys(tensor.dtype for tensor in tensors):
+        name = str(kind).removeprefix("torch.")
+        if kind not in TYPES:
+            reasons.append(f"takes float16, bfloat16, float32 and float64, not {name}")
+        elif kind is torch.bfloat16 and INTERPRETED:
+            reasons.append("gets bfloat16 wrong under Triton's interpreter")
+    largest = max([0, *(tensor.shape[-1] for tensor in tensors)])
+    if largest > LARGEST_HEAD:
+        reasons.append(f"takes head sizes up to {LARGEST_HEAD}, not {largest}")
+    return reasons

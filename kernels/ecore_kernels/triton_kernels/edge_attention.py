@@ -1,0 +1,504 @@
+"""Attention on any dense graph, its scores multiplied by edge weights that lie in memory: forward and backward.
+
+With s = scale * q k^T and x = s * E: out = softmax over neighbours (x) v, new_edge = f * (E + x) (Eqs. 4 to 7), f one
+factor per receiver. What lies off the graph is never read: not an edge, nor a gradient of an updated edge.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ecore_kernels.triton_kernels import launch
+from ecore_kernels.triton_kernels.tiles import LOG2E, load_rows, store_rows
+
+# Sizes and strides differ from batch to batch: compiling anew where one happens to be a multiple of 16 would cost more
+# than it gains. VECTOR tells the compiler what it needs.
+VARYING = [
+    "batches", "resolutions", "nodes", "edge_batches", "edge_resolutions", "zero",
+    *(
+        f"{of}_{name}"
+        for of in ("query", "value", "output", "gradient", "value_gradient", "edge", "neighbors", "grad_new_edge")
+        for name in ("batch", "head", "row")
+    ),
+]  # fmt: skip
+
+
+@triton.jit
+def _inside(receiver, sender, nodes, RECEIVERS: tl.constexpr, SENDERS: tl.constexpr, COLUMNS: tl.constexpr):
+    """What of the tile that begins at (receiver, sender) lies in the [N, N]; see ``_addresses`` for its shape."""
+    receivers = tl.expand_dims(receiver + tl.arange(0, RECEIVERS), 1 - COLUMNS)
+    senders = tl.expand_dims(sender + tl.arange(0, SENDERS), COLUMNS)
+    return (receivers < nodes) & (senders < nodes)
+
+
+@triton.jit
+def _addresses(
+    matrix,
+    row_stride,
+    receiver,
+    sender,
+    RECEIVERS: tl.constexpr,
+    SENDERS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """The tile that begins at (receiver, sender): [RECEIVERS, SENDERS], or with COLUMNS [SENDERS, RECEIVERS]."""
+    matrix += tl.cast(receiver, tl.int64) * row_stride + sender
+    receivers = tl.expand_dims(tl.arange(0, RECEIVERS), 1 - COLUMNS)
+    senders = tl.expand_dims(tl.arange(0, SENDERS), COLUMNS)
+    return matrix + receivers * row_stride + senders
+
+
+@triton.jit
+def _neighbors(
+    neighbors, row_stride, receiver, sender, inside,
+    RECEIVERS: tl.constexpr, SENDERS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Who hears whom in the tile; without a mask every receiver every sender."""
+    if neighbors is not None:
+        address = _addresses(neighbors, row_stride, receiver, sender, RECEIVERS, SENDERS, COLUMNS)
+        inside = inside & (tl.load(address, mask=inside, other=0) != 0)
+    return inside
+
+
+@triton.jit(do_not_specialize=VARYING)
+def _forward(
+    query, key, value,  # [B, K, N, d], [B, K, N, d], [B, K, N, dv]
+    edge, neighbors,  # [B or 1, K or 1, N, N] each; neighbors may be None
+    factor, new_edge,  # [B, K, N] and [B, K, N, N], or None both
+    output, log_normalizer,  # [B, K, N, dv] and, for the backward, [B, K, N]
+    resolutions, nodes,
+    query_batch, query_head, query_row, value_batch, value_head, value_row, output_batch, output_head, output_row,
+    edge_batch, edge_head, edge_row, neighbors_batch, neighbors_head, neighbors_row,
+    SCALE: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, TILE_DIM: tl.constexpr, TILE_VALUE: tl.constexpr,
+    VECTOR: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    """One program: BLOCK receivers of one (b, k), over all senders, STEP at a time."""
+    blocks = tl.cdiv(nodes, BLOCK)
+    pair = (tl.program_id(0) // blocks).to(tl.int64)
+    first = tl.program_id(0) % blocks * BLOCK
+    batch, head = pair // resolutions, pair % resolutions
+    key += (batch * query_batch + head * query_head) * VECTOR
+    value += (batch * value_batch + head * value_head) * VECTOR
+    edge += batch * edge_batch + head * edge_head
+    if neighbors is not None:
+        neighbors += batch * neighbors_batch + head * neighbors_head
+    if new_edge is not None:
+        new_edge += pair * nodes * nodes
+
+    row = first + tl.arange(0, BLOCK)
+    exists = row < nodes
+    node = tl.minimum(row, nodes - 1)  # rows past the last one repeat it, and are not stored
+    query += (batch * query_batch + head * query_head) * VECTOR
+    q = load_rows(query, node, query_row * VECTOR, DIM, TILE_DIM)
+    number = log_normalizer.dtype.element_ty
+    if factor is not None:
+        f = tl.load(factor + pair * nodes + node)[:, None]
+    maximum = tl.full([BLOCK], float("-inf"), number)
+    normalizer = tl.zeros([BLOCK], number)
+    total = tl.zeros([BLOCK, TILE_VALUE], number)
+    for start in range(0, nodes, STEP):
+        sender = tl.minimum(start + tl.arange(0, STEP), nodes - 1)
+        k = load_rows(key, sender, query_row * VECTOR, DIM, TILE_DIM)
+        v = load_rows(value, sender, value_row * VECTOR, VALUE_DIM, TILE_VALUE)
+        inside = _inside(first, start, nodes, BLOCK, STEP, False)
+        heard = _neighbors(neighbors, neighbors_row, first, start, inside, BLOCK, STEP, False)
+        weight = tl.load(_addresses(edge, edge_row, first, start, BLOCK, STEP, False), mask=heard, other=0.0)
+        weight = weight.to(number)
+        x = SCALE * tl.dot(q, tl.trans(k), input_precision=PRECISION) * weight
+        if new_edge is not None:
+            address = _addresses(new_edge, nodes, first, start, BLOCK, STEP, False)
+            tl.store(address, f * (weight + x), mask=inside)
+        x = tl.where(heard, x * LOG2E, float("-inf"))
+        larger = tl.maximum(maximum, tl.max(x, 1))
+        offset = tl.where(larger == float("-inf"), 0.0, larger)  # no neighbour so far
+        p = tl.exp2(x - offset[:, None])
+        shrink = tl.exp2(maximum - offset)
+        normalizer = normalizer * shrink + tl.sum(p, 1)
+        total = total * shrink[:, None] + tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
+        maximum = larger
+    # No neighbour at all: the output is 0, and a finite log_normalizer keeps NaN out of the backward.
+    lonely = maximum == float("-inf")
+    normalizer = tl.where(lonely, 1.0, normalizer)
+    output += (batch * output_batch + head * output_head) * VECTOR
+    store_rows(output, node, output_row * VECTOR, total / normalizer[:, None], exists, VALUE_DIM, TILE_VALUE)
+    logarithm = tl.where(lonely, 0.0, maximum) + tl.log2(normalizer)
+    tl.store(log_normalizer + pair * nodes + row, logarithm, mask=exists)
+
+
+@triton.jit
+def _attention(
+    first, second,  # queries and keys, or keys and queries
+    weight, heard, log_normalizer,  # E; who hears whom; of the receivers
+    SCALE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The scores s of a tile [first, second], and the attention that the forward gave them."""
+    score = SCALE * tl.dot(first, tl.trans(second), input_precision=PRECISION)
+    return score, tl.where(heard, tl.exp2(score * weight * LOG2E - log_normalizer), 0.0)
+
+
+@triton.jit(do_not_specialize=VARYING)
+def _backward(
+    query, key, value, edge, neighbors, factor, output, grad_output, grad_new_edge, log_normalizer,
+    grad_query, grad_key, grad_value,
+    grad_edge, grad_factor,  # like edge and factor, but contiguous; None where not wanted
+    batches, resolutions, nodes, edge_batches, edge_resolutions, zero,
+    query_batch, query_head, query_row, value_batch, value_head, value_row, output_batch, output_head, output_row,
+    gradient_batch, gradient_head, gradient_row, value_gradient_batch, value_gradient_head, value_gradient_row,
+    edge_batch, edge_head, edge_row, neighbors_batch, neighbors_head, neighbors_row,
+    grad_new_edge_batch, grad_new_edge_head, grad_new_edge_row,
+    SCALE: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, TILE_DIM: tl.constexpr, TILE_VALUE: tl.constexpr,
+    VECTOR: tl.constexpr, PRECISION: tl.constexpr, SHARED_EDGE: tl.constexpr,
+    BLOCK: tl.constexpr, STEP: tl.constexpr, SHARED_STEP: tl.constexpr, RELOAD: tl.constexpr,
+):  # fmt: skip
+    """One program: the gradients of BLOCK nodes of one (b, k), as receivers or as senders, or of a tile of edges.
+
+    With G = A (dO V^T - delta), delta the sum of dO * O over a row: dx = G + f dE', ds = dx * E, dE = dx * s + f dE'.
+    An edge that belongs to one (b, k) gets its gradient from its receiver's program. With SHARED_EDGE the first
+    programs take a tile of edges each, and go through all the (b, k) that share it: every number has one writer.
+    With RELOAD the tiles that stay are loaded again at every step, which keeps them out of the registers: ``zero`` is
+    0, but the compiler does not know.
+    """
+    blocks = tl.cdiv(nodes, BLOCK)
+    program = tl.program_id(0)
+    query_row *= VECTOR
+    value_row *= VECTOR
+    output_row *= VECTOR
+    number: tl.constexpr = log_normalizer.dtype.element_ty
+
+    if SHARED_EDGE:
+        steps = tl.cdiv(nodes, SHARED_STEP)
+        tiles = edge_batches * edge_resolutions * blocks * steps
+        if program < tiles:
+            matrix = (program // (blocks * steps)).to(tl.int64)
+            first = program // steps % blocks * BLOCK
+            start = program % steps * SHARED_STEP
+            edge_of, edge_for = matrix // edge_resolutions, matrix % edge_resolutions
+            edge += edge_of * edge_batch + edge_for * edge_head
+            grad_tile = tl.zeros([BLOCK, SHARED_STEP], number)
+            heads = resolutions // edge_resolutions
+            for share in range(0, heads * (batches // edge_batches)):
+                batch, head = edge_of + share // heads, edge_for + share % heads
+                pair = batch * resolutions + head
+                # Else the addresses of all tiles are worked out before the loop, and wait in registers.
+                first += share * zero
+                start += share * zero
+                node = tl.minimum(first + tl.arange(0, BLOCK), nodes - 1)
+                sender = tl.minimum(start + tl.arange(0, SHARED_STEP), nodes - 1)
+                query_offset = (batch * query_batch + head * query_head) * VECTOR
+                output_offset = (batch * output_batch + head * output_head) * VECTOR
+                do = load_rows(grad_output + output_offset, node, output_row, VALUE_DIM, TILE_VALUE)
+                o = load_rows(output + output_offset, node, output_row, VALUE_DIM, TILE_VALUE)
+                delta = tl.sum(do.to(number) * o.to(number), 1)[:, None]
+                value_of = value + (batch * value_batch + head * value_head) * VECTOR
+                v = load_rows(value_of, sender, value_row, VALUE_DIM, TILE_VALUE)
+                passed = tl.dot(do, tl.trans(v), input_precision=PRECISION) - delta
+                q = load_rows(query + query_offset, node, query_row, DIM, TILE_DIM)
+                k = load_rows(key + query_offset, sender, query_row, DIM, TILE_DIM)
+                normalizer = tl.load(log_normalizer + pair * nodes + node)[:, None]
+                heard = _inside(first, start, nodes, BLOCK, SHARED_STEP, False)
+                if neighbors is not None:
+                    mask = neighbors + batch * neighbors_batch + head * neighbors_head
+                    heard = _neighbors(mask, neighbors_row, first, start, heard, BLOCK, SHARED_STEP, False)
+                weight = tl.load(
+                    _addresses(edge, edge_row, first, start, BLOCK, SHARED_STEP, False), mask=heard, other=0.0
+                ).to(number)
+                score, attention = _attention(q, k, weight, heard, normalizer, SCALE, PRECISION)
+                grad_x = attention * passed
+                if grad_new_edge is not None:
+                    gradient = grad_new_edge + batch * grad_new_edge_batch + head * grad_new_edge_head
+                    address = _addresses(gradient, grad_new_edge_row, first, start, BLOCK, SHARED_STEP, False)
+                    f = tl.load(factor + pair * nodes + node)[:, None]
+                    through_edge = f * tl.load(address, mask=heard, other=0.0)
+                    grad_x += through_edge
+                    grad_tile += through_edge
+                grad_tile += grad_x * score
+            grad_edge += matrix * nodes * nodes
+            address = _addresses(grad_edge, nodes, first, start, BLOCK, SHARED_STEP, False)
+            inside = _inside(first, start, nodes, BLOCK, SHARED_STEP, False)
+            tl.store(address, grad_tile.to(grad_edge.dtype.element_ty), mask=inside)
+            return
+        program -= tiles
+
+    pair = (program // (2 * blocks)).to(tl.int64)
+    block = program % (2 * blocks)
+    batch, head = pair // resolutions, pair % resolutions
+    query += (batch * query_batch + head * query_head) * VECTOR
+    key += (batch * query_batch + head * query_head) * VECTOR
+    value += (batch * value_batch + head * value_head) * VECTOR
+    output += (batch * output_batch + head * output_head) * VECTOR
+    grad_output += (batch * output_batch + head * output_head) * VECTOR
+    gradient_offset = (batch * gradient_batch + head * gradient_head) * VECTOR
+    gradient_row *= VECTOR
+    edge += batch * edge_batch + head * edge_head
+    if neighbors is not None:
+        neighbors += batch * neighbors_batch + head * neighbors_head
+    if grad_new_edge is not None:
+        grad_new_edge += batch * grad_new_edge_batch + head * grad_new_edge_head
+        factor += pair * nodes
+    log_normalizer += pair * nodes
+
+    if block < blocks:
+        first = block * BLOCK
+        row = first + tl.arange(0, BLOCK)
+        exists = row < nodes
+        node = tl.minimum(row, nodes - 1)
+        q = load_rows(query, node, query_row, DIM, TILE_DIM)
+        do = load_rows(grad_output, node, output_row, VALUE_DIM, TILE_VALUE)
+        o = load_rows(output, node, output_row, VALUE_DIM, TILE_VALUE)
+        delta = tl.sum(do.to(number) * o.to(number), 1)[:, None]
+        normalizer = tl.load(log_normalizer + node)[:, None]
+        if grad_new_edge is not None:
+            f = tl.load(factor + node)[:, None]
+            grad_f = tl.zeros([BLOCK], number)
+        if grad_edge is not None and not SHARED_EDGE:
+            grad_edge += pair * nodes * nodes
+        grad_q = tl.zeros([BLOCK, TILE_DIM], number)
+        for start in range(0, nodes, STEP):
+            if RELOAD:
+                again = node + start * zero
+                q = load_rows(query, again, query_row, DIM, TILE_DIM)
+                do = load_rows(grad_output, again, output_row, VALUE_DIM, TILE_VALUE)
+            sender = tl.minimum(start + tl.arange(0, STEP), nodes - 1)
+            k = load_rows(key, sender, query_row, DIM, TILE_DIM)
+            v = load_rows(value, sender, value_row, VALUE_DIM, TILE_VALUE)
+            inside = _inside(first, start, nodes, BLOCK, STEP, False)
+            heard = _neighbors(neighbors, neighbors_row, first, start, inside, BLOCK, STEP, False)
+            weight = tl.load(
+                _addresses(edge, edge_row, first, start, BLOCK, STEP, False), mask=heard, other=0.0
+            )
+            weight = weight.to(number)
+            score, attention = _attention(q, k, weight, heard, normalizer, SCALE, PRECISION)
+            grad_x = attention * (tl.dot(do, tl.trans(v), input_precision=PRECISION) - delta)
+            if grad_new_edge is not None:
+                address = _addresses(grad_new_edge, grad_new_edge_row, first, start, BLOCK, STEP, False)
+                gradient = tl.load(address, mask=heard, other=0.0)
+                through_edge = f * gradient
+                grad_x += through_edge
+                grad_f += tl.sum(gradient * (weight + score * weight), 1)
+            grad_q += tl.dot((grad_x * weight).to(k.dtype), k, input_precision=PRECISION)
+            if grad_edge is not None and not SHARED_EDGE:
+                address = _addresses(grad_edge, nodes, first, start, BLOCK, STEP, False)
+                grad_tile = grad_x * score
+                if grad_new_edge is not None:
+                    grad_tile += through_edge
+                tl.store(address, grad_tile.to(grad_edge.dtype.element_ty), mask=inside)
+        store_rows(grad_query + gradient_offset, node, gradient_row, grad_q * SCALE, exists, DIM, TILE_DIM)
+        if grad_new_edge is not None:
+            tl.store(grad_factor + pair * nodes + row, grad_f, mask=exists)
+    else:
+        first = (block - blocks) * BLOCK
+        row = first + tl.arange(0, BLOCK)
+        exists = row < nodes
+        node = tl.minimum(row, nodes - 1)
+        k = load_rows(key, node, query_row, DIM, TILE_DIM)
+        v = load_rows(value, node, value_row, VALUE_DIM, TILE_VALUE)
+        grad_k = tl.zeros([BLOCK, TILE_DIM], number)
+        grad_v = tl.zeros([BLOCK, TILE_VALUE], number)
+        for start in range(0, nodes, STEP):
+            if RELOAD:
+                again = node + start * zero
+                k = load_rows(key, again, query_row, DIM, TILE_DIM)
+                v = load_rows(value, again, value_row, VALUE_DIM, TILE_VALUE)
+            receiver = tl.minimum(start + tl.arange(0, STEP), nodes - 1)
+            q = load_rows(query, receiver, query_row, DIM, TILE_DIM)
+            do = load_rows(grad_output, receiver, output_row, VALUE_DIM, TILE_VALUE)
+            o = load_rows(output, receiver, output_row, VALUE_DIM, TILE_VALUE)
+            delta = tl.sum(do.to(number) * o.to(number), 1)[None, :]
+            normalizer = tl.load(log_normalizer + receiver)[None, :]
+            inside = _inside(start, first, nodes, STEP, BLOCK, True)
+            heard = _neighbors(neighbors, neighbors_row, start, first, inside, STEP, BLOCK, True)
+            weight = tl.load(
+                _addresses(edge, edge_row, start, first, STEP, BLOCK, True), mask=heard, other=0.0
+            )
+            weight = weight.to(number)
+            _, attention = _attention(k, q, weight, heard, normalizer, SCALE, PRECISION)
+            grad_x = attention * (tl.dot(v, tl.trans(do), input_precision=PRECISION) - delta)
+            grad_v += tl.dot(attention.to(do.dtype), do, input_precision=PRECISION)
+            if grad_new_edge is not None:
+                address = _addresses(grad_new_edge, grad_new_edge_row, start, first, STEP, BLOCK, True)
+                f = tl.load(factor + receiver)[None, :]
+                grad_x += f * tl.load(address, mask=heard, other=0.0)
+            grad_k += tl.dot((grad_x * weight).to(q.dtype), q, input_precision=PRECISION)
+        store_rows(grad_key + gradient_offset, node, gradient_row, grad_k * SCALE, exists, DIM, TILE_DIM)
+        grad_value += (batch * value_gradient_batch + head * value_gradient_head) * VECTOR
+        store_rows(grad_value, node, value_gradient_row * VECTOR, grad_v, exists, VALUE_DIM, TILE_VALUE)
+
+
+def _setting(query: Tensor, value: Tensor, precision: str, direction: str):
+    """What depends on types and head sizes alone: kernel constants and the compiler's options."""
+    arithmetic = launch.arithmetic_of(query.dtype, precision)
+    dim, value_dim = query.shape[3], value.shape[3]
+    tile_dim, tile_value = launch.padded(dim), launch.padded(value_dim)
+    constants, options = launch.configuration(
+        f"edge_attention_{direction}",
+        arithmetic,
+        max(tile_dim, tile_value),
+        0,
+        launch.architecture(query.device),
+    )
+    tiles = {"DIM": dim, "VALUE_DIM": value_dim, "TILE_DIM": tile_dim, "TILE_VALUE": tile_value}
+    return {**tiles, "PRECISION": launch.dot_precision(arithmetic), **constants}, options
+
+
+def _mask(neighbors: Tensor | None, query: Tensor) -> Tensor | None:
+    """The neighbours as the kernels load them: where the rest is float64, not as bytes.
+
+    The compiler packs the operands of a product as tightly as the narrowest load that they depend on, and does not
+    compile for sm_80 and sm_90 when it takes four numbers of 64 bits for as many bytes.
+    """
+    return neighbors.to(torch.int32) if neighbors is not None and query.dtype is torch.float64 else neighbors
+
+
+def _matrices(name: str, tensor: Tensor | None) -> dict[str, Tensor | int | None]:
+    """Kernel arguments: [B or 1, K or 1, N, N] and its strides; copied unless a row lies side by side."""
+    if tensor is None:
+        return {name: None, f"{name}_batch": 0, f"{name}_head": 0, f"{name}_row": 0}
+    if tensor.shape[3] > 1 and tensor.stride(3) != 1:
+        tensor = tensor.contiguous()
+    batch, head = (0 if tensor.shape[i] == 1 else tensor.stride(i) for i in (0, 1))
+    return {name: tensor, f"{name}_batch": batch, f"{name}_head": head, f"{name}_row": tensor.stride(2)}
+
+
+def forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    edge: Tensor,
+    neighbors: Tensor | None,
+    factor: Tensor | None,
+    scale: float,
+    precision: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Launch the forward kernel.
+
+    Args:
+        query, key: [B, K, N, d], value [B, K, N, dv], of one type.
+        edge: [B or 1, K or 1, N, N].
+        neighbors: bool, [B or 1, K or 1, N, N]; None for a complete graph.
+        factor: [B, K, N], what the updated edges of a receiver are multiplied by; None for no updated edges.
+        precision: "ieee" or "tf32", for float32.
+
+    Returns:
+        output: [B, K, N, dv], in the type of value.
+        new_edge: [B, K, N, N], 0 off the graph, float32 (float64 where query is); empty without ``factor``.
+        log_normalizer: [B, K, N], logarithm to base 2 of every softmax denominator; 0 where there is no neighbour.
+    """
+    batch, resolutions, nodes, _ = query.shape
+    query, value = launch.dense_rows(query), launch.dense_rows(value)
+    key = launch.laid_out_like(key, query)
+    number = torch.float64 if query.dtype is torch.float64 else torch.float32
+    output = launch.empty_rows(value, nodes, value.shape[3], value.dtype)
+    log_normalizer = query.new_empty((batch, resolutions, nodes), dtype=number)
+    new_edge = None if factor is None else query.new_empty((batch, resolutions, nodes, nodes), dtype=number)
+    vector = launch.vector_of(query, value, output)
+    constants, options = _setting(query, value, precision, "forward")
+    arguments = {
+        "query": query,
+        "key": key,
+        "value": value,
+        **_matrices("edge", edge),
+        **_matrices("neighbors", _mask(neighbors, query)),
+        "factor": None if factor is None else factor.to(number).contiguous(),
+        "new_edge": new_edge,
+        "output": output,
+        "log_normalizer": log_normalizer,
+        "resolutions": resolutions,
+        "nodes": nodes,
+        **launch.row_strides("query", query, vector),
+        **launch.row_strides("value", value, vector),
+        **launch.row_strides("output", output, vector),
+        "SCALE": scale,
+        "VECTOR": vector,
+        **constants,
+    }
+    programs = batch * resolutions * triton.cdiv(nodes, constants["BLOCK"])
+    launch.launch(_forward, (programs,), arguments, options, query.device)
+    return output, query.new_empty(0, dtype=number) if new_edge is None else new_edge, log_normalizer
+
+
+def backward(
+    grad_output: Tensor,
+    grad_new_edge: Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    edge: Tensor,
+    neighbors: Tensor | None,
+    factor: Tensor | None,
+    output: Tensor,
+    log_normalizer: Tensor,
+    scale: float,
+    needs_edge: bool,
+    precision: str,
+) -> list[Tensor]:
+    """Launch the backward kernel.
+
+    Args:
+        grad_output: the gradient of output, in its shape.
+        grad_new_edge: the gradient of new_edge, in its shape; None for 0, or where there is no factor.
+        output, log_normalizer: from :func:`forward`; the rest as it got them.
+        needs_edge: whether the edges need a gradient.
+
+    Returns:
+        gradients of query, key, value, edge (in its shape and type) and factor, without those not needed or not given.
+    """
+    batch, resolutions, nodes, dim = query.shape
+    query, value = launch.dense_rows(query), launch.dense_rows(value)
+    key = launch.laid_out_like(key, query)
+    grad_output = launch.laid_out_like(grad_output, output)
+    number = log_normalizer.dtype
+    grad_query = launch.empty_rows(query, nodes, dim, query.dtype)
+    grad_key = launch.empty_rows(query, nodes, dim, query.dtype)
+    grad_value = launch.empty_rows(query, nodes, value.shape[3], value.dtype)
+    grad_edge = edge.new_empty(edge.shape) if needs_edge else None
+    grad_factor = None
+    if grad_new_edge is not None:
+        factor = factor.to(number).contiguous()
+        grad_factor = torch.empty_like(log_normalizer)
+    vector = launch.vector_of(query, value, output, grad_query, grad_value)
+    constants, options = _setting(query, value, precision, "backward")
+    shared_edge = needs_edge and edge.shape[:2] != query.shape[:2]
+    arguments = {
+        "query": query,
+        "key": key,
+        "value": value,
+        **_matrices("edge", edge),
+        **_matrices("neighbors", _mask(neighbors, query)),
+        "factor": None if grad_new_edge is None else factor,
+        "output": output,
+        "grad_output": grad_output,
+        **_matrices("grad_new_edge", grad_new_edge),
+        "log_normalizer": log_normalizer,
+        "grad_query": grad_query,
+        "grad_key": grad_key,
+        "grad_value": grad_value,
+        "grad_edge": grad_edge,
+        "grad_factor": grad_factor,
+        "batches": batch,
+        "resolutions": resolutions,
+        "nodes": nodes,
+        "edge_batches": edge.shape[0],
+        "edge_resolutions": edge.shape[1],
+        "zero": 0,
+        **launch.row_strides("query", query, vector),
+        **launch.row_strides("value", value, vector),
+        **launch.row_strides("output", output, vector),
+        **launch.row_strides("gradient", grad_query, vector),
+        **launch.row_strides("value_gradient", grad_value, vector),
+        "SCALE": scale,
+        "VECTOR": vector,
+        "SHARED_EDGE": shared_edge,
+        **constants,
+    }
+    blocks = triton.cdiv(nodes, constants["BLOCK"])
+    programs = 2 * batch * resolutions * blocks
+    if shared_edge:
+        programs += edge.shape[0] * edge.shape[1] * blocks * triton.cdiv(nodes, constants["SHARED_STEP"])
+    launch.launch(_backward, (programs,), arguments, options, query.device)
+    if factor is not None and grad_factor is None:
+        grad_factor = torch.zeros_like(log_normalizer)
+    wanted = [grad for grad in (grad_edge, grad_factor) if grad is not None]
+    return [grad_query, grad_key, grad_value, *wanted]

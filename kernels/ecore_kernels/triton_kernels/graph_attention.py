@@ -1,0 +1,722 @@
+"""Attention on the emotion graph, forward and backward, without any N x N tensor.
+
+An edge is recomputed, tile by tile, from what determines it: E_ij = E0_ij * r_i * prod_m u^m_ij, where u^m_ij = 1 +
+scale * q^m_i . k^m_j comes from an earlier layer m (Eqs. 5 and 7 unrolled). docs/kernels.md derives the gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ecore_kernels.triton_kernels import launch
+from ecore_kernels.triton_kernels.tiles import (
+    LOG2E,
+    add_product,
+    inner_product,
+    last_heard,
+    load_pieces,
+    place_of_receiver,
+    scaled,
+    store_pieces,
+    takes_no_part,
+    unheard_self,
+    write_order,
+    zero_pieces,
+)
+
+CHUNK = 512  # nodes that are put in order at a time
+
+# Sizes and strides differ from batch to batch: compiling anew where one happens to be a multiple of 16 would cost more
+# than it gains. VECTOR tells the compiler what it needs.
+VARYING = [
+    "resolutions", "words", "emotions", "correlation_batch", "zero",
+    *(
+        f"{of}_{name}"
+        for of in ("query", "value", "output", "gradient", "value_gradient")
+        for name in ("batch", "head", "row")
+    ),
+]  # fmt: skip
+
+
+@triton.jit
+def _initial_edges(
+    receiver,  # places in the order
+    sender,
+    receiver_node,
+    sender_node,
+    weight,  # of the senders' edges to words
+    correlation,  # [P, P]
+    words,
+    emotions,
+    emotion_count,
+    between_emotions,  # whether the tile may hold edges between emotions
+    COLUMNS: tl.constexpr,
+):
+    """E0 of a tile: [receivers, senders], or with COLUMNS [senders, receivers]."""
+    receiver = tl.expand_dims(receiver, 1 - COLUMNS)
+    sender = tl.expand_dims(sender, COLUMNS)
+    edge = tl.expand_dims(weight, COLUMNS) + tl.zeros_like(receiver).to(weight.dtype)
+    if between_emotions:
+        learned = (receiver > 0) & (receiver <= emotion_count) & (sender > 0) & (sender <= emotion_count)
+        row = tl.expand_dims(receiver_node, 1 - COLUMNS).to(tl.int64) - words
+        column = tl.expand_dims(sender_node, COLUMNS) - words
+        entry = tl.load(correlation + row * emotions + column, mask=learned, other=0.0)
+        edge = tl.where(learned, entry.to(edge.dtype), edge)
+    return edge
+
+
+@triton.jit
+def _load_all(bases, offset, node, stride, WIDTH: tl.constexpr, PIECE: tl.constexpr):
+    """The rows of these nodes from every tensor of a tuple."""
+    tiles = ()
+    for m in tl.static_range(len(bases)):
+        tiles += (load_pieces(bases[m] + offset, node, stride, WIDTH, PIECE),)
+    return tiles
+
+
+@triton.jit
+def _all_u(
+    own, bases, offset, node, stride,
+    WIDTH: tl.constexpr, PIECE: tl.constexpr, SCALE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """u = 1 + scale * q . k of every earlier layer, between its rows at hand and the rows of these nodes."""
+    u = ()
+    for m in tl.static_range(len(own)):
+        # Loaded right before its product: loaded together, the layers would fill the registers.
+        rows = load_pieces(bases[m] + offset, node, stride, WIDTH, PIECE)
+        u += (1.0 + SCALE * inner_product(own[m], rows, PRECISION),)
+    return u
+
+
+@triton.jit(do_not_specialize=VARYING)
+def _forward(
+    query, key, value,  # [B, K, N, d], [B, K, N, d], [B, K, N, dv]
+    history_query, history_key,  # tuples of [B, K, N, d]
+    word_weight, word_mask,  # [B, M], [B, K, M]
+    emotion_weight, correlation, emotion_mask,  # [B, P], [P, P] or [B, P, P], [B, P] or None
+    row_factor,  # [B, K, N] or None
+    output,  # [B, K, N or M, dv]
+    log_normalizer, order, weight, counts,  # [B, K, N] each and [B, K, 2]: for the backward
+    resolutions, words, emotions, correlation_batch,
+    query_batch, query_head, query_row, value_batch, value_head, value_row, output_batch, output_head, output_row,
+    SCALE: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, PIECE: tl.constexpr,
+    VECTOR: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr, WORDS_ONLY: tl.constexpr,
+    BLOCK: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    """One program: BLOCK receivers of one (b, k), over all whom they hear, STEP at a time."""
+    nodes = words + emotions
+    receivers = words if WORDS_ONLY else nodes
+    blocks = tl.cdiv(receivers, BLOCK)
+    pair = (tl.program_id(0) // blocks).to(tl.int64)
+    block = tl.program_id(0) % blocks
+    block = tl.where(
+        block == 0, 0, blocks - block
+    )  # the longest first: [CLS] hears all, the last words nearly all
+    batch, head = pair // resolutions, pair % resolutions
+
+    query_offset = (batch * query_batch + head * query_head) * VECTOR
+    value_offset = (batch * value_batch + head * value_head) * VECTOR
+    query_row *= VECTOR
+    value_row *= VECTOR
+    output_row *= VECTOR
+    output += (batch * output_batch + head * output_head) * VECTOR
+    word_mask += pair * words
+    if emotion_mask is not None:
+        emotion_mask += batch * emotions
+    correlation += batch * correlation_batch
+    order += pair * nodes
+    weight += pair * nodes
+    emotion_count, count = write_order(
+        word_mask, emotion_mask, word_weight + batch * words, emotion_weight + batch * emotions,
+        order, weight, words, emotions, CHUNK,
+    )  # fmt: skip
+    tl.store(counts + pair * 2, emotion_count)
+    tl.store(counts + pair * 2 + 1, count)
+
+    row = block * BLOCK + tl.arange(0, BLOCK)
+    number: tl.constexpr = log_normalizer.dtype.element_ty
+    nothing = zero_pieces(BLOCK, VALUE_DIM, PIECE, number)
+    out = takes_no_part(row, word_mask, emotion_mask, words, receivers)
+    store_pieces(output, row, output_row, nothing, out, VALUE_DIM, PIECE)
+    skipped = emotion_count if WORDS_ONLY else 0
+    if block * BLOCK >= count - skipped:
+        return
+
+    exists = row < count - skipped
+    place = place_of_receiver(row, skipped, count)
+    node = tl.load(order + place)
+    last = last_heard(place, emotion_count, count)[:, None]
+    itself = unheard_self(place, emotion_count)[:, None]
+    q = load_pieces(query + query_offset, node, query_row, DIM, PIECE)
+    past = _load_all(history_query, query_offset, node, query_row, DIM, PIECE)
+    if row_factor is not None:
+        factor = tl.load(row_factor + pair * nodes + node)[:, None]
+    maximum = tl.full([BLOCK], float("-inf"), number)
+    normalizer = tl.zeros([BLOCK], number)
+    total = zero_pieces(BLOCK, VALUE_DIM, PIECE, number)
+    end = tl.minimum(tl.maximum((block + 1) * BLOCK + skipped, emotion_count + 1), count)
+    end = tl.where(block == 0, count, end)
+    for start in range(0, end, STEP):
+        sender = start + tl.arange(0, STEP)
+        sender_place = tl.minimum(sender, count - 1)
+        sender_node = tl.load(order + sender_place)
+        if WORDS_ONLY:
+            between = False
+        else:
+            between = (block * BLOCK <= emotion_count) & (start <= emotion_count)
+        edge = _initial_edges(
+            place, sender_place, node, sender_node, tl.load(weight + sender_place), correlation, words, emotions,
+            emotion_count, between, False,
+        )  # fmt: skip
+        # Every tile is loaded right before its product: loaded together, they would fill shared memory and registers.
+        k = load_pieces(key + query_offset, sender_node, query_row, DIM, PIECE)
+        x = inner_product(q, k, PRECISION) * (SCALE * LOG2E) * edge
+        u = _all_u(past, history_key, query_offset, sender_node, query_row, DIM, PIECE, SCALE, PRECISION)
+        for m in tl.static_range(len(u)):
+            x *= u[m]
+        if row_factor is not None:
+            x *= factor
+        x = tl.where((sender[None, :] <= last) & (sender[None, :] != itself), x, float("-inf"))
+        # The first tile holds [CLS], whom everybody hears: the maximum is finite from there on.
+        larger = tl.maximum(maximum, tl.max(x, 1))
+        p = tl.exp2(x - larger[:, None])
+        shrink = tl.exp2(maximum - larger)
+        normalizer = normalizer * shrink + tl.sum(p, 1)
+        v = load_pieces(value + value_offset, sender_node, value_row, VALUE_DIM, PIECE)
+        total = add_product(scaled(total, shrink[:, None]), p, v, PRECISION)
+        maximum = larger
+    total = scaled(total, 1.0 / normalizer[:, None])
+    store_pieces(output, node, output_row, total, exists, VALUE_DIM, PIECE)
+    tl.store(log_normalizer + pair * nodes + place, maximum + tl.log2(normalizer), mask=exists)
+
+
+@triton.jit
+def _tile(
+    score, u, grad_attention,  # of one tile [staying, streaming]: scale * q . k, every layer's u, and dO V^T
+    edge, factor,  # E0 of the tile; r of its receivers
+    heard, log_normalizer, delta,  # who hears whom; of the receivers
+):  # fmt: skip
+    """The backward of one tile, with G = A (dO V^T - delta) the gradient of the weighted scores.
+
+    Returns:
+        attention A; the gradients of the scores, of every layer's u, of E0, and of r before its sum over senders.
+    """
+    scaled_edge = edge * factor
+    whole = scaled_edge
+    unscaled = edge
+    product = factor
+    for m in tl.static_range(len(u)):
+        whole *= u[m]
+        unscaled *= u[m]
+        product *= u[m]
+    attention = tl.where(heard, tl.exp2(score * whole * LOG2E - log_normalizer), 0.0)
+    g = attention * (grad_attention - delta)
+    gs = g * score
+    grad_u = ()
+    for m in tl.static_range(len(u)):
+        others = scaled_edge  # the product over the other factors: u may be 0, so never divide
+        for n in tl.static_range(len(u)):
+            if n != m:
+                others *= u[n]
+        grad_u += (gs * others,)
+    return attention, g * whole, grad_u, gs * product, gs * unscaled
+
+
+@triton.jit
+def _add_all(
+    totals,
+    tiles,
+    bases,
+    offset,
+    node,
+    stride,
+    WIDTH: tl.constexpr,
+    PIECE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Every total plus its tile's product with the rows of these nodes."""
+    sums = ()
+    for m in tl.static_range(len(totals)):
+        rows = load_pieces(bases[m] + offset, node, stride, WIDTH, PIECE)
+        sums += (add_product(totals[m], tiles[m], rows, PRECISION),)
+    return sums
+
+
+@triton.jit
+def _zeros(like, ROWS: tl.constexpr, WIDTH: tl.constexpr, PIECE: tl.constexpr, TYPE: tl.constexpr):
+    """Rows of zeros for every member of a tuple."""
+    tiles = ()
+    for _ in tl.static_range(len(like)):
+        tiles += (zero_pieces(ROWS, WIDTH, PIECE, TYPE),)
+    return tiles
+
+
+@triton.jit
+def _rows_inner_sum(a, b, TYPE: tl.constexpr):
+    """Every row of a times its row of b."""
+    total = tl.sum(a[0].to(TYPE) * b[0].to(TYPE), 1)
+    for p in tl.static_range(1, len(a)):
+        total += tl.sum(a[p].to(TYPE) * b[p].to(TYPE), 1)
+    return total
+
+
+@triton.jit
+def _store_all(bases, offset, node, stride, tiles, scale, stored, WIDTH: tl.constexpr, PIECE: tl.constexpr):
+    for m in tl.static_range(len(bases)):
+        store_pieces(bases[m] + offset, node, stride, scaled(tiles[m], scale), stored, WIDTH, PIECE)
+
+
+@triton.jit(do_not_specialize=VARYING)
+def _backward(
+    query, key, value, history_query, history_key, correlation, word_mask, emotion_mask, row_factor,
+    output, grad_output, log_normalizer, order, weight, counts,
+    grad_query, grad_key, grad_value, grad_history_query, grad_history_key,
+    grad_row_factor, grad_emotion_weight, grad_correlation,  # [B, K, N], [B, K, P], [B, K, P, P]; None where not wanted
+    resolutions, words, emotions, correlation_batch, zero,
+    query_batch, query_head, query_row, value_batch, value_head, value_row, output_batch, output_head, output_row,
+    gradient_batch, gradient_head, gradient_row, value_gradient_batch, value_gradient_head, value_gradient_row,
+    SCALE: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, PIECE: tl.constexpr,
+    VECTOR: tl.constexpr, PRECISION: tl.constexpr, WORDS_ONLY: tl.constexpr,
+    BLOCK: tl.constexpr, STEP: tl.constexpr, RELOAD: tl.constexpr,
+):  # fmt: skip
+    """One program: the gradients of BLOCK nodes of one (b, k), as receivers or, in the later programs, as senders.
+
+    With RELOAD the tiles that stream by are loaded once more for their second product instead of being kept for it:
+    ``zero`` is 0, but the compiler does not know.
+    """
+    nodes = words + emotions
+    receivers = words if WORDS_ONLY else nodes
+    receiver_blocks = tl.cdiv(receivers, BLOCK)
+    blocks = receiver_blocks + tl.cdiv(nodes, BLOCK)
+    pair = (tl.program_id(0) // blocks).to(tl.int64)
+    block = tl.program_id(0) % blocks
+    batch, head = pair // resolutions, pair % resolutions
+
+    query_offset = (batch * query_batch + head * query_head) * VECTOR
+    query_row *= VECTOR
+    gradient_row *= VECTOR
+    value_row *= VECTOR
+    output_row *= VECTOR
+    value += (batch * value_batch + head * value_head) * VECTOR
+    output += (batch * output_batch + head * output_head) * VECTOR
+    grad_output += (batch * output_batch + head * output_head) * VECTOR
+    word_mask += pair * words
+    if emotion_mask is not None:
+        emotion_mask += batch * emotions
+    correlation += batch * correlation_batch
+    order += pair * nodes
+    weight += pair * nodes
+    log_normalizer += pair * nodes
+    emotion_count = tl.load(counts + pair * 2)
+    count = tl.load(counts + pair * 2 + 1)
+    skipped = emotion_count if WORDS_ONLY else 0
+    number: tl.constexpr = log_normalizer.dtype.element_ty
+
+    if block < receiver_blocks:
+        block = tl.where(block == 0, 0, receiver_blocks - block)  # the longest first
+        row = block * BLOCK + tl.arange(0, BLOCK)
+        exists = row < count - skipped
+        place = place_of_receiver(row, skipped, count)
+        node = tl.load(order + place)
+        last = last_heard(place, emotion_count, count)[:, None]
+        itself = unheard_self(place, emotion_count)[:, None]
+        normalizer = tl.load(log_normalizer + place)[:, None]
+        if row_factor is not None:
+            factor = tl.load(row_factor + pair * nodes + node)[:, None]
+        else:
+            factor = 1.0
+        q = load_pieces(query + query_offset, node, query_row, DIM, PIECE)
+        past = _load_all(history_query, query_offset, node, query_row, DIM, PIECE)
+        do = load_pieces(grad_output, node, output_row, VALUE_DIM, PIECE)
+        o = load_pieces(output, node, output_row, VALUE_DIM, PIECE)
+        delta = _rows_inner_sum(do, o, number)[:, None]
+        grad_q = zero_pieces(BLOCK, DIM, PIECE, number)
+        grad_past = _zeros(history_query, BLOCK, DIM, PIECE, number)
+        grad_factor = tl.zeros([BLOCK], number)
+        end = tl.minimum(tl.maximum((block + 1) * BLOCK + skipped, emotion_count + 1), count)
+        end = tl.where(block == 0, count, end)
+        end = tl.where(block * BLOCK < count - skipped, end, 0)
+        for start in range(0, end, STEP):
+            sender = start + tl.arange(0, STEP)
+            sender_place = tl.minimum(sender, count - 1)
+            sender_node = tl.load(order + sender_place)
+            if WORDS_ONLY:
+                between = False
+            else:
+                between = (block * BLOCK <= emotion_count) & (start <= emotion_count)
+            edge = _initial_edges(
+                place, sender_place, node, sender_node, tl.load(weight + sender_place), correlation, words, emotions,
+                emotion_count, between, False,
+            )  # fmt: skip
+            heard = (sender[None, :] <= last) & (sender[None, :] != itself)
+            k = load_pieces(key + query_offset, sender_node, query_row, DIM, PIECE)
+            score = SCALE * inner_product(q, k, PRECISION)
+            u = _all_u(past, history_key, query_offset, sender_node, query_row, DIM, PIECE, SCALE, PRECISION)
+            v = load_pieces(value, sender_node, value_row, VALUE_DIM, PIECE)
+            grad_attention = inner_product(do, v, PRECISION)
+            _, grad_score, grad_u, _, grad_r = _tile(
+                score, u, grad_attention, edge, factor, heard, normalizer, delta
+            )
+            if RELOAD:
+                sender_node += zero
+            k = load_pieces(key + query_offset, sender_node, query_row, DIM, PIECE)
+            grad_q = add_product(grad_q, grad_score, k, PRECISION)
+            grad_past = _add_all(
+                grad_past, grad_u, history_key, query_offset, sender_node, query_row, DIM, PIECE, PRECISION
+            )
+            if row_factor is not None:
+                grad_factor += tl.sum(grad_r, 1)
+        # Computed anew: the compiler would otherwise keep all this in registers during the loop.
+        pair = ((tl.program_id(0) + zero) // blocks).to(tl.int64)
+        gradient_offset = (pair // resolutions * gradient_batch + pair % resolutions * gradient_head) * VECTOR
+        row = (block + zero) * BLOCK + tl.arange(0, BLOCK)
+        exists = row < count - skipped
+        node = tl.load(order + place_of_receiver(row, skipped, count))
+        store_pieces(
+            grad_query + gradient_offset, node, gradient_row, scaled(grad_q, SCALE), exists, DIM, PIECE
+        )
+        _store_all(
+            grad_history_query, gradient_offset, node, gradient_row, grad_past, SCALE, exists, DIM, PIECE
+        )
+        out = takes_no_part(row, word_mask, emotion_mask, words, receivers)
+        nothing = zero_pieces(BLOCK, DIM, PIECE, number)
+        store_pieces(grad_query + gradient_offset, row, gradient_row, nothing, out, DIM, PIECE)
+        for m in tl.static_range(len(grad_history_query)):
+            store_pieces(grad_history_query[m] + gradient_offset, row, gradient_row, nothing, out, DIM, PIECE)
+        if row_factor is not None:
+            tl.store(grad_row_factor + pair * nodes + node, grad_factor, mask=exists)
+            tl.store(grad_row_factor + pair * nodes + row, tl.zeros([BLOCK], number), mask=out)
+    else:
+        block -= receiver_blocks
+        row = block * BLOCK + tl.arange(0, BLOCK)
+        exists = row < count
+        place = tl.minimum(row, count - 1)
+        node = tl.load(order + place)
+        own_weight = tl.load(weight + place)
+        k = load_pieces(key + query_offset, node, query_row, DIM, PIECE)
+        past = _load_all(history_key, query_offset, node, query_row, DIM, PIECE)
+        v = load_pieces(value, node, value_row, VALUE_DIM, PIECE)
+        grad_k = zero_pieces(BLOCK, DIM, PIECE, number)
+        grad_past = _zeros(history_key, BLOCK, DIM, PIECE, number)
+        grad_v = zero_pieces(BLOCK, VALUE_DIM, PIECE, number)
+        grad_weight = tl.zeros([BLOCK], number)
+        emotional = block * BLOCK <= emotion_count
+        # Who hears these senders: the receivers of the first block, for it holds [CLS]; and everybody who comes after
+        # them, or, where there are emotions among them, simply everybody.
+        following = tl.maximum((block * BLOCK - skipped) // STEP * STEP, STEP)
+        following = tl.where(emotional, STEP, following)
+        steps = 1 + tl.cdiv(tl.maximum(count - skipped - following, 0), STEP)
+        steps = tl.where(block * BLOCK < count, steps, 0)
+        for step in range(0, steps):
+            start = tl.where(step == 0, 0, following + (step - 1) * STEP)
+            receiver = start + tl.arange(0, STEP)
+            heard_at_all = receiver < count - skipped
+            receiver_place = place_of_receiver(receiver, skipped, count)
+            receiver_node = tl.load(order + receiver_place)
+            normalizer = tl.load(log_normalizer + receiver_place)[None, :]
+            if row_factor is not None:
+                factor = tl.load(row_factor + pair * nodes + receiver_node)[None, :]
+            else:
+                factor = 1.0
+            if WORDS_ONLY:
+                between = False
+            else:
+                between = emotional & (start <= emotion_count)
+            edge = _initial_edges(
+                receiver_place, place, receiver_node, node, own_weight, correlation, words, emotions,
+                emotion_count, between, True,
+            )  # fmt: skip
+            last = tl.where(heard_at_all, last_heard(receiver_place, emotion_count, count), -1)[None, :]
+            itself = unheard_self(receiver_place, emotion_count)[None, :]
+            heard = (row[:, None] <= last) & (row[:, None] != itself)
+            q = load_pieces(query + query_offset, receiver_node, query_row, DIM, PIECE)
+            score = SCALE * inner_product(k, q, PRECISION)
+            u = _all_u(
+                past, history_query, query_offset, receiver_node, query_row, DIM, PIECE, SCALE, PRECISION
+            )
+            do = load_pieces(grad_output, receiver_node, output_row, VALUE_DIM, PIECE)
+            grad_attention = inner_product(v, do, PRECISION)
+            o = load_pieces(output, receiver_node, output_row, VALUE_DIM, PIECE)
+            delta = _rows_inner_sum(do, o, number)[None, :]
+            attention, grad_score, grad_u, grad_edge, _ = _tile(
+                score, u, grad_attention, edge, factor, heard, normalizer, delta
+            )
+            if RELOAD:
+                receiver_node += zero
+            do = load_pieces(grad_output, receiver_node, output_row, VALUE_DIM, PIECE)
+            grad_v = add_product(grad_v, attention, do, PRECISION)
+            q = load_pieces(query + query_offset, receiver_node, query_row, DIM, PIECE)
+            grad_k = add_product(grad_k, grad_score, q, PRECISION)
+            grad_past = _add_all(
+                grad_past,
+                grad_u,
+                history_query,
+                query_offset,
+                receiver_node,
+                query_row,
+                DIM,
+                PIECE,
+                PRECISION,
+            )
+            is_emotion = ((receiver_place > 0) & (receiver_place <= emotion_count))[None, :]
+            if grad_emotion_weight is not None:
+                grad_weight += tl.sum(tl.where(is_emotion, 0.0, grad_edge), 1)
+            if grad_correlation is not None:  # noqa: SIM102, settled when compiling; the next one in every tile
+                if between:
+                    to_emotion = (receiver_node - words).to(tl.int64)[None, :] * emotions
+                    from_emotion = (node - words)[:, None]
+                    sends = exists & (place > 0) & (place <= emotion_count)
+                    tl.store(
+                        grad_correlation + pair * emotions * emotions + to_emotion + from_emotion,
+                        grad_edge,
+                        mask=is_emotion & heard_at_all[None, :] & sends[:, None],
+                    )
+        pair = ((tl.program_id(0) + zero) // blocks).to(tl.int64)  # as above
+        batch, head = pair // resolutions, pair % resolutions
+        gradient_offset = (batch * gradient_batch + head * gradient_head) * VECTOR
+        row = (block + zero) * BLOCK + tl.arange(0, BLOCK)
+        exists = row < count
+        place = tl.minimum(row, count - 1)
+        node = tl.load(order + place)
+        store_pieces(
+            grad_key + gradient_offset, node, gradient_row, scaled(grad_k, SCALE), exists, DIM, PIECE
+        )
+        _store_all(
+            grad_history_key, gradient_offset, node, gradient_row, grad_past, SCALE, exists, DIM, PIECE
+        )
+        value_gradient_row *= VECTOR
+        grad_value += (batch * value_gradient_batch + head * value_gradient_head) * VECTOR
+        store_pieces(grad_value, node, value_gradient_row, grad_v, exists, VALUE_DIM, PIECE)
+        out = takes_no_part(row, word_mask, emotion_mask, words, nodes)
+        nothing = zero_pieces(BLOCK, DIM, PIECE, number)
+        store_pieces(grad_key + gradient_offset, row, gradient_row, nothing, out, DIM, PIECE)
+        for m in tl.static_range(len(grad_history_key)):
+            store_pieces(grad_history_key[m] + gradient_offset, row, gradient_row, nothing, out, DIM, PIECE)
+        nothing = zero_pieces(BLOCK, VALUE_DIM, PIECE, number)
+        store_pieces(grad_value, row, value_gradient_row, nothing, out, VALUE_DIM, PIECE)
+        if grad_emotion_weight is not None:
+            sends = exists & (place > 0) & (place <= emotion_count)
+            tl.store(grad_emotion_weight + pair * emotions + node - words, grad_weight, mask=sends)
+        if WORDS_ONLY:
+            # No program has the emotions as receivers.
+            emotion = (row >= words) & (row < nodes)
+            nothing = zero_pieces(BLOCK, DIM, PIECE, number)
+            store_pieces(grad_query + gradient_offset, row, gradient_row, nothing, emotion, DIM, PIECE)
+            for m in tl.static_range(len(grad_history_query)):
+                store_pieces(
+                    grad_history_query[m] + gradient_offset, row, gradient_row, nothing, emotion, DIM, PIECE
+                )
+            if row_factor is not None:
+                tl.store(grad_row_factor + pair * nodes + row, tl.zeros([BLOCK], number), mask=emotion)
+
+
+def _setting(query: Tensor, value: Tensor, history: int, precision: str, direction: str):
+    """What depends on types and head sizes alone: kernel constants and the compiler's options."""
+    arithmetic = launch.arithmetic_of(query.dtype, precision)
+    dim, value_dim = query.shape[3], value.shape[3]
+    head = launch.padded(max(dim, value_dim))
+    constants, options = launch.configuration(
+        f"graph_attention_{direction}", arithmetic, head, history, launch.architecture(query.device)
+    )
+    tile = {"DIM": dim, "VALUE_DIM": value_dim, "PRECISION": launch.dot_precision(arithmetic)}
+    return {**tile, **constants, "PIECE": min(constants["PIECE"], head)}, options
+
+
+def forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    word_weight: Tensor,
+    word_mask: Tensor,
+    emotion_weight: Tensor,
+    correlation: Tensor,
+    emotion_mask: Tensor | None,
+    history_query: Sequence[Tensor],
+    history_key: Sequence[Tensor],
+    row_factor: Tensor | None,
+    scale: float,
+    words_only: bool,
+    precision: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Launch the forward kernel.
+
+    Args:
+        query, key, history: [B, K, N, d], value [B, K, N, dv], of one type.
+        word_weight ... emotion_mask: as in :class:`ecore_kernels.EmotionGraph`.
+        row_factor: [B, K, N], float32 (float64 where query is); None for 1.
+        words_only: only words receive.
+        precision: "ieee" or "tf32", for float32.
+
+    Returns:
+        output: [B, K, N or M, dv], in the type of value.
+        log_normalizer: [B, K, N], logarithm to base 2 of every receiver's softmax denominator, by its place in order.
+        order: [B, K, N] int32, the nodes that take part: [CLS], emotions, words.
+        weight: [B, K, N], E0 of the edges that those nodes send to words.
+        counts: [B, K, 2] int32: emotions and nodes that take part.
+    """
+    batch, resolutions, words = word_mask.shape
+    emotions = emotion_weight.shape[1]
+    nodes = words + emotions
+    query, value = launch.dense_rows(query), launch.dense_rows(value)
+    key = launch.laid_out_like(key, query)
+    history_query = [launch.laid_out_like(x, query) for x in history_query]
+    history_key = [launch.laid_out_like(x, query) for x in history_key]
+    number = torch.float64 if query.dtype is torch.float64 else torch.float32
+    output = launch.empty_rows(value, words if words_only else nodes, value.shape[3], value.dtype)
+    log_normalizer = query.new_empty((batch, resolutions, nodes), dtype=number)
+    order = query.new_empty((batch, resolutions, nodes), dtype=torch.int32)
+    weight = torch.empty_like(log_normalizer)
+    counts = order.new_empty((batch, resolutions, 2))
+    vector = launch.vector_of(query, value, output)
+    constants, options = _setting(query, value, len(history_query), precision, "forward")
+    arguments = {
+        "query": query,
+        "key": key,
+        "value": value,
+        "history_query": tuple(history_query),
+        "history_key": tuple(history_key),
+        "word_weight": word_weight.to(number).contiguous(),
+        "word_mask": word_mask.contiguous(),
+        "emotion_weight": emotion_weight.to(number).contiguous(),
+        "correlation": correlation.to(number).contiguous(),
+        "emotion_mask": None if emotion_mask is None else emotion_mask.contiguous(),
+        "row_factor": None if row_factor is None else row_factor.to(number).contiguous(),
+        "output": output,
+        "log_normalizer": log_normalizer,
+        "order": order,
+        "weight": weight,
+        "counts": counts,
+        "resolutions": resolutions,
+        "words": words,
+        "emotions": emotions,
+        "correlation_batch": 0 if correlation.dim() == 2 else emotions * emotions,
+        **launch.row_strides("query", query, vector),
+        **launch.row_strides("value", value, vector),
+        **launch.row_strides("output", output, vector),
+        "SCALE": scale,
+        "VECTOR": vector,
+        "CHUNK": CHUNK,
+        "WORDS_ONLY": words_only,
+        **constants,
+    }
+    programs = batch * resolutions * triton.cdiv(output.shape[2], constants["BLOCK"])
+    launch.launch(_forward, (programs,), arguments, options, query.device)
+    return output, log_normalizer, order, weight, counts
+
+
+def backward(
+    grad_output: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    word_mask: Tensor,
+    correlation: Tensor,
+    emotion_mask: Tensor | None,
+    history_query: Sequence[Tensor],
+    history_key: Sequence[Tensor],
+    row_factor: Tensor | None,
+    output: Tensor,
+    log_normalizer: Tensor,
+    order: Tensor,
+    weight: Tensor,
+    counts: Tensor,
+    scale: float,
+    words_only: bool,
+    needs_emotion_weight: bool,
+    needs_correlation: bool,
+    precision: str,
+) -> list[Tensor]:
+    """Launch the backward kernel, and add up what it leaves per resolution.
+
+    Args:
+        grad_output: the gradient of output, in its shape.
+        log_normalizer, order, weight, counts: from :func:`forward`; the rest as it got them.
+
+    Returns:
+        gradients of query, key, value, the history's queries, its keys, row_factor, emotion_weight [B, P] and
+        correlation (in its shape), without those that are None or not asked for.
+    """
+    batch, resolutions, words = word_mask.shape
+    nodes = order.shape[2]
+    emotions = nodes - words
+    query, value = launch.dense_rows(query), launch.dense_rows(value)
+    key = launch.laid_out_like(key, query)
+    history_query = [launch.laid_out_like(x, query) for x in history_query]
+    history_key = [launch.laid_out_like(x, query) for x in history_key]
+    grad_output = launch.laid_out_like(grad_output, output)
+    number = log_normalizer.dtype
+
+    def gradient(width: int, dtype: torch.dtype) -> Tensor:
+        return launch.empty_rows(query, nodes, width, dtype)
+
+    dim = query.shape[3]
+    grad_query, grad_key = gradient(dim, query.dtype), gradient(dim, query.dtype)
+    grad_value = gradient(value.shape[3], value.dtype)
+    grad_history_query = [gradient(dim, query.dtype) for _ in history_query]
+    grad_history_key = [gradient(dim, query.dtype) for _ in history_key]
+    grad_row_factor = None if row_factor is None else torch.empty_like(log_normalizer)
+    # An emotion that takes no part gets no program's result.
+    partial = query.new_empty if emotion_mask is None else query.new_zeros
+    grad_emotion_weight = grad_correlation = None
+    if needs_emotion_weight:
+        grad_emotion_weight = partial((batch, resolutions, emotions), dtype=number)
+    if needs_correlation and not words_only:
+        grad_correlation = partial((batch, resolutions, emotions, emotions), dtype=number)
+    vector = launch.vector_of(query, value, output, grad_query, grad_value)
+    constants, options = _setting(query, value, len(history_query), precision, "backward")
+    arguments = {
+        "query": query,
+        "key": key,
+        "value": value,
+        "history_query": tuple(history_query),
+        "history_key": tuple(history_key),
+        "correlation": correlation.to(number).contiguous(),
+        "word_mask": word_mask.contiguous(),
+        "emotion_mask": None if emotion_mask is None else emotion_mask.contiguous(),
+        "row_factor": None if row_factor is None else row_factor.to(number).contiguous(),
+        "output": output,
+        "grad_output": grad_output,
+        "log_normalizer": log_normalizer,
+        "order": order,
+        "weight": weight,
+        "counts": counts,
+        "grad_query": grad_query,
+        "grad_key": grad_key,
+        "grad_value": grad_value,
+        "grad_history_query": tuple(grad_history_query),
+        "grad_history_key": tuple(grad_history_key),
+        "grad_row_factor": grad_row_factor,
+        "grad_emotion_weight": grad_emotion_weight,
+        "grad_correlation": grad_correlation,
+        "resolutions": resolutions,
+        "words": words,
+        "emotions": emotions,
+        "correlation_batch": 0 if correlation.dim() == 2 else emotions * emotions,
+        "zero": 0,
+        **launch.row_strides("query", query, vector),
+        **launch.row_strides("value", value, vector),
+        **launch.row_strides("output", output, vector),
+        **launch.row_strides("gradient", grad_query, vector),
+        **launch.row_strides("value_gradient", grad_value, vector),
+        "SCALE": scale,
+        "VECTOR": vector,
+        "WORDS_ONLY": words_only,
+        **constants,
+    }
+    blocks = triton.cdiv(output.shape[2], constants["BLOCK"]) + triton.cdiv(nodes, constants["BLOCK"])
+    launch.launch(_backward, (batch * resolutions * blocks,), arguments, options, query.device)
+    gradients = [grad_query, grad_key, grad_value, *grad_history_query, *grad_history_key]
+    if grad_row_factor is not None:
+        gradients.append(grad_row_factor)
+    if needs_emotion_weight:
+        gradients.append(grad_emotion_weight.sum(1))
+    if grad_correlation is not None:
+        gradients.append(grad_correlation.sum((0, 1) if correlation.dim() == 2 else 1))
+    elif needs_correlation:  # words hear emotions by emotion_weight alone
+        gradients.append(torch.zeros_like(correlation))
+    return gradients

@@ -1,0 +1,164 @@
+"""How a kernel is launched: its configuration from the table, its arguments, and launches that are only planned.
+
+Every launch goes through :func:`launch`, so that a kernel can be compiled without a GPU from exactly the arguments that
+it would get on one: inside :func:`plan`, tensors on the device ``meta`` reach it as they would any device, and the
+launch is written down instead of made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from ecore_kernels.layout import dense_rows, empty_rows, laid_out_like  # noqa: F401
+
+TABLE = Path(__file__).with_name("launch_table.json")
+FULL_VECTOR = 16  # bytes that one thread loads at most
+
+
+class Launch(NamedTuple):
+    """One kernel launch: what runs, how often, on what, and the compiler's options."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]
+    options: dict[str, int]
+
+
+_planned: list[Launch] | None = None
+_planned_architecture = 80
+
+
+@contextlib.contextmanager
+def plan(architecture: int) -> Iterator[list[Launch]]:
+    """Inside, launches on ``meta`` tensors are appended to the list that this gives, configured for that architecture.
+
+    Args:
+        architecture: compute capability times ten: 86 for sm_86.
+    """
+    global _planned, _planned_architecture
+    before = _planned, _planned_architecture
+    _planned, _planned_architecture = [], architecture
+    try:
+        yield _planned
+    finally:
+        _planned, _planned_architecture = before
+
+
+def launch(
+    kernel: Any,
+    grid: tuple[int, ...],
+    arguments: dict[str, Any],
+    options: Mapping[str, int],
+    device: torch.device,
+) -> None:
+    """Launch a kernel on the tensors' device and its current stream; in :func:`plan`, write the launch down."""
+    if device.type == "meta":
+        if _planned is None:
+            raise RuntimeError("a kernel on meta tensors can only be planned")
+        _planned.append(Launch(kernel, grid, arguments, dict(options)))
+        return
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        with torch.cuda.device(device):  # Triton launches on the current device
+            kernel[grid](**arguments, **options)
+    else:
+        kernel[grid](**arguments, **options)
+
+
+@functools.cache
+def _architecture(index: int) -> int:
+    major, minor = torch.cuda.get_device_capability(index)
+    return 10 * major + minor
+
+
+def architecture(device: torch.device) -> int:
+    """Compute capability of a device, times ten; under the interpreter the oldest that is supported."""
+    if device.type == "cuda":
+        return _architecture(torch.cuda.current_device() if device.index is None else device.index)
+    return _planned_architecture if device.type == "meta" else 80
+
+
+@functools.cache
+def table() -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """The launch table by kernel and type of arithmetic."""
+    rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in json.loads(TABLE.read_text()):
+        rows.setdefault((row["kernel"], row["arithmetic"]), []).append(row)
+    return rows
+
+
+@functools.cache
+def configuration(
+    kernel: str, arithmetic: str, head: int, depth: int, architecture: int
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """The table's entry for a call: constants of the kernel, options of the compiler.
+
+    The entry is that of the smallest head size not below ``head`` (else of the largest), then of the greatest depth
+    not above ``depth``, then of the newest architecture not above ``architecture`` (else of the oldest).
+
+    Args:
+        kernel: the kernel family and direction, such as "graph_attention_forward".
+        arithmetic: "half", "tf32", "ieee" or "float64".
+        head: head size, in elements.
+        depth: layers of history.
+        architecture: compute capability times ten.
+    """
+    rows = table()[kernel, arithmetic]
+
+    def nearest(name: str, wanted: int, above: bool) -> None:
+        nonlocal rows
+        values = {row[name] for row in rows}
+        fitting = [v for v in values if (v >= wanted if above else v <= wanted)]
+        if fitting:
+            chosen = min(fitting) if above else max(fitting)
+        else:
+            chosen = max(values) if above else min(values)
+        rows = [row for row in rows if row[name] == chosen]
+
+    nearest("head", head, above=True)
+    nearest("depth", depth, above=False)
+    nearest("architecture", architecture, above=False)
+    (row,) = rows
+    options = {"num_warps": row["num_warps"], "num_stages": row["num_stages"]}
+    return dict(row["constants"]), options
+
+
+def arithmetic_of(dtype: torch.dtype, precision: str) -> str:
+    """The table's name for how a type is multiplied; ``precision`` ("ieee" or "tf32") counts for float32 alone."""
+    if dtype in (torch.float16, torch.bfloat16):
+        return "half"
+    return "float64" if dtype is torch.float64 else precision
+
+
+def dot_precision(arithmetic: str) -> str:
+    """The ``input_precision`` of ``tl.dot``; types other than float32 ignore it."""
+    return "tf32" if arithmetic == "tf32" else "ieee"
+
+
+def padded(size: int) -> int:
+    """A dimension of a dot's tile: a power of two, and 16 at least."""
+    return max(16, triton.next_power_of_2(size))
+
+
+def vector_of(*tensors: Tensor) -> int:
+    """The greatest power of two that divides every stride over rows, and fits a full vector: how wide loads can be."""
+    width = FULL_VECTOR // min(tensor.element_size() for tensor in tensors)
+    return math.gcd(width, *(s for tensor in tensors for s in tensor.stride()[:3]))
+
+
+def row_strides(name: str, tensor: Tensor, vector: int) -> dict[str, int]:
+    """Kernel arguments: the strides of a [B, K, N, d] in units of ``vector`` elements.
+
+    The kernel multiplies them by the constant ``VECTOR`` again: so the compiler knows what divides them, and loads
+    full vectors at sizes, like a head of 100, that are no multiple of 16.
+    """
+    return {f"{name}_{of}": tensor.stride(i) // vector for i, of in enumerate(("batch", "head", "row"))}

@@ -1,0 +1,175 @@
+"""What the kernels share: the order of a graph's participants, who hears whom in it, and loads and stores of rows."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def write_order(
+    word_mask,  # [M] of this (b, k)
+    emotion_mask,  # [P] of this b, or None
+    word_weight,  # [M] of this b
+    emotion_weight,  # [P] of this b
+    order,  # [N] int32, written: node ids
+    weight,  # [N], written: E0 of the edges that the node sends to words
+    words,
+    emotions,
+    CHUNK: tl.constexpr,
+):
+    """List the nodes that take part: [CLS], then the emotions, then the words in their order.
+
+    In this order every receiver hears a prefix of the list (see ``last_heard``), so that whole tiles drop out.
+    Every program of one (b, k) writes the same values to the same places and reads them only after its own writes.
+
+    Returns:
+        (emotions that take part, nodes that take part).
+    """
+    tl.store(order, 0)
+    tl.store(weight, 1.0)
+    count = 1
+    for start in range(0, emotions, CHUNK):
+        j = start + tl.arange(0, CHUNK)
+        takes_part = j < emotions
+        if emotion_mask is not None:
+            takes_part = takes_part & (tl.load(emotion_mask + j, mask=takes_part, other=0) != 0)
+        place = count - 1 + tl.cumsum(takes_part.to(tl.int32), 0)
+        tl.store(order + place, words + j, mask=takes_part)
+        tl.store(weight + place, tl.load(emotion_weight + j, mask=takes_part, other=0.0), mask=takes_part)
+        count += tl.sum(takes_part.to(tl.int32), 0)
+    emotion_count = count - 1
+    for start in range(0, words, CHUNK):
+        j = start + tl.arange(0, CHUNK)
+        takes_part = (j > 0) & (j < words)
+        takes_part = takes_part & (tl.load(word_mask + j, mask=takes_part, other=0) != 0)
+        place = count - 1 + tl.cumsum(takes_part.to(tl.int32), 0)
+        tl.store(order + place, j, mask=takes_part)
+        tl.store(weight + place, tl.load(word_weight + j, mask=takes_part, other=0.0), mask=takes_part)
+        count += tl.sum(takes_part.to(tl.int32), 0)
+    tl.debug_barrier()  # what one thread wrote another one reads
+    return emotion_count, count
+
+
+@triton.jit
+def last_heard(place, emotion_count, count):
+    """The last place in the order whose node the receiver at ``place`` hears: it hears all before, emotions not itself.
+
+    [CLS] hears everybody, an emotion [CLS] and the emotions, a word those and the words up to itself; whoever is off
+    the list nobody.
+    """
+    last = tl.where(place == 0, count - 1, tl.where(place <= emotion_count, emotion_count, place))
+    return tl.where(place < count, last, -1)
+
+
+@triton.jit
+def place_of_receiver(row, skipped, count):
+    """The place of the receiver in this row, of those after which ``skipped`` emotions are left out.
+
+    Rows past the last receiver repeat it: what is loaded for them is in bounds, and what they yield is not stored.
+    """
+    row = tl.minimum(row, count - skipped - 1)
+    return tl.where(row > 0, row + skipped, 0)
+
+
+@triton.jit
+def unheard_self(place, emotion_count):
+    """The place of the receiver itself if it is an emotion, which does not hear itself; else -1."""
+    return tl.where((place > 0) & (place <= emotion_count), place, -1)
+
+
+@triton.jit
+def takes_no_part(node, word_mask, emotion_mask, words, nodes):
+    """Which of the nodes exist but are out of the (b, k) that the masks belong to."""
+    is_word = (node > 0) & (node < words)
+    out = is_word & (tl.load(word_mask + node, mask=is_word, other=1) == 0)
+    if emotion_mask is not None:
+        is_emotion = (node >= words) & (node < nodes)
+        out = out | (is_emotion & (tl.load(emotion_mask + node - words, mask=is_emotion, other=1) == 0))
+    return out
+
+
+@triton.jit
+def rows_of(base, node, stride, WIDTH: tl.constexpr, TILE: tl.constexpr):
+    """Addresses of the rows of these nodes, [nodes, TILE]; columns from WIDTH on are padding."""
+    return base + node[:, None] * stride + tl.arange(0, TILE)[None, :]
+
+
+@triton.jit
+def load_rows(base, node, stride, WIDTH: tl.constexpr, TILE: tl.constexpr):
+    """Rows of nodes that exist, [nodes, TILE], padded with zeros on the right."""
+    inside = (tl.arange(0, TILE) < WIDTH)[None, :]
+    return tl.load(rows_of(base, node, stride, WIDTH, TILE), mask=inside, other=0.0)
+
+
+@triton.jit
+def store_rows(base, node, stride, rows, stored, WIDTH: tl.constexpr, TILE: tl.constexpr):
+    """Store those rows for which ``stored`` holds, in the type of ``base``."""
+    inside = (tl.arange(0, TILE) < WIDTH)[None, :] & stored[:, None]
+    tl.store(rows_of(base, node, stride, WIDTH, TILE), rows.to(base.dtype.element_ty), mask=inside)
+
+
+# Rows in pieces of PIECE columns, as tuples of tiles: a dot of wide tiles wants more registers than there are.
+
+
+@triton.jit
+def load_pieces(base, node, stride, WIDTH: tl.constexpr, PIECE: tl.constexpr):
+    """Rows of nodes that exist, as a tuple of [nodes, PIECE], the last one padded with zeros."""
+    tiles = ()
+    row = base + node[:, None] * stride
+    for p in tl.static_range((WIDTH + PIECE - 1) // PIECE):
+        column = p * PIECE + tl.arange(0, PIECE)[None, :]
+        tiles += (tl.load(row + column, mask=column < WIDTH, other=0.0),)
+    return tiles
+
+
+@triton.jit
+def store_pieces(base, node, stride, tiles, stored, WIDTH: tl.constexpr, PIECE: tl.constexpr):
+    """Store those rows for which ``stored`` holds, in the type of ``base``."""
+    row = base + node[:, None] * stride
+    for p in tl.static_range((WIDTH + PIECE - 1) // PIECE):
+        column = p * PIECE + tl.arange(0, PIECE)[None, :]
+        tl.store(row + column, tiles[p].to(base.dtype.element_ty), mask=(column < WIDTH) & stored[:, None])
+
+
+@triton.jit
+def zero_pieces(ROWS: tl.constexpr, WIDTH: tl.constexpr, PIECE: tl.constexpr, TYPE: tl.constexpr):
+    """A tuple of tiles of zeros for rows of that width."""
+    tiles = ()
+    for _ in tl.static_range((WIDTH + PIECE - 1) // PIECE):
+        tiles += (tl.zeros([ROWS, PIECE], TYPE),)
+    return tiles
+
+
+@triton.jit
+def inner_product(a, b, PRECISION: tl.constexpr):
+    """a b^T of rows in pieces.
+
+    Computed as (b a^T)^T: what is transposed does not count as chained to the dots that follow, and Triton then spreads
+    the warps over both sides of the tile; along one side alone every warp would hold all of a in registers.
+    """
+    total = tl.dot(b[0], tl.trans(a[0]), input_precision=PRECISION)
+    for p in tl.static_range(1, len(a)):
+        total = tl.dot(b[p], tl.trans(a[p]), total, input_precision=PRECISION, out_dtype=total.dtype)
+    return tl.trans(total)
+
+
+@triton.jit
+def add_product(total, tile, rows, PRECISION: tl.constexpr):
+    """total + tile rows, of rows in pieces."""
+    sums = ()
+    for p in tl.static_range(len(rows)):
+        left = tile.to(rows[p].dtype)
+        sums += (tl.dot(left, rows[p], total[p], input_precision=PRECISION, out_dtype=total[p].dtype),)
+    return sums
+
+
+@triton.jit
+def scaled(tiles, factor):
+    """Every piece times a factor."""
+    products = ()
+    for p in tl.static_range(len(tiles)):
+        products += (tiles[p] * factor,)
+    return products
