@@ -9,6 +9,7 @@ import os
 import platform
 import statistics
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
@@ -73,6 +74,69 @@ def interleaved(
     return timings
 
 
+def replayed(call: Callable[[int], object], calls: int) -> Callable[[], None]:
+    """The first ``calls`` calls as one CUDA graph: what their kernels take without Python and launches in between.
+
+    Returns:
+        Replays the graph.
+    """
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for number in range(calls):
+            call(number)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        kept = [call(number) for number in range(calls)]
+
+    def replay() -> None:
+        graph.replay()
+
+    replay.results = kept  # what the graph writes has to stay alive
+    return replay
+
+
+def peak_memory(call: Callable[[int], object], device: str) -> int:
+    """Bytes that a call allocates at most at any moment, beyond what was allocated before it.
+
+    On CPU that is what PyTorch's allocator hands out, as its profiler sees it: temporary buffers of compiled
+    extensions are not in it.
+    """
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call(0)
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    now = peak = 0
+    for event in _traced(call, device):
+        if event.get("name") == "[memory]":
+            now += event["args"]["Bytes"]
+            peak = max(peak, now)
+    return peak
+
+
+def launches(call: Callable[[int], object]) -> int:
+    """Kernels, copies and fills that a call starts on the GPU."""
+    return sum(e.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset") for e in _traced(call, "cuda"))
+
+
+def _traced(call: Callable[[int], object], device: str) -> list[dict[str, Any]]:
+    """The events of one call, as the profiler writes them into a trace, in the order of time."""
+    activity = torch.profiler.ProfilerActivity
+    activities = [activity.CPU, activity.CUDA] if device == "cuda" else [activity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=device == "cpu") as profile:
+        call(0)
+        if device == "cuda":
+            torch.cuda.synchronize()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "trace.json")
+        profile.export_chrome_trace(str(path))
+        return sorted(json.loads(path.read_text())["traceEvents"], key=lambda event: event.get("ts", 0))
+
+
 def machine() -> dict[str, Any]:
     """Hardware and versions that a result depends on."""
     description: dict[str, Any] = {
@@ -134,6 +198,14 @@ def duration(seconds: float) -> str:
     return f"{seconds / 1e-6:.3g} µs"
 
 
+def memory(size: float) -> str:
+    """Bytes, three digits and a unit."""
+    for unit, factor in (("GiB", 2**30), ("MiB", 2**20)):
+        if size >= factor:
+            return f"{size / factor:.3g} {unit}"
+    return f"{size / 2**10:.3g} KiB"
+
+
 def write_json(path: Path, benchmark: str, results: Sequence[Mapping[str, Any]]) -> None:
     """One file a run: what was measured, where, and the rows; timings become plain objects."""
 
@@ -144,4 +216,7 @@ def write_json(path: Path, benchmark: str, results: Sequence[Mapping[str, Any]])
 
     path.parent.mkdir(parents=True, exist_ok=True)
     document = {"benchmark": benchmark, "machine": machine(), "results": list(results)}
-    path.write_text(json.dumps(document, indent=1, default=plain, ensure_ascii=False) + "\n")
+    # Not in place: whoever reads it, or kills this process, finds the last whole file.
+    written = path.with_name(path.name + ".part")
+    written.write_text(json.dumps(document, indent=1, default=plain, ensure_ascii=False) + "\n")
+    written.replace(path)

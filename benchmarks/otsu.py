@@ -10,6 +10,7 @@ because it is what one would otherwise call; it is timed on at most 64 rows and 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,13 +90,13 @@ def show(result: dict[str, Any]) -> list[str]:
     return cells
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--out", type=Path, help="write the results as JSON")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.exit(2, "otsu: there is no CUDA device\n")
     reason = native.why_not_otsu(torch.empty(1, COLUMNS, device=arguments.device))

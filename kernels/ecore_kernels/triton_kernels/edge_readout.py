@@ -292,7 +292,8 @@ def _backward(
             upstream = _edge_values(grad_to_word, word_row, grad_to_emotion, i, j, emotional, heard, emotions)
             u = _factors(q, k, SCALE, PRECISION)
             grad_u, grad_initial, grad_r = _gradients(u, upstream, initial, factor[:, None])
-            grad_q = _accumulate(grad_q, grad_u, k, PRECISION)
+            if len(grad_q) > 0:  # Triton 3.3 fails on a loop that carries an empty tuple and nothing else
+                grad_q = _accumulate(grad_q, grad_u, k, PRECISION)
             if row_factor is not None:
                 grad_factor += tl.sum(grad_r, 1)
             if grad_correlation is not None:

@@ -1,0 +1,56 @@
+"""Every GPU kernel once, forward and backward, on small inputs: what compute-sanitizer watches.
+
+    compute-sanitizer --tool memcheck python -m benchmarks.sanitize
+
+Set PYTORCH_NO_CUDA_MEMORY_CACHING=1: PyTorch's cache of memory would hide what lies beyond a tensor's end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+
+import torch
+
+from benchmarks import candidates, problems
+from benchmarks.problems import Problem
+from ecore_kernels import native, otsu
+
+SMALL = Problem("", 77, batch=2, resolutions=2, emotions=7)
+CASES = (
+    ("graph_attention", 1),
+    ("edge_readout", 2),
+    ("edge_attention", 1),
+    ("graph_attention", 0),
+    ("edge_attention", 0),
+)
+
+
+def main() -> None:
+    if not torch.cuda.is_available():
+        print("sanitize: there is no CUDA device", file=sys.stderr)
+        sys.exit(2)
+    for precision in problems.PRECISIONS:
+        problems.set_precision(precision)
+        for operator, depth in CASES:
+            for masks in problems.MASKS:
+                problem = dataclasses.replace(
+                    SMALL, operator=operator, depth=depth, masks=masks, precision=precision
+                )
+                tensors = problems.draw(problem, 0, "cuda")
+                candidate = candidates.build("fused", problem, "cuda", backward=True)
+                sent = problems.upstream(tensors)
+                candidates.outputs_and_gradients(candidate, tensors, sent, backward=True)
+            torch.cuda.synchronize()
+            print(f"{operator}, depth {depth}, {precision}", flush=True)
+    values = torch.randn(37, 32, device="cuda")
+    if native.why_not_otsu(values):
+        print(f"otsu is left out: {native.why_not_otsu(values)}")
+    else:
+        otsu(values, backend="native")
+        torch.cuda.synchronize()
+        print("otsu")
+
+
+if __name__ == "__main__":
+    main()
