@@ -20,9 +20,13 @@ def laid_out_like(tensor: Tensor, model: Tensor) -> Tensor:
 
 
 def dense_rows(tensor: Tensor) -> Tensor:
-    """``tensor`` [B, K, N, d], copied if a row's elements do not lie side by side or two elements share memory."""
+    """``tensor`` [B, K, N, d], copied if a row's elements do not lie side by side or two elements share memory.
+
+    Copied too if a head's rows reach further than 32 bits count: offsets within a head are that wide.
+    """
     apart = all(size == 1 or stride > 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    if apart and (tensor.shape[3] == 1 or tensor.stride(3) == 1):
+    near = tensor.shape[2] * tensor.stride(2) < 2**31
+    if apart and near and (tensor.shape[3] == 1 or tensor.stride(3) == 1):
         return tensor
     return tensor.contiguous()
 

@@ -57,11 +57,9 @@ def write_order(
 def last_heard(place, emotion_count, count):
     """The last place in the order whose node the receiver at ``place`` hears: it hears all before, emotions not itself.
 
-    [CLS] hears everybody, an emotion [CLS] and the emotions, a word those and the words up to itself; whoever is off
-    the list nobody.
+    [CLS] hears everybody, an emotion [CLS] and the emotions, a word those and the words up to itself.
     """
-    last = tl.where(place == 0, count - 1, tl.where(place <= emotion_count, emotion_count, place))
-    return tl.where(place < count, last, -1)
+    return tl.where(place == 0, count - 1, tl.where(place <= emotion_count, emotion_count, place))
 
 
 @triton.jit

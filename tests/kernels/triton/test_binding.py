@@ -1,0 +1,88 @@
+"""The way a launch takes on a GPU, as far as that goes without one: Triton binds the arguments and compiles for them.
+
+Ahead-of-time compilation states the arguments' types itself; here Triton's own binder reads them off real tensors,
+tuples, None and numbers.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+
+class Driver:  # what JITFunction asks of a driver before it loads what it has compiled
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device=0):
+        return 0
+
+    def get_current_target(self):
+        return GPUTarget("cuda", 86, 32)
+
+    def get_active_torch_device(self):
+        return torch.device("cuda", 0)
+
+
+driver.set_active(Driver())
+from ecore_kernels.triton_kernels import edge_attention, edge_readout, graph_attention, launch
+
+
+def bind(kernel, grid, arguments, options, device):
+    compiled = kernel.warmup(**arguments, grid=grid, **options)
+    print(kernel.fn.__module__.split(".")[-1] + kernel.fn.__name__, "ptx" in compiled.asm)
+
+
+launch.launch = bind
+launch.architecture = lambda device: 86
+B, K, M, P, d = 2, 3, 20, 8, 100
+N = M + P
+
+
+def rows():
+    return torch.randn(B, N, K, d, dtype=torch.bfloat16).transpose(1, 2)
+
+
+query, key, value = rows(), rows(), rows()
+for depth in (0, 1):
+    past = [rows() for _ in range(depth)], [rows() for _ in range(depth)], torch.rand(B, K, N) if depth else None
+    emotions = None if depth else torch.ones(B, P, dtype=torch.bool)
+    mask, weight, correlation = torch.ones(B, K, M, dtype=torch.bool), torch.rand(B, P), torch.rand(P, P)
+    output, *saved = graph_attention.forward(
+        query, key, value, torch.rand(B, M), mask, weight, correlation, emotions, *past, 0.1, False, "ieee"
+    )
+    graph_attention.backward(
+        output, query, key, value, mask, correlation, emotions, *past, output, *saved, 0.1, False, True, True, "ieee"
+    )
+    readout = mask, weight, correlation, emotions, *past, 0.1, False
+    edge_readout.forward(*readout, "ieee")
+    edge_readout.backward(weight, torch.rand(B, P, P), *readout, True, True, "ieee")
+dense = query, key, value, torch.rand(1, K, N, N), None, torch.rand(B, K, N)
+output, new_edge, normalizer = edge_attention.forward(*dense, 0.1, "ieee")
+edge_attention.backward(output, new_edge, *dense, output, normalizer, 0.1, True, "ieee")
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_triton_binds_what_the_launchers_pass(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    path = os.pathsep.join(p for p in sys.path if p)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        env=environment | {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    kernels = ["graph_attention", "edge_readout", "graph_attention", "edge_readout", "edge_attention"]
+    bound = [f"{kernel}_{direction} True" for kernel in kernels for direction in ("forward", "backward")]
+    assert sorted(done.stdout.splitlines()) == sorted(bound)
