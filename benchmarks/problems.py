@@ -164,8 +164,9 @@ def draw(problem: Problem, seed: int, device: str) -> dict[str, Tensor]:
         readout = [(batch, emotions), (batch, emotions, emotions)]
         outputs = readout if problem.operator == "edge_readout" else [(*lead, problem.dim)]
     for index, shape in enumerate(outputs):
+        # A model's projection behind the heads sends its gradient with the heads side by side.
         nodes = index == 0 and problem.operator != "edge_readout"
-        tensors[f"upstream{index}"] = normal(*shape, dtype=problem.dtype if nodes else torch.float32)
+        tensors[f"upstream{index}"] = rows() if nodes else normal(*shape)
     return tensors
 
 

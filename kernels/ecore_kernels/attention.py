@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -88,6 +89,21 @@ def autocast_type(device: torch.device) -> torch.dtype | None:
     if not torch.is_autocast_enabled(device.type):
         return None
     return torch.float32 if device.type == "cpu" else torch.get_autocast_dtype(device.type)
+
+
+def without_autocast(
+    device: torch.device, kind: torch.dtype | None
+) -> contextlib.AbstractContextManager[None]:
+    """Keeps autocast out of an operator's arithmetic; ``kind`` is what :func:`autocast_type` said."""
+    return contextlib.nullcontext() if kind is None else torch.autocast(device.type, enabled=False)
+
+
+def past_nodes(history: Sequence[EdgeUpdate], kind: torch.dtype | None) -> tuple[list[Tensor], list[Tensor]]:
+    """Queries and keys of a history, in type ``kind`` if that is given."""
+    queries, keys = [update.query for update in history], [update.key for update in history]
+    if kind is None:
+        return queries, keys
+    return [x.to(kind) for x in queries], [x.to(kind) for x in keys]
 
 
 def check_shape(operator: str, name: str, tensor: Tensor, shape: Sequence[int]) -> None:
@@ -197,7 +213,7 @@ def edge_attention(
         query, key, value = query.to(kind), key.to(kind), value.to(kind)
     chosen = backends.choose("edge_attention", backend, query, key, value, edge, neighbors, gate=gate)
     result = torch.promote_types(torch.promote_types(query.dtype, key.dtype), value.dtype)
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query.device, kind):
         if chosen == "reference":
             output, new_edge = torch.ops.ecore_kernels.edge_attention(
                 query, key, value, edge, neighbors, gate, edge_scale, scale
@@ -271,17 +287,20 @@ def graph_attention(
     check_history("graph_attention", history, leading)
 
     kind = autocast_type(query.device)
-    history_query = [update.query if kind is None else update.query.to(kind) for update in history]
-    history_key = [update.key if kind is None else update.key.to(kind) for update in history]
     if kind is not None:
         query, key, value = query.to(kind), key.to(kind), value.to(kind)
+    history_query, history_key = past_nodes(history, kind)
     past = [EdgeUpdate(*pair) for pair in zip(history_query, history_key, strict=True)]
     chosen = backends.choose("graph_attention", backend, query, key, value, graph, past)
     result = torch.promote_types(torch.promote_types(query.dtype, key.dtype), value.dtype)
     words_only = receivers == "words"
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query.device, kind):
         factor = row_factor(history)
-        if chosen == "reference":
+        if chosen != "reference":
+            output = fused.graph_attention(
+                query, key, value, graph, history_query, history_key, factor, scale, words_only, chosen
+            )
+        else:
             output = torch.ops.ecore_kernels.graph_attention(
                 query,
                 key,
@@ -296,9 +315,5 @@ def graph_attention(
                 factor,
                 scale,
                 words_only,
-            )
-        else:
-            output = fused.graph_attention(
-                query, key, value, graph, history_query, history_key, factor, scale, words_only, chosen
             )
     return output.to(result)

@@ -10,9 +10,10 @@ operators' arguments (without ``backend``).
 
 from __future__ import annotations
 
+import functools
 import importlib
+import inspect
 from collections.abc import Callable
-from functools import reduce
 from types import ModuleType
 from typing import Any
 
@@ -28,6 +29,7 @@ _PACKAGES = {"triton": "ecore_kernels.triton_kernels"}
 _library = torch.library.Library("ecore_kernels", "FRAGMENT")
 
 
+@functools.cache
 def _kernels(backend: str, operator: str) -> ModuleType:
     """The module of a backend's kernels, imported when first needed: Triton is optional and slow to import."""
     return importlib.import_module(f"{_PACKAGES[backend]}.{operator}")
@@ -41,7 +43,7 @@ def _matmul_precision() -> str:
 
 def _node_type(nodes: list[Tensor], *weights: Tensor | None) -> torch.dtype:
     """The type that queries, keys and values are multiplied in: their common one, float64 where a weight is."""
-    kind = reduce(torch.promote_types, (tensor.dtype for tensor in nodes))
+    kind = functools.reduce(torch.promote_types, (tensor.dtype for tensor in nodes))
     return torch.float64 if any(w is not None and w.dtype is torch.float64 for w in weights) else kind
 
 
@@ -62,7 +64,18 @@ def _apply(function: type[torch.autograd.Function], setting: tuple[Any, ...], *t
 
 def _apart(tensors: list[Tensor], kind: torch.dtype) -> list[Tensor]:
     """The tensors in type ``kind``, none of them the same object as another."""
-    return [tensor.view_as(tensor) if tensor.dtype is kind else tensor.to(kind) for tensor in tensors]
+    result: list[Tensor] = []
+    for tensor in tensors:
+        if tensor.dtype is not kind:
+            tensor = tensor.to(kind)
+        result.append(tensor.view_as(tensor) if any(tensor is other for other in result) else tensor)
+    return result
+
+
+def _with_signature(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
+    """Class decorator: ``apply`` asks for the signature of ``forward`` at every call, and finding it takes its time."""
+    function.forward.__signature__ = inspect.signature(function.forward)
+    return function
 
 
 def _register(name: str, operator: str, direction: str, fake: Callable[..., Any]) -> None:
@@ -128,6 +141,7 @@ _register("fused_graph_attention", "graph_attention", "forward", _graph_attentio
 _register("fused_graph_attention_backward", "graph_attention", "backward", _graph_attention_backward_fake)
 
 
+@_with_signature
 class _GraphAttention(torch.autograd.Function):
     @staticmethod
     def forward(setting, query, key, value, *rest):
@@ -151,6 +165,7 @@ class _GraphAttention(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, outputs):
         ctx.setting = inputs[0]
+        ctx.set_materialize_grads(False)  # else zeros are made for outputs that have no gradient
         ctx.save_for_backward(*inputs[1:], *outputs)
         ctx.mark_non_differentiable(*outputs[1:])
 
@@ -160,6 +175,8 @@ class _GraphAttention(torch.autograd.Function):
         layers, scale, words_only, precision, backend = ctx.setting
         query, key, value, _, word_mask, _, correlation, emotion_mask, row_factor, *rest = ctx.saved_tensors
         past, saved = rest[: 2 * layers], rest[2 * layers :]
+        if grad_output is None:
+            grad_output = torch.zeros_like(saved[0])
         needs_emotion_weight, needs_correlation = ctx.needs_input_grad[6:8]
         gradients = torch.ops.ecore_kernels.fused_graph_attention_backward(
             grad_output, query, key, value, word_mask, correlation, emotion_mask, past[:layers], past[layers:],
@@ -253,6 +270,7 @@ _register("fused_edge_readout", "edge_readout", "forward", _edge_readout_fake)
 _register("fused_edge_readout_backward", "edge_readout", "backward", _edge_readout_backward_fake)
 
 
+@_with_signature
 class _EdgeReadout(torch.autograd.Function):
     @staticmethod
     def forward(setting, *tensors):
@@ -353,6 +371,7 @@ _register("fused_edge_attention", "edge_attention", "forward", _edge_attention_f
 _register("fused_edge_attention_backward", "edge_attention", "backward", _edge_attention_backward_fake)
 
 
+@_with_signature
 class _EdgeAttention(torch.autograd.Function):
     @staticmethod
     def forward(setting, *tensors):

@@ -8,15 +8,12 @@ from torch import Tensor
 
 def laid_out_like(tensor: Tensor, model: Tensor) -> Tensor:
     """``tensor``, copied only if its strides differ from the model's (dimensions of size 1 aside)."""
-    same = all(
-        size == 1 or stride == other
-        for size, stride, other in zip(tensor.shape, tensor.stride(), model.stride(), strict=True)
-    )
-    if same:
+    strides, wanted = tensor.stride(), model.stride()
+    if strides == wanted:
         return tensor
-    return torch.empty_strided(tensor.shape, model.stride(), dtype=tensor.dtype, device=tensor.device).copy_(
-        tensor
-    )
+    if all(s == w or size == 1 for s, w, size in zip(strides, wanted, tensor.shape, strict=True)):
+        return tensor
+    return torch.empty_strided(tensor.shape, wanted, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
 
 
 def dense_rows(tensor: Tensor) -> Tensor:
@@ -24,9 +21,9 @@ def dense_rows(tensor: Tensor) -> Tensor:
 
     Copied too if a head's rows reach further than 32 bits count: offsets within a head are that wide.
     """
-    apart = all(size == 1 or stride > 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    near = tensor.shape[2] * tensor.stride(2) < 2**31
-    if apart and near and (tensor.shape[3] == 1 or tensor.stride(3) == 1):
+    shape, strides = tensor.shape, tensor.stride()
+    apart = all(stride > 0 or size == 1 for stride, size in zip(strides, shape, strict=True))
+    if apart and (strides[3] == 1 or shape[3] == 1) and shape[2] * strides[2] < 2**31:
         return tensor
     return tensor.contiguous()
 
@@ -38,5 +35,7 @@ def empty_rows(model: Tensor, rows: int, width: int, dtype: torch.dtype) -> Tens
     """
     batch, resolutions = model.shape[:2]
     if model.stride(1) < model.stride(2):
-        return torch.empty(batch, rows, resolutions, width, dtype=dtype, device=model.device).transpose(1, 2)
-    return torch.empty(batch, resolutions, rows, width, dtype=dtype, device=model.device)
+        strides = (rows * resolutions * width, width, resolutions * width, 1)
+    else:
+        strides = (resolutions * rows * width, rows * width, width, 1)
+    return torch.empty_strided((batch, resolutions, rows, width), strides, dtype=dtype, device=model.device)

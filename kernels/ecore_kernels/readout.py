@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 
 from ecore_kernels import backends, fused, reference
-from ecore_kernels.attention import EdgeUpdate, autocast_type, check_history, row_factor
+from ecore_kernels.attention import (
+    EdgeUpdate,
+    autocast_type,
+    check_history,
+    past_nodes,
+    row_factor,
+    without_autocast,
+)
 from ecore_kernels.graph import EmotionGraph
 
 _library = torch.library.Library("ecore_kernels", "FRAGMENT")
@@ -72,11 +79,10 @@ def edge_readout(
     check_history("edge_readout", history, (batch, resolutions, words + emotions))
     device = graph.word_weight.device
     kind = autocast_type(device)
-    history_query = [update.query if kind is None else update.query.to(kind) for update in history]
-    history_key = [update.key if kind is None else update.key.to(kind) for update in history]
+    history_query, history_key = past_nodes(history, kind)
     past = [EdgeUpdate(*pair) for pair in zip(history_query, history_key, strict=True)]
     chosen = backends.choose("edge_readout", backend, graph, past)
-    with torch.autocast(device.type, enabled=False):
+    with without_autocast(device, kind):
         factor = row_factor(history)
         if chosen != "reference":
             return fused.edge_readout(graph, history_query, history_key, factor, scale, per_word, chosen)

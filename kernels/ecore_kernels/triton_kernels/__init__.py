@@ -18,8 +18,8 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 OLDEST_TRITON = (3, 3)
 OLDEST_ARCHITECTURE = (8, 0)
-LARGEST_HEAD = 256
-TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+LARGEST_HEAD = {torch.float16: 256, torch.bfloat16: 256, torch.float32: 256, torch.float64: 128}
+"""By type: beyond, a backward's tiles do not fit into the shared memory of an sm_86."""
 
 
 @torch.compiler.assume_constant_result
@@ -75,11 +75,11 @@ def why_not(*tensors: Tensor) -> list[str]:
             reasons.append(refusal)
     for kind in dict.fromkeys(tensor.dtype for tensor in tensors):
         name = str(kind).removeprefix("torch.")
-        if kind not in TYPES:
+        largest = max([tensor.shape[-1] for tensor in tensors if tensor.dtype is kind])
+        if kind not in LARGEST_HEAD:
             reasons.append(f"takes float16, bfloat16, float32 and float64, not {name}")
         elif kind is torch.bfloat16 and INTERPRETED:
             reasons.append("gets bfloat16 wrong under Triton's interpreter")
-    largest = max([0, *(tensor.shape[-1] for tensor in tensors)])
-    if largest > LARGEST_HEAD:
-        reasons.append(f"takes head sizes up to {LARGEST_HEAD}, not {largest}")
+        elif largest > LARGEST_HEAD[kind]:
+            reasons.append(f"takes heads of {name} up to {LARGEST_HEAD[kind]} wide, not {largest}")
     return reasons

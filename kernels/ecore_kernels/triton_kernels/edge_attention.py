@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ecore_kernels.layout import dense_rows, empty_rows, laid_out_like
 from ecore_kernels.triton_kernels import launch
 from ecore_kernels.triton_kernels.tiles import LOG2E, load_rows, store_rows
 
@@ -387,13 +388,12 @@ def forward(
         log_normalizer: [B, K, N], logarithm to base 2 of every softmax denominator; 0 where there is no neighbour.
     """
     batch, resolutions, nodes, _ = query.shape
-    query, value = launch.dense_rows(query), launch.dense_rows(value)
-    key = launch.laid_out_like(key, query)
+    query, value = dense_rows(query), dense_rows(value)
+    key = laid_out_like(key, query)
     number = torch.float64 if query.dtype is torch.float64 else torch.float32
-    output = launch.empty_rows(value, nodes, value.shape[3], value.dtype)
+    output = empty_rows(value, nodes, value.shape[3], value.dtype)
     log_normalizer = query.new_empty((batch, resolutions, nodes), dtype=number)
     new_edge = None if factor is None else query.new_empty((batch, resolutions, nodes, nodes), dtype=number)
-    vector = launch.vector_of(query, value, output)
     constants, options = _setting(query, value, precision, "forward")
     arguments = {
         "query": query,
@@ -407,11 +407,8 @@ def forward(
         "log_normalizer": log_normalizer,
         "resolutions": resolutions,
         "nodes": nodes,
-        **launch.row_strides("query", query, vector),
-        **launch.row_strides("value", value, vector),
-        **launch.row_strides("output", output, vector),
+        **launch.strides(query=query, value=value, output=output),
         "SCALE": scale,
-        "VECTOR": vector,
         **constants,
     }
     programs = batch * resolutions * triton.cdiv(nodes, constants["BLOCK"])
@@ -446,19 +443,18 @@ def backward(
         gradients of query, key, value, edge (in its shape and type) and factor, without those not needed or not given.
     """
     batch, resolutions, nodes, dim = query.shape
-    query, value = launch.dense_rows(query), launch.dense_rows(value)
-    key = launch.laid_out_like(key, query)
-    grad_output = launch.laid_out_like(grad_output, output)
+    query, value = dense_rows(query), dense_rows(value)
+    key = laid_out_like(key, query)
+    grad_output = laid_out_like(grad_output, output)
     number = log_normalizer.dtype
-    grad_query = launch.empty_rows(query, nodes, dim, query.dtype)
-    grad_key = launch.empty_rows(query, nodes, dim, query.dtype)
-    grad_value = launch.empty_rows(query, nodes, value.shape[3], value.dtype)
+    grad_query = empty_rows(query, nodes, dim, query.dtype)
+    grad_key = empty_rows(query, nodes, dim, query.dtype)
+    grad_value = empty_rows(query, nodes, value.shape[3], value.dtype)
     grad_edge = edge.new_empty(edge.shape) if needs_edge else None
     grad_factor = None
     if grad_new_edge is not None:
         factor = factor.to(number).contiguous()
         grad_factor = torch.empty_like(log_normalizer)
-    vector = launch.vector_of(query, value, output, grad_query, grad_value)
     constants, options = _setting(query, value, precision, "backward")
     shared_edge = needs_edge and edge.shape[:2] != query.shape[:2]
     arguments = {
@@ -483,13 +479,10 @@ def backward(
         "edge_batches": edge.shape[0],
         "edge_resolutions": edge.shape[1],
         "zero": 0,
-        **launch.row_strides("query", query, vector),
-        **launch.row_strides("value", value, vector),
-        **launch.row_strides("output", output, vector),
-        **launch.row_strides("gradient", grad_query, vector),
-        **launch.row_strides("value_gradient", grad_value, vector),
+        **launch.strides(
+            query=query, value=value, output=output, gradient=grad_query, value_gradient=grad_value
+        ),
         "SCALE": scale,
-        "VECTOR": vector,
         "SHARED_EDGE": shared_edge,
         **constants,
     }

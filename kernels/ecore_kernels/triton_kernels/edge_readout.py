@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ecore_kernels.layout import dense_rows, empty_rows, laid_out_like
 from ecore_kernels.triton_kernels import launch
 from ecore_kernels.triton_kernels.tiles import rows_of, store_rows
 
@@ -340,9 +341,9 @@ def _inputs(
     _, resolutions, words = word_mask.shape
     emotions = emotion_weight.shape[1]
     if history_query:
-        model = launch.dense_rows(history_query[0])
-        history_query = [launch.laid_out_like(x, model) for x in history_query]
-        history_key = [launch.laid_out_like(x, model) for x in history_key]
+        model = dense_rows(history_query[0])
+        history_query = [laid_out_like(x, model) for x in history_query]
+        history_key = [laid_out_like(x, model) for x in history_key]
     number = _number(history_query, emotion_weight)
     return {
         "history_query": tuple(history_query),
@@ -364,11 +365,11 @@ def _number(history: Sequence[Tensor], emotion_weight: Tensor) -> torch.dtype:
     return torch.float64 if (*history, emotion_weight)[0].dtype is torch.float64 else torch.float32
 
 
-def _strides(name: str, tensors: Sequence[Tensor], vector: int) -> dict[str, int]:
+def _strides(**tensors: Sequence[Tensor]) -> dict[str, int]:
     """Strides as kernel arguments; without history they do not matter."""
-    if tensors:
-        return launch.row_strides(name, tensors[0], vector)
-    return {f"{name}_{of}": 0 for of in ("batch", "head", "row")}
+    if all(tensors.values()):
+        return launch.strides(**{name: of[0] for name, of in tensors.items()})
+    return {"VECTOR": 1} | {f"{name}_{of}": 0 for name in tensors for of in ("batch", "head", "row")}
 
 
 def forward(
@@ -407,13 +408,11 @@ def forward(
     number = _number(history_query, emotion_weight)
     to_word = emotion_weight.new_empty((batch, words if per_word else word_blocks, emotions), dtype=number)
     to_emotion = emotion_weight.new_empty((batch, emotions, emotions), dtype=number)
-    vector = launch.vector_of(*history_query[:1]) if history_query else 1
     arguments.update(
         to_word=to_word,
         to_emotion=to_emotion,
-        **_strides("history", history_query, vector),
+        **_strides(history=history_query),
         SCALE=scale,
-        VECTOR=vector,
         PER_WORD=per_word,
         **constants,
     )
@@ -460,7 +459,7 @@ def backward(
     number = _number(history_query, emotion_weight)
 
     def like_history() -> list[Tensor]:
-        return [launch.empty_rows(x, words + emotions, x.shape[3], x.dtype) for x in history_query]
+        return [empty_rows(x, words + emotions, x.shape[3], x.dtype) for x in history_query]
 
     grad_history_query, grad_history_key = like_history(), like_history()
     grad_row_factor = grad_emotion_weight = grad_correlation = None
@@ -470,7 +469,6 @@ def backward(
         grad_emotion_weight = emotion_weight.new_empty((batch, resolutions, emotions), dtype=number)
     if needs_correlation:
         grad_correlation = emotion_weight.new_empty((batch, resolutions, emotions, emotions), dtype=number)
-    vector = launch.vector_of(history_query[0], grad_history_query[0]) if history_query else 1
     arguments.update(
         grad_to_word=grad_word_to_emotion.to(number).contiguous(),
         grad_to_emotion=grad_emotion_to_emotion.to(number).contiguous(),
@@ -480,10 +478,8 @@ def backward(
         grad_emotion_weight=grad_emotion_weight,
         grad_correlation=grad_correlation,
         pairs=batch * resolutions,
-        **_strides("history", history_query, vector),
-        **_strides("gradient", grad_history_query, vector),
+        **_strides(history=history_query, gradient=grad_history_query),
         SCALE=scale,
-        VECTOR=vector,
         PER_WORD=per_word,
         **constants,
     )

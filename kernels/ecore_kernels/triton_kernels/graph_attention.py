@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ecore_kernels.layout import dense_rows, empty_rows, laid_out_like
 from ecore_kernels.triton_kernels import launch
 from ecore_kernels.triton_kernels.tiles import (
     LOG2E,
@@ -562,17 +563,16 @@ def forward(
     batch, resolutions, words = word_mask.shape
     emotions = emotion_weight.shape[1]
     nodes = words + emotions
-    query, value = launch.dense_rows(query), launch.dense_rows(value)
-    key = launch.laid_out_like(key, query)
-    history_query = [launch.laid_out_like(x, query) for x in history_query]
-    history_key = [launch.laid_out_like(x, query) for x in history_key]
+    query, value = dense_rows(query), dense_rows(value)
+    key = laid_out_like(key, query)
+    history_query = [laid_out_like(x, query) for x in history_query]
+    history_key = [laid_out_like(x, query) for x in history_key]
     number = torch.float64 if query.dtype is torch.float64 else torch.float32
-    output = launch.empty_rows(value, words if words_only else nodes, value.shape[3], value.dtype)
+    output = empty_rows(value, words if words_only else nodes, value.shape[3], value.dtype)
     log_normalizer = query.new_empty((batch, resolutions, nodes), dtype=number)
     order = query.new_empty((batch, resolutions, nodes), dtype=torch.int32)
     weight = torch.empty_like(log_normalizer)
     counts = order.new_empty((batch, resolutions, 2))
-    vector = launch.vector_of(query, value, output)
     constants, options = _setting(query, value, len(history_query), precision, "forward")
     arguments = {
         "query": query,
@@ -595,11 +595,8 @@ def forward(
         "words": words,
         "emotions": emotions,
         "correlation_batch": 0 if correlation.dim() == 2 else emotions * emotions,
-        **launch.row_strides("query", query, vector),
-        **launch.row_strides("value", value, vector),
-        **launch.row_strides("output", output, vector),
+        **launch.strides(query=query, value=value, output=output),
         "SCALE": scale,
-        "VECTOR": vector,
         "CHUNK": CHUNK,
         "WORDS_ONLY": words_only,
         **constants,
@@ -644,15 +641,15 @@ def backward(
     batch, resolutions, words = word_mask.shape
     nodes = order.shape[2]
     emotions = nodes - words
-    query, value = launch.dense_rows(query), launch.dense_rows(value)
-    key = launch.laid_out_like(key, query)
-    history_query = [launch.laid_out_like(x, query) for x in history_query]
-    history_key = [launch.laid_out_like(x, query) for x in history_key]
-    grad_output = launch.laid_out_like(grad_output, output)
+    query, value = dense_rows(query), dense_rows(value)
+    key = laid_out_like(key, query)
+    history_query = [laid_out_like(x, query) for x in history_query]
+    history_key = [laid_out_like(x, query) for x in history_key]
+    grad_output = laid_out_like(grad_output, output)
     number = log_normalizer.dtype
 
     def gradient(width: int, dtype: torch.dtype) -> Tensor:
-        return launch.empty_rows(query, nodes, width, dtype)
+        return empty_rows(query, nodes, width, dtype)
 
     dim = query.shape[3]
     grad_query, grad_key = gradient(dim, query.dtype), gradient(dim, query.dtype)
@@ -667,7 +664,6 @@ def backward(
         grad_emotion_weight = partial((batch, resolutions, emotions), dtype=number)
     if needs_correlation and not words_only:
         grad_correlation = partial((batch, resolutions, emotions, emotions), dtype=number)
-    vector = launch.vector_of(query, value, output, grad_query, grad_value)
     constants, options = _setting(query, value, len(history_query), precision, "backward")
     arguments = {
         "query": query,
@@ -698,13 +694,10 @@ def backward(
         "emotions": emotions,
         "correlation_batch": 0 if correlation.dim() == 2 else emotions * emotions,
         "zero": 0,
-        **launch.row_strides("query", query, vector),
-        **launch.row_strides("value", value, vector),
-        **launch.row_strides("output", output, vector),
-        **launch.row_strides("gradient", grad_query, vector),
-        **launch.row_strides("value_gradient", grad_value, vector),
+        **launch.strides(
+            query=query, value=value, output=output, gradient=grad_query, value_gradient=grad_value
+        ),
         "SCALE": scale,
-        "VECTOR": vector,
         "WORDS_ONLY": words_only,
         **constants,
     }

@@ -19,8 +19,6 @@ import torch
 import triton
 from torch import Tensor
 
-from ecore_kernels.layout import dense_rows, empty_rows, laid_out_like  # noqa: F401
-
 TABLE = Path(__file__).with_name("launch_table.json")
 FULL_VECTOR = 16  # bytes that one thread loads at most
 
@@ -149,16 +147,23 @@ def padded(size: int) -> int:
     return max(16, triton.next_power_of_2(size))
 
 
-def vector_of(*tensors: Tensor) -> int:
-    """The greatest power of two that divides every stride over rows, and fits a full vector: how wide loads can be."""
-    width = FULL_VECTOR // min(tensor.element_size() for tensor in tensors)
-    return math.gcd(width, *(s for tensor in tensors for s in tensor.stride()[:3]))
+def strides(**tensors: Tensor) -> dict[str, int]:
+    """Kernel arguments: the strides of [B, K, N, d] tensors over batch, head and row, in units of VECTOR elements.
 
-
-def row_strides(name: str, tensor: Tensor, vector: int) -> dict[str, int]:
-    """Kernel arguments: the strides of a [B, K, N, d] in units of ``vector`` elements.
-
-    The kernel multiplies them by the constant ``VECTOR`` again: so the compiler knows what divides them, and loads
-    full vectors at sizes, like a head of 100, that are no multiple of 16.
+    The kernel multiplies them by the constant ``VECTOR`` again: so the compiler knows what divides them, and loads full
+    vectors at sizes, like a head of 100, that are no multiple of 16.
     """
-    return {f"{name}_{of}": tensor.stride(i) // vector for i, of in enumerate(("batch", "head", "row"))}
+    size = min(tensor.element_size() for tensor in tensors.values())
+    return _strides(tuple(tensors), tuple(tensor.stride() for tensor in tensors.values()), size)
+
+
+@functools.lru_cache(maxsize=4096)
+def _strides(
+    names: tuple[str, ...], strides: tuple[tuple[int, ...], ...], element_size: int
+) -> dict[str, int]:
+    vector = math.gcd(FULL_VECTOR // element_size, *(stride for of in strides for stride in of[:3]))
+    arguments = {"VECTOR": vector}
+    for name, of in zip(names, strides, strict=True):
+        for dimension, stride in zip(("batch", "head", "row"), of, strict=False):
+            arguments[f"{name}_{dimension}"] = stride // vector
+    return arguments
