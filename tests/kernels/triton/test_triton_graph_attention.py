@@ -118,7 +118,7 @@ def tensors_for(make, graph, dim, value_dim, depth, dtype):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
 def test_against_the_reference(make, device, depth, words_only, dtype):
     number = torch.float64 if dtype is torch.float64 else torch.float32
-    graph = make.graph(1, 19, 5, 2, dtype=number, correlation="batched" if depth % 2 else "shared")
+    graph = make.graph(2, 19, 5, 1, dtype=number, correlation="batched" if depth % 2 else "shared")
     tensors, factor = tensors_for(make, graph, 7, 5, depth, dtype)
     compare(graph, tensors, device, factor=factor, words_only=words_only)
 
