@@ -44,6 +44,12 @@ def _triton_graph_attention(
 ) -> list[str]:
     past = [x for update in history for x in (update.query, update.key)]
     reasons = triton_kernels.why_not(*(() if query is None else (query, key, value, *past)))
+    deepest = triton_kernels.DEEPEST_OF_WIDE
+    if query is not None and len(history) > deepest and query.shape[-1] > triton_kernels.NARROW_HEAD:
+        widest = triton_kernels.NARROW_HEAD
+        reasons.append(
+            f"takes at most {deepest} earlier layers with heads wider than {widest}, not {len(history)}"
+        )
     return reasons + _no_gradient_to_words(graph)
 
 

@@ -11,6 +11,8 @@ import torch
 
 import ecore_kernels
 from ecore_kernels import (
+    EdgeUpdate,
+    EmotionGraph,
     available_backends,
     backends,
     edge_attention,
@@ -139,7 +141,7 @@ def test_reference_is_always_there():
 
 
 @pytest.mark.skipif(not triton_kernels.INTERPRETED, reason="Triton's interpreter is not in use")
-def test_the_interpreter_runs_only_where_it_is_named():
+def test_the_interpreter_runs_only_where_it_is_named(monkeypatch):
     assert backends.choose("graph_attention", None) != "triton"
     lines = explain("graph_attention").splitlines()
     assert lines[1].strip() == "triton: could run it, but only where it is named"
@@ -150,6 +152,19 @@ def test_the_interpreter_runs_only_where_it_is_named():
         wide = torch.zeros(1, 1, 2, most + 1, dtype=kind)
         with pytest.raises(RuntimeError, match=f"heads of float.. up to {most} wide, not {most + 1}"):
             edge_attention(wide, wide, wide, torch.ones(()), backend="triton")
+    graph = EmotionGraph(
+        torch.ones(1, 1), torch.ones(1, 1, 1, dtype=torch.bool), torch.ones(1, 1), torch.ones(1, 1)
+    )
+    wide, history = (
+        torch.zeros(1, 1, 2, 129),
+        [EdgeUpdate(torch.zeros(1, 1, 2, 129), torch.zeros(1, 1, 2, 129))] * 3,
+    )
+    assert "at most 2 earlier layers" in explain("graph_attention", wide, wide, wide, graph, history)
+    monkeypatch.setattr(triton_kernels, "_version", lambda: (3, 4))
+    double = torch.zeros(1, 1, 2, 2, dtype=torch.float64)
+    assert "needs Triton 3.5 or newer for float64" in explain(
+        "edge_attention", double, double, double, double
+    )
 
 
 @pytest.mark.usefixtures("fresh_compile")

@@ -17,9 +17,26 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Whether Triton's interpreter stands in for a GPU: it runs the kernels on CPU tensors, for tests."""
 
 OLDEST_TRITON = (3, 3)
+OLDEST_TRITON_FOR_FLOAT64 = (3, 5)
 OLDEST_ARCHITECTURE = (8, 0)
 LARGEST_HEAD = {torch.float16: 256, torch.bfloat16: 256, torch.float32: 256, torch.float64: 128}
 """By type: beyond, a backward's tiles do not fit into the shared memory of an sm_86."""
+NARROW_HEAD, DEEPEST_OF_WIDE = 128, 2
+"""How many layers of history attention takes with heads wider than that, for the same reason."""
+
+
+def _spelled(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
+
+
+@functools.cache
+def _version() -> tuple[int, ...]:
+    return tuple(map(int, importlib.metadata.version("triton").split(".")[:2]))
+
+
+@torch.compiler.assume_constant_result
+def _lacks_float64() -> bool:
+    return _version() < OLDEST_TRITON_FOR_FLOAT64
 
 
 @torch.compiler.assume_constant_result
@@ -32,9 +49,8 @@ def unavailable_reason() -> str:
 def _unavailable_reason() -> str:
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed: pip install triton"
-    version = importlib.metadata.version("triton")
-    if tuple(map(int, version.split(".")[:2])) < OLDEST_TRITON:
-        return f"needs Triton {'.'.join(map(str, OLDEST_TRITON))} or newer, not {version}"
+    if _version() < OLDEST_TRITON:
+        return f"needs Triton {_spelled(OLDEST_TRITON)} or newer, not {_spelled(_version())}"
     if INTERPRETED:
         return ""
     if torch.version.hip:
@@ -80,6 +96,8 @@ def why_not(*tensors: Tensor) -> list[str]:
             reasons.append(f"takes float16, bfloat16, float32 and float64, not {name}")
         elif kind is torch.bfloat16 and INTERPRETED:
             reasons.append("gets bfloat16 wrong under Triton's interpreter")
+        elif kind is torch.float64 and _lacks_float64():
+            reasons.append(f"needs Triton {_spelled(OLDEST_TRITON_FOR_FLOAT64)} or newer for float64")
         elif largest > LARGEST_HEAD[kind]:
             reasons.append(f"takes heads of {name} up to {LARGEST_HEAD[kind]} wide, not {largest}")
     return reasons

@@ -23,7 +23,13 @@ def test_graph_attention(make, device, words_only, strided, batched):
     graph = make.graph(2, 4, 3, 2, correlation="batched" if batched else "shared")
     word_weight, mask, weight, correlation, emotions = (
         x.detach().to(device)
-        for x in (graph.word_weight, graph.word_mask, graph.emotion_weight, graph.correlation, graph.emotion_mask)
+        for x in (
+            graph.word_weight,
+            graph.word_mask,
+            graph.emotion_weight,
+            graph.correlation,
+            graph.emotion_mask,
+        )
     )
     shape = (2, 7, 2, 3) if strided else (2, 2, 7, 3)
     nodes = [random(*shape, device=device) for _ in range(5)]
@@ -33,7 +39,18 @@ def test_graph_attention(make, device, words_only, strided, batched):
     opcheck(OPERATORS.fused_graph_attention, (*inputs, *SETTING), test_utils=UTILITIES)
     output, *saved = OPERATORS.fused_graph_attention(*inputs, *SETTING)
     for wanted in (True, False):
-        inputs = (torch.randn_like(output), query, key, value, mask, correlation, emotions, *history, output, *saved)
+        inputs = (
+            torch.randn_like(output),
+            query,
+            key,
+            value,
+            mask,
+            correlation,
+            emotions,
+            *history,
+            output,
+            *saved,
+        )
         options = (0.5, words_only, wanted, wanted)
         opcheck(OPERATORS.fused_graph_attention_backward, (*inputs, *options, *SETTING), test_utils=UTILITIES)
 

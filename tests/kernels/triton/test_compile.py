@@ -1,0 +1,226 @@
+"""What is proved about the GPU kernels without a GPU: they compile for every architecture, fit, and do not spill."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ecore_kernels import info, triton_kernels
+from ecore_kernels.info import ARCHITECTURES
+
+pytest.importorskip("triton", reason="needs Triton's compiler")
+
+from ecore_kernels.triton_kernels import compile as ahead_of_time
+from ecore_kernels.triton_kernels import launch
+
+SHARED_OF_RTX_3090 = 101_376  # bytes a block may use on sm_86
+PAPER_HEAD = 100
+SPILL_FREE = {
+    "graph_attention": 1,
+    "edge_readout": 2,
+    "edge_attention": 0,
+}  # up to this many layers of history
+
+
+def python(*arguments: str | Path) -> subprocess.CompletedProcess:
+    """Run Python where the compiler can be used: not under the interpreter."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment)
+
+
+def name(row: dict[str, Any]) -> str:
+    return " ".join(str(row[x]) for x in ("kernel", "variant", "arithmetic", "head", "depth", "architecture"))
+
+
+def operator(row: dict[str, Any]) -> str:
+    return row["kernel"].rpartition("_")[0]
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Every kernel of the launch table, compiled for every architecture."""
+    report = tmp_path_factory.mktemp("compiled") / "report.json"
+    result = python("-m", "ecore_kernels.info", "--compile", *ARCHITECTURES, "--json", report)
+    assert result.returncode in (0, 1), result.stderr
+    print(result.stdout)  # with deeper histories, for which nothing is promised but that they run
+    return json.loads(report.read_text())["kernels"]
+
+
+def takes_minutes(test: Callable[..., None]) -> Callable[..., None]:
+    """Compiling all of it counts as part of the first test that asks for it."""
+    return pytest.mark.slow(pytest.mark.timeout(1800)(test))
+
+
+@takes_minutes
+@pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES)
+def test_every_entry_of_the_table_compiles_and_fits(compiled, architecture):
+    rows = [row for row in compiled if row["architecture"] == architecture]
+    assert [f"{name(row)}: {row['problem']}" for row in rows if row["problem"]] == []
+    assert all(row["registers"] > 0 and row["blocks"] > 0 for row in rows)
+    # Nothing was left out.
+    used = {
+        (
+            row["kernel"],
+            row["arithmetic"],
+            launch.padded(row["head"]),
+            row["warps"],
+            row["stages"],
+            str(row["constants"]),
+        )
+        for row in rows
+    }
+    for row in json.loads(launch.TABLE.read_text()):
+        kind = row["kernel"], row["arithmetic"], row["head"]
+        constants, options = launch.configuration(*kind, row["depth"], architecture)
+        assert (*kind, *options.values(), str(constants)) in used
+
+
+@takes_minutes
+def test_shared_memory_suffices_on_an_rtx_3090(compiled):
+    rows = [row for row in compiled if row["architecture"] == 86]
+    assert {row["arithmetic"] for row in rows} == {"half", "tf32", "ieee", "float64"}
+    assert [name(row) for row in rows if row["shared"] > SHARED_OF_RTX_3090] == []
+    assert any(row["shared"] > SHARED_OF_RTX_3090 // 4 for row in rows)  # it is measured at all
+
+
+@takes_minutes
+def test_no_spills_at_the_papers_sizes(compiled):
+    rows = [
+        row
+        for row in compiled
+        if row["architecture"] == 86
+        and row["arithmetic"] in ("half", "tf32")
+        and row["head"] == PAPER_HEAD
+        and row["depth"] <= SPILL_FREE[operator(row)]
+    ]
+    found = {(row["kernel"], row["arithmetic"], row["depth"]) for row in rows}
+    for kind, deepest in SPILL_FREE.items():
+        for direction in ("forward", "backward"):
+            for arithmetic in ("half", "tf32"):
+                assert (f"{kind}_{direction}", arithmetic, deepest) in found
+    assert [f"{name(row)}: {row['spills']} bytes" for row in rows if row["spills"]] == []
+
+
+@takes_minutes
+def test_tensor_cores_multiply_where_they_should(compiled):
+    for row in compiled:
+        multiplies = operator(row) != "edge_readout" or row["depth"] > 0
+        if row["arithmetic"] == "ieee":
+            assert row["tensor_core"] == 0, name(row)
+        elif row["arithmetic"] in ("half", "tf32"):
+            assert (row["tensor_core"] > 0) == multiplies, name(row)
+
+
+@takes_minutes
+def test_deeper_histories_are_reported(compiled):
+    for kind in ("graph_attention", "edge_readout"):
+        for arithmetic in ("half", "tf32"):
+            depths = {
+                row["depth"]
+                for row in compiled
+                if operator(row) == kind and row["arithmetic"] == arithmetic and row["head"] == PAPER_HEAD
+            }
+            assert {1, 2, 3} <= depths
+
+
+TOO_LARGE = """
+import json
+from ecore_kernels.triton_kernels import compile, launch
+constants = {"BLOCK": 64, "STEP": 32, "PIECE": 128}
+launch.configuration = lambda *_: (constants, {"num_warps": 8, "num_stages": 2})
+if __name__ == "__main__":
+    entry = compile.Entry("graph_attention_forward", "tf32", 100, 1, 86)
+    both = [compile.compile_entry(entry._replace(architecture=architecture)) for architecture in (86, 80)]
+    print(json.dumps([compile.record(one) for one in both]), compile.table(both), sep="\\n")
+"""
+
+
+def test_a_block_too_large_for_shared_memory_is_reported(tmp_path):
+    script = tmp_path / "too_large.py"
+    script.write_text(TOO_LARGE)
+    result = python(script)
+    assert result.returncode == 0, result.stderr
+    records, *table = result.stdout.splitlines()
+    small, large = json.loads(records)
+    assert small["shared"] == large["shared"] > SHARED_OF_RTX_3090
+    assert small["problem"] == (
+        f"needs {small['shared']:,} bytes of shared memory: sm_86 has {SHARED_OF_RTX_3090:,} a block"
+    )
+    assert small["blocks"] == 0
+    assert (large["problem"], large["blocks"]) == ("", 1)
+    assert small["problem"] in table[1]
+    assert "!" not in table[2]
+
+
+def test_what_does_not_compile_is_reported(monkeypatch):
+    entry = ahead_of_time.Entry("graph_attention_forward", "half", PAPER_HEAD, 0, 86)
+
+    def broken(_):
+        raise RuntimeError("at 12:3\nno such operation")
+
+    monkeypatch.setattr(ahead_of_time, "planned", broken)
+    result = ahead_of_time.compile_entry(entry)
+    assert result.problem == "does not compile: RuntimeError: no such operation"
+    assert result.problem in ahead_of_time.table([result])
+
+
+@pytest.mark.parametrize(
+    ("architecture", "warps", "registers", "shared", "blocks", "limit"),
+    [
+        (86, 4, 238, 45_568, 2, "registers"),  # 8 warps of 7,680 registers
+        (86, 4, 168, 29_184, 3, "registers"),  # 12 warps of 5,376
+        (86, 4, 166, 36_992, 2, "shared memory"),  # 2 * (36,992 + 1,024) of 102,400 bytes
+        (86, 4, 32, 33_500, 2, "shared memory"),  # the driver's 1,024 bytes count
+        (86, 2, 182, 0, 4, "registers"),  # 11 warps of 5,888 would fit, of which 8 in four equal parts
+        (86, 4, 32, 0, 12, "warps"),
+        (86, 1, 32, 0, 16, "blocks"),
+        (80, 4, 32, 0, 16, "warps"),
+        (89, 1, 32, 0, 24, "blocks"),
+        (90, 8, 128, 77_824, 2, "registers"),
+        (90, 4, 64, 231_424, 1, "shared memory"),
+        (86, 16, 255, 0, 0, "registers"),
+    ],
+)
+def test_occupancy(architecture, warps, registers, shared, blocks, limit):
+    assert ahead_of_time.occupancy(architecture, warps, registers, shared) == (blocks, limit)
+
+
+def test_info_names_the_state_of_the_kernels(monkeypatch):
+    (line,) = [line for line in info.report().splitlines() if line.startswith("triton kernels: ")]
+    if triton_kernels.unavailable_reason():
+        assert triton_kernels.unavailable_reason() in line
+    else:
+        assert line.startswith("triton kernels: run here")
+    monkeypatch.setattr(triton_kernels, "unavailable_reason", lambda: "runs on CUDA GPUs: none is visible")
+    assert "do not run here: runs on CUDA GPUs: none is visible; --compile" in info.report()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--compile", "sm_75"], "info: --compile: expected sm_80, sm_86, sm_89, sm_90, got 'sm_75'"),
+        (["--compile", "sm_86", "86"], "info: --compile: expected sm_80, sm_86, sm_89, sm_90, got '86'"),
+        (["--compile", "sm_86", "--json", "missing/report.json"], "info: --json: missing: no such folder"),
+        (["--json", "report.json"], "info: --json goes with --compile"),
+    ],
+)
+def test_info_refuses_in_one_line(arguments, said, capsys):
+    with pytest.raises(SystemExit) as exit_code:
+        info.main(arguments)
+    assert exit_code.value.code == 2
+    assert capsys.readouterr().err == said + "\n"
+
+
+def test_info_says_that_triton_is_missing(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with pytest.raises(SystemExit) as exit_code:
+        info.main(["--compile", "sm_86"])
+    assert exit_code.value.code == 2
+    assert capsys.readouterr().err == "info: --compile needs Triton: pip install triton\n"
