@@ -1,10 +1,17 @@
 // The module ecore_kernels._native. Tensors arrive as addresses, so that one build serves every version of torch; the
 // checks and the allocations are Python's (kernels/ecore_kernels/native.py).
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <cstdint>
+#include <tuple>
+#include <vector>
 
+#include "edge_attention_cpu.h"
+#include "edge_readout_cpu.h"
+#include "graph_attention_cpu.h"
 #include "otsu.h"
+#include "simd_choice.h"
 
 namespace py = pybind11;
 
@@ -31,6 +38,178 @@ void otsu_cuda(uintptr_t values, int64_t rows, int64_t columns, int64_t row_stri
 }
 #endif
 
+// A [B, K, N, d] tensor: its address, and its strides over B, K and N in elements.
+using HeadsTuple = std::tuple<uintptr_t, int64_t, int64_t, int64_t>;
+// B, K, M, P; word_mask, emotion_mask, word_weight, emotion_weight, correlation and the stride over its batch.
+using GraphTuple =
+    std::tuple<int64_t, int64_t, int64_t, int64_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, int64_t>;
+// log_normalizer, order, weight, counts.
+using SavedTuple = std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t>;
+
+template <typename T>
+ecore::Heads<T> heads(const HeadsTuple& tensor) {
+  const auto [address, batch, head, row] = tensor;
+  return {pointer<T>(address), batch, head, row};
+}
+
+template <typename T>
+std::vector<ecore::Heads<T>> heads(const std::vector<HeadsTuple>& tensors) {
+  std::vector<ecore::Heads<T>> result;
+  for (const HeadsTuple& tensor : tensors) result.push_back(heads<T>(tensor));
+  return result;
+}
+
+template <typename T>
+ecore::EmotionGraph<T> emotion_graph(const GraphTuple& tuple) {
+  const auto [batch, resolutions, words, emotions, word_mask, emotion_mask, word_weight, emotion_weight, correlation,
+              correlation_stride] = tuple;
+  return {batch,
+          resolutions,
+          words,
+          emotions,
+          pointer<const uint8_t>(word_mask),
+          pointer<const uint8_t>(emotion_mask),
+          pointer<const T>(word_weight),
+          pointer<const T>(emotion_weight),
+          pointer<const T>(correlation),
+          correlation_stride};
+}
+
+// The arguments that the two directions share.
+template <typename T>
+ecore::GraphAttention<T> graph_attention(const GraphTuple& graph, const std::vector<HeadsTuple>& queries,
+                                         const std::vector<HeadsTuple>& keys, const HeadsTuple& value, int64_t dim,
+                                         int64_t value_dim, uintptr_t row_factor, double scale, bool words_only,
+                                         const SavedTuple& saved) {
+  const auto [log_normalizer, order, weight, counts] = saved;
+  return {emotion_graph<T>(graph),
+          heads<const T>(queries),
+          heads<const T>(keys),
+          heads<const T>(value),
+          dim,
+          value_dim,
+          pointer<const T>(row_factor),
+          static_cast<T>(scale),
+          words_only,
+          {pointer<T>(log_normalizer), pointer<int32_t>(order), pointer<T>(weight), pointer<int32_t>(counts)}};
+}
+
+template <typename T>
+void graph_attention_forward(const GraphTuple& graph, const std::vector<HeadsTuple>& queries,
+                             const std::vector<HeadsTuple>& keys, const HeadsTuple& value, int64_t dim,
+                             int64_t value_dim, uintptr_t row_factor, double scale, bool words_only,
+                             const SavedTuple& saved, const HeadsTuple& output, int threads) {
+  ecore::graph_attention_forward(
+      graph_attention<T>(graph, queries, keys, value, dim, value_dim, row_factor, scale, words_only, saved),
+      heads<T>(output), threads);
+}
+
+template <typename T>
+void graph_attention_backward(const GraphTuple& graph, const std::vector<HeadsTuple>& queries,
+                              const std::vector<HeadsTuple>& keys, const HeadsTuple& value, int64_t dim,
+                              int64_t value_dim, uintptr_t row_factor, double scale, bool words_only,
+                              const SavedTuple& saved, const HeadsTuple& output, const HeadsTuple& grad_output,
+                              const std::vector<HeadsTuple>& grad_queries, const std::vector<HeadsTuple>& grad_keys,
+                              const HeadsTuple& grad_value, uintptr_t grad_row_factor, uintptr_t grad_emotion_weight,
+                              uintptr_t grad_correlation, int threads) {
+  ecore::graph_attention_backward(
+      graph_attention<T>(graph, queries, keys, value, dim, value_dim, row_factor, scale, words_only, saved),
+      heads<const T>(output), heads<const T>(grad_output),
+      {heads<T>(grad_queries), heads<T>(grad_keys), heads<T>(grad_value), pointer<T>(grad_row_factor),
+       pointer<T>(grad_emotion_weight), pointer<T>(grad_correlation)},
+      threads);
+}
+
+template <typename T>
+ecore::EdgeReadout<T> edge_readout(const GraphTuple& graph, const std::vector<HeadsTuple>& queries,
+                                   const std::vector<HeadsTuple>& keys, int64_t dim, uintptr_t row_factor, double scale,
+                                   bool per_word) {
+  return {emotion_graph<T>(graph),
+          heads<const T>(queries),
+          heads<const T>(keys),
+          dim,
+          pointer<const T>(row_factor),
+          static_cast<T>(scale),
+          per_word};
+}
+
+template <typename T>
+void edge_readout_forward(const GraphTuple& graph, const std::vector<HeadsTuple>& queries,
+                          const std::vector<HeadsTuple>& keys, int64_t dim, uintptr_t row_factor, double scale,
+                          bool per_word, uintptr_t to_word, uintptr_t to_emotion, int threads) {
+  ecore::edge_readout_forward(edge_readout<T>(graph, queries, keys, dim, row_factor, scale, per_word),
+                              pointer<T>(to_word), pointer<T>(to_emotion), threads);
+}
+
+template <typename T>
+void edge_readout_backward(const GraphTuple& graph, const std::vector<HeadsTuple>& queries,
+                           const std::vector<HeadsTuple>& keys, int64_t dim, uintptr_t row_factor, double scale,
+                           bool per_word, uintptr_t grad_to_word, uintptr_t grad_to_emotion,
+                           const std::vector<HeadsTuple>& grad_queries, const std::vector<HeadsTuple>& grad_keys,
+                           uintptr_t grad_row_factor, uintptr_t grad_emotion_weight, uintptr_t grad_correlation,
+                           int threads) {
+  ecore::edge_readout_backward(edge_readout<T>(graph, queries, keys, dim, row_factor, scale, per_word),
+                               pointer<const T>(grad_to_word), pointer<const T>(grad_to_emotion),
+                               {heads<T>(grad_queries), heads<T>(grad_keys), pointer<T>(grad_row_factor),
+                                pointer<T>(grad_emotion_weight), pointer<T>(grad_correlation)},
+                               threads);
+}
+
+// [B or 1, K or 1, N, N]: address, strides over B, K and N.
+template <typename T>
+ecore::Matrices<T> matrices(const HeadsTuple& tensor) {
+  const auto [address, batch, head, row] = tensor;
+  return {pointer<T>(address), batch, head, row};
+}
+
+// B, K, N, d, dv.
+using SizesTuple = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>;
+
+template <typename T>
+ecore::EdgeAttention<T> edge_attention(const SizesTuple& sizes, const std::vector<HeadsTuple>& query_key_value,
+                                       const HeadsTuple& edge, const HeadsTuple& neighbors, uintptr_t factor,
+                                       double scale, uintptr_t log_normalizer) {
+  const auto [batch, resolutions, nodes, dim, value_dim] = sizes;
+  return {batch,
+          resolutions,
+          nodes,
+          dim,
+          value_dim,
+          heads<const T>(query_key_value.at(0)),
+          heads<const T>(query_key_value.at(1)),
+          heads<const T>(query_key_value.at(2)),
+          matrices<const T>(edge),
+          matrices<const uint8_t>(neighbors),
+          pointer<const T>(factor),
+          static_cast<T>(scale),
+          pointer<T>(log_normalizer)};
+}
+
+template <typename T>
+void edge_attention_forward(const SizesTuple& sizes, const std::vector<HeadsTuple>& query_key_value,
+                            const HeadsTuple& edge, const HeadsTuple& neighbors, uintptr_t factor, double scale,
+                            uintptr_t log_normalizer, const HeadsTuple& output, uintptr_t new_edge, int threads) {
+  ecore::edge_attention_forward(
+      edge_attention<T>(sizes, query_key_value, edge, neighbors, factor, scale, log_normalizer), heads<T>(output),
+      pointer<T>(new_edge), threads);
+}
+
+template <typename T>
+void edge_attention_backward(const SizesTuple& sizes, const std::vector<HeadsTuple>& query_key_value,
+                             const HeadsTuple& edge, const HeadsTuple& neighbors, uintptr_t factor, double scale,
+                             uintptr_t log_normalizer, const HeadsTuple& output, const HeadsTuple& grad_output,
+                             const HeadsTuple& grad_new_edge, const std::vector<HeadsTuple>& gradients,
+                             const std::tuple<uintptr_t, int64_t, int64_t, int64_t>& grad_edge, uintptr_t grad_factor,
+                             int threads) {
+  const auto [edge_address, batches, edge_heads, shares] = grad_edge;
+  ecore::edge_attention_backward(
+      edge_attention<T>(sizes, query_key_value, edge, neighbors, factor, scale, log_normalizer), heads<const T>(output),
+      heads<const T>(grad_output), matrices<const T>(grad_new_edge),
+      {heads<T>(gradients.at(0)), heads<T>(gradients.at(1)), heads<T>(gradients.at(2)), pointer<T>(edge_address),
+       batches, edge_heads, shares, pointer<T>(grad_factor)},
+      threads);
+}
+
 py::dict build_record() {
   py::dict record;
   record["compiler"] = ECORE_RECORD_COMPILER;
@@ -50,6 +229,20 @@ PYBIND11_MODULE(_native, module) {
   using Unlocked = py::call_guard<py::gil_scoped_release>;
   module.def("otsu_cpu_float32", &otsu_cpu<float>, Unlocked());
   module.def("otsu_cpu_float64", &otsu_cpu<double>, Unlocked());
+  module.def("simd", [] { return ecore::simd().name; }, "The instruction set whose kernels run.");
+  module.def("simd_available", &ecore::simd_available, "Those that this machine can run, narrowest first.");
+  module.def("graph_attention_forward_float32", &graph_attention_forward<float>, Unlocked());
+  module.def("graph_attention_forward_float64", &graph_attention_forward<double>, Unlocked());
+  module.def("graph_attention_backward_float32", &graph_attention_backward<float>, Unlocked());
+  module.def("graph_attention_backward_float64", &graph_attention_backward<double>, Unlocked());
+  module.def("edge_readout_forward_float32", &edge_readout_forward<float>, Unlocked());
+  module.def("edge_readout_forward_float64", &edge_readout_forward<double>, Unlocked());
+  module.def("edge_readout_backward_float32", &edge_readout_backward<float>, Unlocked());
+  module.def("edge_readout_backward_float64", &edge_readout_backward<double>, Unlocked());
+  module.def("edge_attention_forward_float32", &edge_attention_forward<float>, Unlocked());
+  module.def("edge_attention_forward_float64", &edge_attention_forward<double>, Unlocked());
+  module.def("edge_attention_backward_float32", &edge_attention_backward<float>, Unlocked());
+  module.def("edge_attention_backward_float64", &edge_attention_backward<double>, Unlocked());
 #ifdef ECORE_WITH_CUDA
   module.attr("OTSU_CUDA_MAX_COLUMNS") = ecore::kOtsuCudaMaxColumns;
   module.def("otsu_cuda_refusal", &ecore::otsu_cuda_refusal, Unlocked());

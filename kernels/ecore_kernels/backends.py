@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ecore_kernels import native, triton_kernels
+from ecore_kernels import native, native_kernels, triton_kernels
 
 OPERATORS = ("edge_attention", "graph_attention", "edge_readout", "otsu")
 
@@ -58,6 +58,25 @@ def _triton_edge_readout(graph: Any = None, history: Any = (), **_: Any) -> list
     return triton_kernels.why_not(*(() if graph is None else (graph.emotion_weight[:, :1], *past)))
 
 
+def _native_edge_attention(
+    query: Any = None, key: Any = None, value: Any = None, *_: Any, **__: Any
+) -> list[str]:
+    return native_kernels.why_not(*(() if query is None else (query, key, value)))
+
+
+def _native_graph_attention(
+    query: Any = None, key: Any = None, value: Any = None, graph: Any = None, history: Any = (), **_: Any
+) -> list[str]:
+    past = [x for update in history for x in (update.query, update.key)]
+    reasons = native_kernels.why_not(*(() if query is None else (query, key, value, *past)))
+    return reasons + _no_gradient_to_words(graph)
+
+
+def _native_edge_readout(graph: Any = None, history: Any = (), **_: Any) -> list[str]:
+    past = [x for update in history for x in (update.query, update.key)]
+    return native_kernels.why_not(*(() if graph is None else (past or [graph.emotion_weight])))
+
+
 @dataclass(frozen=True)
 class Backend:
     """One way to run the operators."""
@@ -88,7 +107,15 @@ BACKENDS = {
             },
             by_name_only=triton_kernels.INTERPRETED,
         ),
-        Backend("native", {"otsu": _native_otsu}),
+        Backend(
+            "native",
+            {
+                "edge_attention": _native_edge_attention,
+                "graph_attention": _native_graph_attention,
+                "edge_readout": _native_edge_readout,
+                "otsu": _native_otsu,
+            },
+        ),
         Backend("reference", {operator: lambda *_, **__: [] for operator in OPERATORS}),
     )
 }

@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 from ecore_kernels.graph import EmotionGraph
 from ecore_kernels.layout import empty_rows
 
-_PACKAGES = {"triton": "ecore_kernels.triton_kernels"}
+_PACKAGES = {"triton": "ecore_kernels.triton_kernels", "native": "ecore_kernels.native_kernels"}
 
 _library = torch.library.Library("ecore_kernels", "FRAGMENT")
 

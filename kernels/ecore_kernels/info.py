@@ -52,6 +52,8 @@ def report() -> str:
     if native.available():
         lines.append("native extension:")
         lines += [f"  {name}: {value}" for name, value in native.build_record().items()]
+        used, possible = native.simd()
+        lines.append(f"  simd: {used} (this machine can run {', '.join(possible)})")
     else:
         lines.append(f"native extension: missing: {native.unavailable_reason()}")
     lines.append(f"triton kernels: {_triton()}")

@@ -44,6 +44,21 @@ def build_record() -> dict[str, str]:
     return _native.build_record() if available() else {}
 
 
+def simd() -> tuple[str, list[str]]:
+    """The instruction set whose CPU kernels run, and those that this machine can run, narrowest first.
+
+    The widest is taken, or the one that the environment variable ECORE_KERNELS_SIMD names.
+
+    Raises:
+        ValueError: that one is unknown or impossible here.
+    """
+    return _native.simd(), _native.simd_available()
+
+
+if available():
+    simd()  # a wrong ECORE_KERNELS_SIMD is told at once, not at the first call
+
+
 @torch.compiler.assume_constant_result  # torch.compile cannot trace into the extension
 def _cuda_refusal(device: int) -> str:
     """Why the extension's CUDA kernels cannot run on that device, or ""."""

@@ -10,10 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from ecore_kernels import EdgeUpdate, EmotionGraph, triton_kernels, use_backend
+from ecore_kernels import EdgeUpdate, EmotionGraph, native, triton_kernels, use_backend
 
 BACKENDS = [
     "reference",
+    pytest.param(
+        "native",
+        marks=pytest.mark.skipif(not native.available(), reason="the compiled extension is missing"),
+    ),
     pytest.param(
         "interpreter",
         marks=pytest.mark.skipif(
@@ -27,8 +31,8 @@ BACKENDS = [
 
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Run a test on every backend: PyTorch, Triton's interpreter, and Triton on a GPU with all tensors there."""
-    with use_backend("reference" if request.param == "reference" else "triton"):
+    """Run a test on every backend: PyTorch, C++, Triton's interpreter, and Triton on a GPU with all tensors there."""
+    with use_backend({"interpreter": "triton", "cuda": "triton"}.get(request.param, request.param)):
         if request.param != "cuda":
             yield request.param
         else:

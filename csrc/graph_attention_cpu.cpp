@@ -1,0 +1,235 @@
+#include "graph_attention_cpu.h"
+
+#include <algorithm>
+#include <memory>
+
+#include "parts.h"
+#include "simd_choice.h"
+#include "thread_pool.h"
+#include "workspace.h"
+
+namespace ecore {
+namespace {
+
+template <typename T>
+const GraphAttentionKernels<T>& kernels() {
+  if constexpr (sizeof(T) == sizeof(float)) {
+    return simd().graph_attention_float;
+  } else {
+    return simd().graph_attention_double;
+  }
+}
+
+// One (b, k) of a call, as the kernels take it.
+template <typename T>
+struct Pair {
+  int64_t batch, head;
+  std::vector<Rows<const T>> touched;  // what its kernels read or write
+  Ahead<T> ahead;
+  std::vector<Rows<const T>> queries, keys;
+  GraphHead<T> of;
+
+  Pair(const GraphAttention<T>& whole, int64_t pair)
+      : batch(pair / whole.graph.resolutions),
+        head(pair % whole.graph.resolutions),
+        queries(rows_of(whole.queries, batch, head)),
+        keys(rows_of(whole.keys, batch, head)) {
+    const EmotionGraph<T>& graph = whole.graph;
+    const int64_t nodes = graph.nodes();
+    of.words = graph.words;
+    of.emotions = graph.emotions;
+    of.depth = static_cast<int64_t>(queries.size()) - 1;
+    of.emotion_count = whole.saved.counts[2 * pair];
+    of.count = whole.saved.counts[2 * pair + 1];
+    of.order = whole.saved.order + pair * nodes;
+    of.weight = whole.saved.weight + pair * nodes;
+    of.correlation = graph.correlation + batch * graph.correlation_stride;
+    of.row_factor = whole.row_factor == nullptr ? nullptr : whole.row_factor + pair * nodes;
+    of.words_only = whole.words_only;
+    of.scale = whole.scale;
+    of.queries = queries.data();
+    of.keys = keys.data();
+    of.value = rows_of(whole.value, batch, head);
+    of.dim = whole.dim;
+    of.value_dim = whole.value_dim;
+    of.ahead = nullptr;
+    touched = keys;
+    touched.push_back(of.value);
+    touched.insert(touched.end(), queries.begin(), queries.end());
+  }
+  Pair(const Pair&) = delete;
+  Pair& operator=(const Pair&) = delete;
+
+  template <typename U>
+  void touch(const Heads<U>& tensor) {
+    const Rows<U> rows = rows_of(tensor, batch, head);
+    touched.push_back({rows.data, rows.stride});
+  }
+  // Has this pair's kernels fetch what the next one touches, evenly over about so many products a panel of receivers.
+  void look_ahead(const Pair& next, int64_t products) {
+    const int64_t tensors = static_cast<int64_t>(next.touched.size());
+    const int64_t steps = std::max<int64_t>(1, of.count * products / 6);
+    const int64_t rows_a_step = std::min<int64_t>(16, 1 + tensors * next.of.count / steps);
+    ahead = {
+        next.touched.data(), tensors, next.of.order, next.of.count, std::max(of.dim, of.value_dim), rows_a_step, 0, 0};
+    of.ahead = &ahead;
+  }
+  int64_t receivers() const { return of.count - (of.words_only ? of.emotion_count : 0); }
+};
+
+// Lists a (b, k)'s nodes that take part, for this direction and the other.
+template <typename T>
+void list_nodes(const GraphAttention<T>& call, int64_t pair) {
+  const SavedOrder<T>& saved = call.saved;
+  const int64_t nodes = call.graph.nodes();
+  list_nodes(call.graph, pair, saved.order + pair * nodes, saved.weight + pair * nodes, saved.counts + 2 * pair);
+  std::fill_n(saved.log_normalizer + pair * nodes, nodes, static_cast<T>(0));
+}
+
+// Zeroes the gradients of what did not receive: nodes that take no part, and with words_only all emotions.
+template <typename T>
+void zero_deaf(const GraphAttention<T>& call, int64_t pair, Rows<T> rows, int64_t width) {
+  const EmotionGraph<T>& graph = call.graph;
+  zero_absent(graph, pair, 0, call.words_only ? graph.words : graph.nodes(), rows, width);
+  if (call.words_only) zero_all(graph.words, graph.nodes(), rows, width);
+}
+
+// Receivers 0 ... count - 1 in `parts` ranges of about equally many edges: the beginning of range `part`.
+int64_t part_begin(int64_t count, int64_t parts, int64_t part) {
+  if (part >= parts) return count;
+  // Receivers hear more and more senders: on the whole the first x of them have x^2 edges.
+  int64_t begin = 0;
+  while (begin < count && begin * begin * parts < count * count * part) ++begin;
+  return begin;
+}
+
+}  // namespace
+
+template <typename T>
+void graph_attention_forward(const GraphAttention<T>& call, Heads<T> output, int threads) {
+  const GraphAttentionKernels<T>& kernel = kernels<T>();
+  const EmotionGraph<T>& graph = call.graph;
+  const int64_t pairs = graph.pairs(), nodes = graph.nodes();
+  if (pairs == 0) return;
+  const bool shared = share_out(pairs, nodes, threads);
+  const int inner = shared ? threads : 1;
+  const int64_t parts = shared ? parts_of(nodes) : 1;
+
+  const auto run = [&](int64_t first, int64_t last) {
+    list_nodes(call, first);
+    const Pair<T> any(call, first);  // the sizes are every pair's
+    const Workspace<T> packed(kernel.packed_size(any.of, nodes, false));
+    const int64_t scratch_size = kernel.forward_scratch(any.of, nodes);
+    const Workspace<T> scratch(parts * scratch_size);
+    std::unique_ptr<Pair<T>> pair_now, pair_next = std::make_unique<Pair<T>>(call, first);
+    for (int64_t index = first; index < last; ++index) {
+      pair_now = std::move(pair_next);
+      if (index + 1 < last) {
+        list_nodes(call, index + 1);
+        pair_next = std::make_unique<Pair<T>>(call, index + 1);
+        if (!shared) pair_now->look_ahead(*pair_next, 6);
+      }
+      const Pair<T>& pair = *pair_now;
+      const Rows<T> out = rows_of(output, pair.batch, pair.head);
+      zero_absent(graph, index, 0, call.words_only ? graph.words : nodes, out, call.value_dim);
+      for_senders(pair.of.count, kernel.sender_step, inner,
+                  [&](int64_t begin, int64_t end) { kernel.pack(pair.of, false, begin, end, packed.get()); });
+      parallel_for(parts, 1, inner, [&](int64_t part, int64_t end) {
+        for (; part < end; ++part) {
+          kernel.forward(pair.of, packed.get(), part_begin(pair.receivers(), parts, part),
+                         part_begin(pair.receivers(), parts, part + 1), scratch.get() + part * scratch_size, out,
+                         call.saved.log_normalizer + index * nodes);
+        }
+      });
+    }
+  };
+  if (shared) {
+    run(0, pairs);
+  } else {
+    parallel_for(pairs, 1, threads, run);
+  }
+}
+
+template <typename T>
+void graph_attention_backward(const GraphAttention<T>& call, Heads<const T> output, Heads<const T> grad_output,
+                              const GraphAttentionGradients<T>& gradients, int threads) {
+  const GraphAttentionKernels<T>& kernel = kernels<T>();
+  const EmotionGraph<T>& graph = call.graph;
+  const int64_t pairs = graph.pairs(), nodes = graph.nodes();
+  const int64_t emotions = graph.emotions;
+  if (pairs == 0) return;
+  const int inner = share_out(pairs, nodes, threads) ? threads : 1;
+  const int64_t parts = parts_of(nodes);
+
+  const auto run = [&](int64_t first, int64_t last) {
+    const Pair<T> any(call, first);
+    const auto next_pair = [&](int64_t index) {
+      auto pair = std::make_unique<Pair<T>>(call, index);
+      pair->touch(output);
+      pair->touch(grad_output);
+      // Rows that are written are fetched as well: a store waits for its line as a load does.
+      for (const Heads<T>& tensor : gradients.queries) pair->touch(tensor);
+      for (const Heads<T>& tensor : gradients.keys) pair->touch(tensor);
+      pair->touch(gradients.value);
+      return pair;
+    };
+    std::unique_ptr<Pair<T>> pair_now, pair_next = next_pair(first);
+    const Workspace<T> packed(kernel.packed_size(any.of, nodes, true));
+    const int64_t scratch_size = kernel.backward_scratch(any.of, nodes), sums_size = kernel.sums_size(any.of, nodes);
+    const Workspace<T> scratch((inner > 1 ? parts : 1) * scratch_size);
+    const Workspace<T> sums(parts * sums_size);
+    for (int64_t index = first; index < last; ++index) {
+      pair_now = std::move(pair_next);
+      if (index + 1 < last) {
+        pair_next = next_pair(index + 1);
+        if (inner == 1) pair_now->look_ahead(*pair_next, 18);
+      }
+      const Pair<T>& pair = *pair_now;
+      const std::vector<Rows<T>> grad_queries = rows_of(gradients.queries, pair.batch, pair.head);
+      const std::vector<Rows<T>> grad_keys = rows_of(gradients.keys, pair.batch, pair.head);
+      const Rows<T> grad_value = rows_of(gradients.value, pair.batch, pair.head);
+      T* const grad_factor = gradients.row_factor == nullptr ? nullptr : gradients.row_factor + index * nodes;
+      T* const grad_weight =
+          gradients.emotion_weight == nullptr ? nullptr : gradients.emotion_weight + index * emotions;
+      T* const grad_correlation =
+          gradients.correlation == nullptr ? nullptr : gradients.correlation + index * emotions * emotions;
+      for (const Rows<T>& rows : grad_queries) zero_deaf(call, index, rows, call.dim);
+      for (const Rows<T>& rows : grad_keys) zero_absent(graph, index, 0, nodes, rows, call.dim);
+      zero_absent(graph, index, 0, nodes, grad_value, call.value_dim);
+      if (grad_factor != nullptr) zero_deaf(call, index, {grad_factor, 1}, 1);
+      if (grad_weight != nullptr) std::fill_n(grad_weight, emotions, static_cast<T>(0));
+      if (grad_correlation != nullptr) std::fill_n(grad_correlation, emotions * emotions, static_cast<T>(0));
+
+      for_senders(pair.of.count, kernel.sender_step, inner,
+                  [&](int64_t begin, int64_t end) { kernel.pack(pair.of, true, begin, end, packed.get()); });
+      const int64_t used_parts = parts_of(pair.of.count);
+      parallel_for(used_parts, 1, inner, [&](int64_t part, int64_t end) {
+        for (; part < end; ++part) {
+          std::fill_n(sums.get() + part * sums_size, sums_size, static_cast<T>(0));
+          kernel.backward(pair.of, packed.get(), part_begin(pair.receivers(), used_parts, part),
+                          part_begin(pair.receivers(), used_parts, part + 1),
+                          scratch.get() + (inner > 1 ? part * scratch_size : 0), rows_of(output, pair.batch, pair.head),
+                          rows_of(grad_output, pair.batch, pair.head), call.saved.log_normalizer + index * nodes,
+                          grad_queries.data(), grad_factor, grad_correlation, sums.get() + part * sums_size);
+        }
+      });
+      for_senders(pair.of.count, kernel.sender_step, inner, [&](int64_t begin, int64_t end) {
+        kernel.finish(pair.of, sums.get(), nodes, used_parts, begin, end, grad_keys.data(), grad_value, grad_weight);
+      });
+    }
+  };
+  if (inner > 1) {
+    run(0, pairs);
+  } else {
+    parallel_for(pairs, 1, threads, run);
+  }
+}
+
+template void graph_attention_forward(const GraphAttention<float>&, Heads<float>, int);
+template void graph_attention_forward(const GraphAttention<double>&, Heads<double>, int);
+template void graph_attention_backward(const GraphAttention<float>&, Heads<const float>, Heads<const float>,
+                                       const GraphAttentionGradients<float>&, int);
+template void graph_attention_backward(const GraphAttention<double>&, Heads<const double>, Heads<const double>,
+                                       const GraphAttentionGradients<double>&, int);
+
+}  // namespace ecore

@@ -1,0 +1,51 @@
+// Attention on the emotion graph on a CPU (graph.py, attention.py and docs/kernels.md say what is computed): lists the
+// nodes that take part, splits the work among threads and calls the kernels of the machine's instruction set.
+//
+// T is float or double. Memory is the caller's. Every result is the same bits whatever the number of threads.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "emotion_graph.h"
+
+namespace ecore {
+
+// What the forward leaves for the backward: [batch, resolutions, nodes] each, by place, and [batch, resolutions, 2].
+template <typename T>
+struct SavedOrder {
+  T* log_normalizer;  // logarithm to base 2 of every receiver's softmax denominator
+  int32_t* order;     // the nodes that take part: [CLS], emotions, words
+  T* weight;          // E0 of the edges that they send to words
+  int32_t* counts;    // emotions and nodes that take part
+};
+
+template <typename T>
+struct GraphAttention {
+  EmotionGraph<T> graph;
+  std::vector<Heads<const T>> queries, keys;  // the layer's own, then the history's
+  Heads<const T> value;
+  int64_t dim, value_dim;
+  const T* row_factor;  // [batch, resolutions, nodes], or null
+  T scale;
+  bool words_only;
+  SavedOrder<T> saved;
+};
+
+template <typename T>
+void graph_attention_forward(const GraphAttention<T>& call, Heads<T> output, int threads);
+
+template <typename T>
+struct GraphAttentionGradients {
+  std::vector<Heads<T>> queries, keys;
+  Heads<T> value;
+  T* row_factor;      // [batch, resolutions, nodes], or null
+  T* emotion_weight;  // [batch, resolutions, emotions], or null: to be added up over resolutions
+  T* correlation;     // [batch, resolutions, emotions, emotions], or null: likewise, and over the batch if it is shared
+};
+
+template <typename T>
+void graph_attention_backward(const GraphAttention<T>& call, Heads<const T> output, Heads<const T> grad_output,
+                              const GraphAttentionGradients<T>& gradients, int threads);
+
+}  // namespace ecore

@@ -1,0 +1,141 @@
+// The kernels that exist once an instruction set: what the drivers (graph_attention_cpu.cpp and others) call, one (b,
+// k) or a part of one at a time. simd_choice.h chooses among them.
+#pragma once
+
+#include <cstdint>
+
+namespace ecore {
+
+// The rows of one (b, k): row i begins at data + i * stride, its elements lie side by side.
+template <typename T>
+struct Rows {
+  T* data;
+  int64_t stride;
+};
+
+// Rows that the next piece of work will read: fetched into the cache, a few at a time, while this one computes. A
+// head's rows lie far apart in memory, where the hardware does not foresee them.
+template <typename T>
+struct Ahead {
+  const Rows<const T>* rows;  // [tensors]
+  int64_t tensors;
+  const int32_t* nodes;  // [count]: which rows
+  int64_t count, width;  // width: elements of a row
+  int64_t rows_a_step;
+  int64_t tensor, node;  // the next to be fetched
+};
+
+// One (b, k) of the emotion graph. Nodes that take part stand in an order of their own, which calls a node's position
+// its place: [CLS], then the emotions, then the words; a receiver hears a prefix of it (graph.py says who hears whom).
+template <typename T>
+struct GraphHead {
+  int64_t words, emotions;
+  int64_t depth;                 // layers of history
+  int64_t emotion_count, count;  // emotions, nodes that take part
+  const int32_t* order;          // [count], by place: nodes
+  const T* weight;               // [count], by place: E0 of the edges that the node sends to words
+  const T* correlation;          // [emotions, emotions]
+  const T* row_factor;           // [nodes], by node; null for 1
+  bool words_only;               // only words receive
+  T scale;
+  const Rows<const T>* queries;  // [1 + depth], by node: the layer's own, then the history's (for the readout it alone)
+  const Rows<const T>* keys;
+  Rows<const T> value;
+  int64_t dim, value_dim;
+  Ahead<T>* ahead;  // or null; not to be shared by threads
+};
+
+// The kernels of one instruction set in one type. Receivers are numbered in the order emotions, words, [CLS], in which
+// each hears at least what the one before it hears. Work on disjoint receivers or senders may run in parallel.
+//
+// `packed` (packed_size elements) holds a head's senders as the products want them; `scratch` is one call's own.
+// Sizes are for heads of up to `nodes` nodes; every piece of memory begins on a cache line.
+template <typename T>
+struct GraphAttentionKernels {
+  int64_t sender_step;  // senders are packed and finished from multiples of this
+
+  int64_t (*packed_size)(const GraphHead<T>& head, int64_t nodes, bool backward);
+  void (*pack)(const GraphHead<T>& head, bool backward, int64_t begin, int64_t end, T* packed);
+
+  int64_t (*forward_scratch)(const GraphHead<T>& head, int64_t nodes);
+  // Writes output [words or nodes] of those receivers and log_normalizer [count], by place.
+  void (*forward)(const GraphHead<T>& head, const T* packed, int64_t begin, int64_t end, T* scratch, Rows<T> output,
+                  T* log_normalizer);
+
+  int64_t (*sums_size)(const GraphHead<T>& head, int64_t nodes);
+  int64_t (*backward_scratch)(const GraphHead<T>& head, int64_t nodes);
+  // Writes the gradients of these receivers' queries (grad_queries [1 + depth]), row factors (null: not wanted) and
+  // rows of the correlation (likewise), and adds those of all senders to `sums`, zeros at first.
+  void (*backward)(const GraphHead<T>& head, const T* packed, int64_t begin, int64_t end, T* scratch,
+                   Rows<const T> output, Rows<const T> grad_output, const T* log_normalizer,
+                   const Rows<T>* grad_queries, T* grad_row_factor, T* grad_correlation, T* sums);
+  // Adds up `parts` sums that lie sums_size(nodes) apart, and writes these senders' gradients.
+  void (*finish)(const GraphHead<T>& head, T* sums, int64_t nodes, int64_t parts, int64_t begin, int64_t end,
+                 const Rows<T>* grad_keys, Rows<T> grad_value, T* grad_emotion_weight);
+};
+
+// A head's readout: senders are the emotions alone. Here queries and keys are the history's [depth].
+template <typename T>
+struct EdgeReadoutKernels {
+  int64_t (*scratch)(const GraphHead<T>& head, bool backward);
+  // Adds to to_word [emotions], or [words, emotions] with per_word, and to to_emotion [emotions, emotions].
+  void (*forward)(const GraphHead<T>& head, T* scratch, bool per_word, T* to_word, T* to_emotion);
+  // Writes the gradients of nodes that take part; of keys, the emotions' alone. The last three may be null.
+  void (*backward)(const GraphHead<T>& head, T* scratch, bool per_word, const T* grad_to_word, const T* grad_to_emotion,
+                   const Rows<T>* grad_queries, const Rows<T>* grad_keys, T* grad_row_factor, T* grad_emotion_weight,
+                   T* grad_correlation);
+};
+
+// One (b, k) of a dense graph.
+template <typename T>
+struct EdgeHead {
+  int64_t nodes, dim, value_dim;
+  const int32_t* order;  // [nodes]: 0, 1, 2, ...
+  Rows<const T> query, key, value;
+  const T* edge;  // [nodes, nodes], rows edge_row apart
+  int64_t edge_row;
+  const uint8_t* neighbors;  // likewise, bool; null: all
+  int64_t neighbors_row;
+  const T* factor;  // [nodes], of updated edges; null: none are wanted
+  T scale;
+};
+
+// As for graph_attention; all nodes are senders and receivers, in their own order.
+template <typename T>
+struct EdgeAttentionKernels {
+  int64_t sender_step;
+
+  int64_t (*packed_size)(const EdgeHead<T>& head, bool backward);
+  void (*pack)(const EdgeHead<T>& head, bool backward, int64_t begin, int64_t end, T* packed);
+  int64_t (*scratch)(const EdgeHead<T>& head, bool backward);
+  // new_edge: [nodes, nodes], or null.
+  void (*forward)(const EdgeHead<T>& head, const T* packed, int64_t begin, int64_t end, T* scratch, Rows<T> output,
+                  T* new_edge, T* log_normalizer);
+  int64_t (*sums_size)(const EdgeHead<T>& head);
+  // grad_new_edge's data may be null (zero), as may grad_edge [nodes, nodes] and grad_factor [nodes] (not wanted). With
+  // add_edge the edges' gradient is added to what stands there.
+  void (*backward)(const EdgeHead<T>& head, const T* packed, int64_t begin, int64_t end, T* scratch,
+                   Rows<const T> output, Rows<const T> grad_output, Rows<const T> grad_new_edge,
+                   const T* log_normalizer, Rows<T> grad_query, T* grad_edge, bool add_edge, T* grad_factor, T* sums);
+  // Adds up `parts` sums that lie sums_size apart, and writes these senders' gradients.
+  void (*finish)(const EdgeHead<T>& head, T* sums, int64_t parts, int64_t begin, int64_t end, Rows<T> grad_key,
+                 Rows<T> grad_value);
+};
+
+struct Simd {
+  const char* name;  // as ECORE_KERNELS_SIMD calls it
+  GraphAttentionKernels<float> graph_attention_float;
+  GraphAttentionKernels<double> graph_attention_double;
+  EdgeReadoutKernels<float> edge_readout_float;
+  EdgeReadoutKernels<double> edge_readout_double;
+  EdgeAttentionKernels<float> edge_attention_float;
+  EdgeAttentionKernels<double> edge_attention_double;
+};
+
+extern const Simd kSimdBaseline;
+#ifdef ECORE_WITH_X86
+extern const Simd kSimdAvx2;
+extern const Simd kSimdAvx512;
+#endif
+
+}  // namespace ecore

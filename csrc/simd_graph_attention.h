@@ -1,0 +1,461 @@
+// Attention on the emotion graph, one (b, k) at a time: forward, and backward as one sweep that recomputes the scores.
+// Included only by simd_*.cpp; see simd_vectors.h, and docs/kernels.md for the gradients.
+//
+// With u^m = 1 + scale q^m_i . k^m_j of the layers before, an edge is E = E0 r u^1 ... u^L, its score s = scale q_i .
+// k_j, and a row's attention softmax(s E). A tile is kTileRows receivers by up to kTileColumns senders, in planes
+// [rows, tile_stride]: plane 0 for s, planes 1 ... L for u, and in the backward one more.
+#pragma once
+
+#include "simd.h"
+#include "simd_products.h"
+
+namespace ecore {
+namespace {
+
+// The receivers of a head in their order: emotions, words, [CLS]; with words_only no emotions.
+template <typename T>
+struct Receivers {
+  int64_t skipped, count, senders, emotion_count;
+
+  explicit Receivers(const GraphHead<T>& head)
+      : skipped(head.words_only ? head.emotion_count : 0),
+        count(head.count - skipped),
+        senders(head.count),
+        emotion_count(head.emotion_count) {}
+  int64_t place(int64_t receiver) const { return receiver == count - 1 ? 0 : receiver + 1 + skipped; }
+  // How many places, from the first, a receiver hears; an emotion itself among them, which it does not.
+  int64_t heard(int64_t receiver) const {
+    return receiver == count - 1 ? senders : larger_of(emotion_count + 1, place(receiver) + 1);
+  }
+  bool is_emotion(int64_t receiver) const { return receiver < emotion_count - skipped; }
+  // The first receiver that hears a place; all that follow hear it too.
+  int64_t first(int64_t place) const { return place <= emotion_count ? 0 : place - 1 - skipped; }
+};
+
+template <typename T>
+constexpr int64_t tile_stride(int64_t nodes) {
+  return smaller_of(kTileColumns, rounded_up(nodes, kLanes<T>));
+}
+
+// What is packed of the senders of a head.
+template <typename T>
+struct PackedSenders {
+  T* weight;        // [padded count]
+  T* keys;          // [1 + depth], each across
+  T* value_rows;    // forward: rows
+  T* key_rows;      // backward: [1 + depth], each rows
+  T* value_across;  // backward: across
+  int64_t across_size, rows_size, key_stride, value_stride, size;
+
+  PackedSenders(const GraphHead<T>& head, int64_t nodes, bool backward, T* packed) {
+    const int64_t padded = rounded_up(nodes, kChunk<T>);
+    key_stride = padded_width<T>(head.dim);
+    value_stride = padded_width<T>(head.value_dim);
+    across_size = rounded_up(padded * head.dim, kChunk<T>);
+    rows_size = nodes * key_stride;
+    Carver<T> carver(packed);
+    weight = carver.take(padded);
+    keys = carver.take((1 + head.depth) * across_size);
+    key_rows = backward ? carver.take((1 + head.depth) * rows_size) : nullptr;
+    value_across = backward ? carver.take(padded * head.value_dim) : nullptr;
+    value_rows = backward ? nullptr : carver.take(nodes * value_stride);
+    size = carver.used();
+  }
+};
+
+template <typename T>
+int64_t graph_packed_size(const GraphHead<T>& head, int64_t nodes, bool backward) {
+  return PackedSenders<T>(head, nodes, backward, nullptr).size;
+}
+
+template <typename T>
+void graph_pack(const GraphHead<T>& head, bool backward, int64_t begin, int64_t end, T* packed) {
+  const PackedSenders<T> to(head, head.count, backward, packed);
+  const int32_t* nodes = head.order + begin;
+  copy_row(to.weight + begin, head.weight + begin, end - begin);
+  for (int64_t j = end; j < rounded_up(end, kLanes<T>); ++j) to.weight[j] = 0;
+  for (int64_t m = 0; m <= head.depth; ++m) {
+    const Rows<const T> key = head.keys[m];
+    pack_across(to.keys + m * to.across_size, key.data, key.stride, head.order, begin, end, head.dim);
+    if (backward) {
+      gather_rows(to.key_rows + m * to.rows_size + begin * to.key_stride, to.key_stride, key.data, key.stride, nodes,
+                  end - begin, head.dim);
+    }
+  }
+  const Rows<const T> value = head.value;
+  if (backward) {
+    pack_across(to.value_across, value.data, value.stride, head.order, begin, end, head.value_dim);
+  } else {
+    gather_rows(to.value_rows + begin * to.value_stride, to.value_stride, value.data, value.stride, nodes, end - begin,
+                head.value_dim);
+  }
+}
+
+// The receivers of one tile.
+template <typename T>
+struct TileRows {
+  int64_t count;  // at most kTileRows
+  int32_t nodes[kTileRows];
+  int64_t places[kTileRows];
+  int64_t heard[kTileRows];
+  int64_t longest;  // of heard: the last
+
+  TileRows(const GraphHead<T>& head, int64_t begin, int64_t end) : count(smaller_of(kTileRows, end - begin)) {
+    const Receivers<T> receivers(head);
+    for (int64_t r = 0; r < count; ++r) {
+      places[r] = receivers.place(begin + r);
+      nodes[r] = head.order[places[r]];
+      heard[r] = receivers.heard(begin + r);
+    }
+    longest = heard[count - 1];
+  }
+  // How many of a tile's columns, which begin at place `start`, each panel's rows hear at most.
+  void limits(int64_t start, int64_t* panels) const {
+    for (int64_t r = 0; r < count; r += kPanel) {
+      const int64_t last = smaller_of(r + kPanel, count) - 1;
+      panels[r / kPanel] = larger_of(0, smaller_of(heard[last] - start, kTileColumns));
+    }
+  }
+};
+
+// E0 of the edges that an emotion hears, by place, up to whole vectors.
+template <typename T>
+void emotion_edges(const GraphHead<T>& head, int64_t receiver_node, T* edges) {
+  const T* const row = head.correlation + (receiver_node - head.words) * head.emotions;
+  edges[0] = 1;
+  for (int64_t j = 1; j <= head.emotion_count; ++j) edges[j] = row[head.order[j] - head.words];
+  for (int64_t j = head.emotion_count + 1; j < rounded_up(head.emotion_count + 1, kLanes<T>); ++j) edges[j] = 0;
+}
+
+// Scores s E log2(e) of one row in plane 0, from the products of queries and keys in planes 0 ... depth; -infinity from
+// column `heard` on, up to whole vectors.
+template <typename T>
+void weigh_scores(T* row, int64_t plane_size, int64_t depth, int64_t heard, const T* edges, T factor, T scale) {
+  using V = Vector<T>;
+  const T whole_scale = scale * kLog2E<T> * factor;
+  for (int64_t j = 0; j < heard; j += kLanes<T>) {
+    V x = whole_scale * load<V>(row + j) * load<V>(edges + j);
+    for (int64_t m = 1; m <= depth; ++m) x *= static_cast<T>(1) + scale * load<V>(row + m * plane_size + j);
+    store(row + j, x);
+  }
+  for (int64_t j = heard; j < rounded_up(heard, kLanes<T>); ++j) row[j] = -kInfinity<T>;
+}
+
+template <typename T>
+void fill_zero(T* row, int64_t begin, int64_t end) {
+  for (int64_t j = begin; j < end; ++j) row[j] = 0;
+}
+
+template <typename T>
+int64_t graph_forward_scratch(const GraphHead<T>& head, int64_t nodes) {
+  Carver<T> carver(nullptr);
+  carver.take((1 + head.depth) * kTileRows * tile_stride<T>(nodes));
+  carver.take((1 + head.depth) * kTileRows * padded_width<T>(head.dim));
+  carver.take(kTileRows * padded_width<T>(head.value_dim));
+  carver.take(rounded_up(head.emotions + 1, kLanes<T>));
+  return carver.used();
+}
+
+template <typename T>
+void graph_forward(const GraphHead<T>& head, const T* packed, int64_t begin, int64_t end, T* scratch, Rows<T> output,
+                   T* log_normalizer) {
+  using V = Vector<T>;
+  const PackedSenders<T> senders(head, head.count, false, const_cast<T*>(packed));
+  const int64_t stride = tile_stride<T>(head.count), plane_size = kTileRows * stride;
+  const int64_t query_size = kTileRows * senders.key_stride, value_stride = senders.value_stride;
+  Carver<T> carver(scratch);
+  T* const planes = carver.take((1 + head.depth) * plane_size);
+  T* const queries = carver.take((1 + head.depth) * query_size);
+  T* const total = carver.take(kTileRows * value_stride);
+  T* const edges = carver.take(rounded_up(head.emotions + 1, kLanes<T>));
+  int64_t limits[kTilePanels];
+  T largest[kTileRows], normalizer[kTileRows];
+
+  for (; begin < end; begin += kTileRows) {
+    const TileRows<T> rows(head, begin, end);
+    for (int64_t m = 0; m <= head.depth; ++m) {
+      gather_rows(queries + m * query_size, senders.key_stride, head.queries[m].data, head.queries[m].stride,
+                  rows.nodes, rows.count, head.dim);
+    }
+    for (int64_t start = 0; start < rows.longest; start += kTileColumns) {
+      rows.limits(start, limits);
+      const int64_t columns = smaller_of(rows.longest - start, kTileColumns);
+      for (int64_t m = 0; m <= head.depth; ++m) {
+        multiply_across(queries + m * query_size, senders.key_stride, rows.count, limits,
+                        senders.keys + m * senders.across_size + start * head.dim, head.dim, planes + m * plane_size,
+                        stride, head.ahead);
+      }
+      for (int64_t r = 0; r < rows.count; ++r) {
+        T* const row = planes + r * stride;
+        const int64_t heard = smaller_of(rows.heard[r] - start, columns);
+        if (heard <= 0) {
+          fill_zero(row, 0, limits[r / kPanel]);
+          continue;
+        }
+        const T factor = head.row_factor == nullptr ? static_cast<T>(1) : head.row_factor[rows.nodes[r]];
+        const bool is_emotion = rows.nodes[r] >= head.words;
+        if (is_emotion) emotion_edges(head, rows.nodes[r], edges);
+        weigh_scores(row, plane_size, head.depth, heard, is_emotion ? edges + start : senders.weight + start, factor,
+                     head.scale);
+        const int64_t itself = rows.places[r] - start;
+        if (is_emotion && itself >= 0 && itself < heard) row[itself] = -kInfinity<T>;
+        V most = splat(-kInfinity<T>), sums = V{};
+        for (int64_t j = 0; j < heard; j += kLanes<T>) most = larger<T>(load<V>(row + j), most);
+        // The first tile holds [CLS], whom everybody hears: the maximum is a number from there on.
+        const T before = largest[r], now = start == 0 ? maximum<T>(most) : maximum<T>(larger<T>(most, splat(before)));
+        for (int64_t j = 0; j < heard; j += kLanes<T>) {
+          const V p = exp2<T>(load<V>(row + j) - now);
+          sums += p;
+          store(row + j, p);
+        }
+        fill_zero(row, rounded_up(heard, kLanes<T>), limits[r / kPanel]);
+        largest[r] = now;
+        if (start == 0) {
+          normalizer[r] = sum<T>(sums);
+        } else {
+          const T shrink = exp2<T>(splat(before - now))[0];
+          normalizer[r] = normalizer[r] * shrink + sum<T>(sums);
+          for (int64_t c = 0; c < value_stride; c += kLanes<T>) {
+            T* const at = total + r * value_stride + c;
+            store(at, load<V>(at) * shrink);
+          }
+        }
+      }
+      multiply_rows(planes, stride, rows.count, limits, senders.value_rows + start * value_stride, value_stride,
+                    head.value_dim, total, value_stride, start > 0, head.ahead);
+    }
+    for (int64_t r = 0; r < rows.count; ++r) {
+      const T factor = static_cast<T>(1) / normalizer[r];
+      T* const out = output.data + rows.nodes[r] * output.stride;
+      for (int64_t c = 0; c < head.value_dim; ++c) out[c] = total[r * value_stride + c] * factor;
+      log_normalizer[rows.places[r]] = largest[r] + log2_of(normalizer[r]);
+    }
+  }
+}
+
+// The gradients that senders add up over receivers.
+template <typename T>
+struct SenderSums {
+  T* keys;            // [1 + depth] of rows
+  T* value;           // rows
+  T* emotion_weight;  // by place
+  int64_t key_size, size;
+
+  SenderSums(const GraphHead<T>& head, int64_t nodes, T* sums) {
+    key_size = nodes * padded_width<T>(head.dim);
+    Carver<T> carver(sums);
+    keys = carver.take((1 + head.depth) * key_size);
+    value = carver.take(nodes * padded_width<T>(head.value_dim));
+    emotion_weight = carver.take(rounded_up(head.emotions + 1, kLanes<T>));
+    size = carver.used();
+  }
+};
+
+template <typename T>
+int64_t graph_sums_size(const GraphHead<T>& head, int64_t nodes) {
+  return SenderSums<T>(head, nodes, nullptr).size;
+}
+
+template <typename T>
+struct BackwardScratch {
+  T* planes;        // [2 + depth], the last for gradients of attention and then attention itself
+  T* queries;       // [1 + depth] of rows
+  T* grad_queries;  // likewise
+  T* grad_output;   // rows
+  T* edges;         // E0 of an emotion's row
+  T* grad_edges;    // its gradient
+  T* before;        // [depth] vectors: products of the u before each
+  int64_t size;
+
+  BackwardScratch(const GraphHead<T>& head, int64_t nodes, T* scratch) {
+    const int64_t query_size = kTileRows * padded_width<T>(head.dim);
+    Carver<T> carver(scratch);
+    planes = carver.take((2 + head.depth) * kTileRows * tile_stride<T>(nodes));
+    queries = carver.take((1 + head.depth) * query_size);
+    grad_queries = carver.take((1 + head.depth) * query_size);
+    grad_output = carver.take(kTileRows * padded_width<T>(head.value_dim));
+    edges = carver.take(rounded_up(head.emotions + 1, kLanes<T>));
+    grad_edges = carver.take(rounded_up(head.emotions + 1, kLanes<T>));
+    before = carver.take(head.depth * kLanes<T>);
+    size = carver.used();
+  }
+};
+
+template <typename T>
+int64_t graph_backward_scratch(const GraphHead<T>& head, int64_t nodes) {
+  return BackwardScratch<T>(head, nodes, nullptr).size;
+}
+
+// What the backward of one row of a tile needs beside its planes.
+template <typename T>
+struct BackwardRow {
+  const T* edges;  // E0, from the tile's first column on
+  T factor, scale, log_normalizer, delta;
+  int64_t heard;  // columns
+  T* grad_edges;  // added to over the first grad_columns columns
+  int64_t grad_columns;
+};
+
+// One row of a tile, in place: plane 0 from the products of queries and keys to the gradient of s, planes 1 ... depth
+// likewise for u, the last from the gradient of attention to attention; both gradients times scale. Zero from column
+// `heard` on, up to whole vectors. Returns the gradient of the row factor.
+template <typename T>
+T differentiate_row(T* row, int64_t plane_size, int64_t depth, T* before, const BackwardRow<T>& of) {
+  using V = Vector<T>;
+  T* const last = row + (1 + depth) * plane_size;
+  V grad_factor{};
+  for (int64_t j = 0; j < of.heard; j += kLanes<T>) {
+    V product = splat(static_cast<T>(1));
+    for (int64_t m = 1; m <= depth; ++m) {
+      T* const at = row + m * plane_size + j;
+      const V u = static_cast<T>(1) + of.scale * load<V>(at);
+      store(before + (m - 1) * kLanes<T>, product);
+      store(at, u);
+      product *= u;
+    }
+    const V s = of.scale * load<V>(row + j), edge = load<V>(of.edges + j);
+    const V scaled = edge * of.factor, whole = scaled * product;
+    V x = s * whole * kLog2E<T> - of.log_normalizer;
+    // An emotion's own column can hold anything; what is known of the others is that they do not pass 0 by much.
+    x = x > static_cast<T>(1) ? splat(static_cast<T>(1)) : x;
+    V p = exp2<T>(x);
+    if (j + kLanes<T> > of.heard) p = lane_numbers<T>() < static_cast<T>(of.heard - j) ? p : V{};
+    const V g = p * (load<V>(last + j) - of.delta), gs = g * s;
+    store(last + j, p);
+    store(row + j, g * whole * of.scale);
+    grad_factor += gs * (edge * product);
+    if (j < of.grad_columns) {
+      T* const at = of.grad_edges + j;
+      store(at, load<V>(at) + gs * of.factor * product);
+    }
+    V others = gs * scaled * of.scale;
+    for (int64_t m = depth; m > 0; --m) {
+      T* const at = row + m * plane_size + j;
+      const V u = load<V>(at);
+      store(at, others * load<V>(before + (m - 1) * kLanes<T>));
+      others *= u;
+    }
+  }
+  return sum<T>(grad_factor);
+}
+
+template <typename T>
+void graph_backward(const GraphHead<T>& head, const T* packed, int64_t begin, int64_t end, T* scratch,
+                    Rows<const T> output, Rows<const T> grad_output, const T* log_normalizer,
+                    const Rows<T>* grad_queries, T* grad_row_factor, T* grad_correlation, T* sums_of_senders) {
+  const int64_t depth = head.depth;
+  const PackedSenders<T> senders(head, head.count, true, const_cast<T*>(packed));
+  const SenderSums<T> sums(head, head.count, sums_of_senders);
+  const BackwardScratch<T> at(head, head.count, scratch);
+  const Receivers<T> receivers(head);
+  const int64_t stride = tile_stride<T>(head.count), plane_size = kTileRows * stride;
+  const int64_t key_stride = senders.key_stride, value_stride = senders.value_stride;
+  const int64_t query_size = kTileRows * key_stride;
+  T* const attention = at.planes + (1 + depth) * plane_size;
+  int64_t limits[kTilePanels], firsts[kTileColumns / kPanel + 1];
+  T delta[kTileRows], factor_gradient[kTileRows];
+
+  for (; begin < end; begin += kTileRows) {
+    const TileRows<T> rows(head, begin, end);
+    for (int64_t m = 0; m <= depth; ++m) {
+      gather_rows(at.queries + m * query_size, key_stride, head.queries[m].data, head.queries[m].stride, rows.nodes,
+                  rows.count, head.dim);
+    }
+    gather_rows(at.grad_output, value_stride, grad_output.data, grad_output.stride, rows.nodes, rows.count,
+                head.value_dim);
+    for (int64_t r = 0; r < rows.count; ++r) {
+      delta[r] = dot(at.grad_output + r * value_stride, output.data + rows.nodes[r] * output.stride, head.value_dim);
+      factor_gradient[r] = 0;
+    }
+    for (int64_t start = 0; start < rows.longest; start += kTileColumns) {
+      rows.limits(start, limits);
+      const int64_t columns = smaller_of(rows.longest - start, kTileColumns);
+      for (int64_t m = 0; m <= depth; ++m) {
+        multiply_across(at.queries + m * query_size, key_stride, rows.count, limits,
+                        senders.keys + m * senders.across_size + start * head.dim, head.dim, at.planes + m * plane_size,
+                        stride, head.ahead);
+      }
+      multiply_across(at.grad_output, value_stride, rows.count, limits, senders.value_across + start * head.value_dim,
+                      head.value_dim, attention, stride, head.ahead);
+      for (int64_t r = 0; r < rows.count; ++r) {
+        T* const row = at.planes + r * stride;
+        const int64_t heard = larger_of(0, smaller_of(rows.heard[r] - start, columns));
+        if (heard > 0) {
+          const int32_t node = rows.nodes[r];
+          const bool is_emotion = node >= head.words;
+          const int64_t itself = is_emotion ? rows.places[r] - start : -1;
+          const bool hears_itself = itself >= 0 && itself < heard;
+          if (is_emotion) {
+            emotion_edges(head, node, at.edges);
+            fill_zero(at.grad_edges, 0, rounded_up(head.emotion_count + 1, kLanes<T>));
+          }
+          if (hears_itself) attention[r * stride + itself] = delta[r];  // so that no gradient comes of it
+          const BackwardRow<T> of = {
+              (is_emotion ? at.edges : senders.weight) + start,
+              head.row_factor == nullptr ? static_cast<T>(1) : head.row_factor[node],
+              head.scale,
+              log_normalizer[rows.places[r]],
+              delta[r],
+              heard,
+              (is_emotion ? at.grad_edges : sums.emotion_weight) + start,
+              head.emotion_count + 1 - start,
+          };
+          factor_gradient[r] += differentiate_row(row, plane_size, depth, at.before, of);
+          if (hears_itself) attention[r * stride + itself] = 0;
+          if (is_emotion && grad_correlation != nullptr) {
+            T* const to = grad_correlation + (node - head.words) * head.emotions - head.words;
+            for (int64_t j = larger_of(start, 1); j < start + heard; ++j) to[head.order[j]] = at.grad_edges[j];
+          }
+        }
+        for (int64_t m = 0; m < 2 + depth; ++m) fill_zero(row + m * plane_size, rounded_up(heard, kLanes<T>), columns);
+      }
+      for (int64_t j = 0; j < columns; j += kPanel) {
+        firsts[j / kPanel] = larger_of(0, receivers.first(start + j) - begin);
+      }
+      for (int64_t m = 0; m <= depth; ++m) {
+        const T* const plane = at.planes + m * plane_size;
+        multiply_rows(plane, stride, rows.count, limits, senders.key_rows + m * senders.rows_size + start * key_stride,
+                      key_stride, head.dim, at.grad_queries + m * query_size, key_stride, start > 0, head.ahead);
+        multiply_columns(plane, stride, rows.count, firsts, columns, at.queries + m * query_size, key_stride, head.dim,
+                         sums.keys + m * sums.key_size + start * key_stride, key_stride, head.ahead);
+      }
+      multiply_columns(attention, stride, rows.count, firsts, columns, at.grad_output, value_stride, head.value_dim,
+                       sums.value + start * value_stride, value_stride, head.ahead);
+    }
+    for (int64_t r = 0; r < rows.count; ++r) {
+      for (int64_t m = 0; m <= depth; ++m) {
+        copy_row(grad_queries[m].data + rows.nodes[r] * grad_queries[m].stride,
+                 at.grad_queries + m * query_size + r * key_stride, head.dim);
+      }
+      if (grad_row_factor != nullptr) grad_row_factor[rows.nodes[r]] = factor_gradient[r];
+    }
+  }
+}
+
+template <typename T>
+void graph_finish(const GraphHead<T>& head, T* sums, int64_t nodes, int64_t parts, int64_t begin, int64_t end,
+                  const Rows<T>* grad_keys, Rows<T> grad_value, T* grad_emotion_weight) {
+  const int64_t apart = graph_sums_size(head, nodes);
+  const SenderSums<T> total(head, head.count, sums);
+  for (int64_t m = 0; m <= head.depth; ++m) {
+    add_parts(total.keys + m * total.key_size, padded_width<T>(head.dim), apart, parts, begin, end, head.order,
+              grad_keys[m], head.dim);
+  }
+  add_parts(total.value, padded_width<T>(head.value_dim), apart, parts, begin, end, head.order, grad_value,
+            head.value_dim);
+  if (grad_emotion_weight == nullptr) return;
+  for (int64_t j = larger_of(begin, 1); j < smaller_of(end, head.emotion_count + 1); ++j) {
+    T gradient = total.emotion_weight[j];
+    for (int64_t p = 1; p < parts; ++p) gradient += total.emotion_weight[p * apart + j];
+    grad_emotion_weight[head.order[j] - head.words] = gradient;
+  }
+}
+
+template <typename T>
+constexpr GraphAttentionKernels<T> graph_attention_kernels() {
+  return {kChunk<T>,          graph_packed_size<T>,      graph_pack<T>,     graph_forward_scratch<T>, graph_forward<T>,
+          graph_sums_size<T>, graph_backward_scratch<T>, graph_backward<T>, graph_finish<T>};
+}
+
+}  // namespace
+}  // namespace ecore

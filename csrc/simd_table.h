@@ -1,0 +1,18 @@
+// Defines the table of one instruction set's kernels. Included only by simd_*.cpp, which name it.
+#pragma once
+
+#include "simd_edge_attention.h"
+#include "simd_edge_readout.h"
+#include "simd_graph_attention.h"
+
+namespace ecore {
+
+const Simd ECORE_SIMD_TABLE = {ECORE_SIMD_NAME,
+                               graph_attention_kernels<float>(),
+                               graph_attention_kernels<double>(),
+                               edge_readout_kernels<float>(),
+                               edge_readout_kernels<double>(),
+                               edge_attention_kernels<float>(),
+                               edge_attention_kernels<double>()};
+
+}  // namespace ecore

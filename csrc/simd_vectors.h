@@ -1,0 +1,159 @@
+// Vectors of one instruction set and the arithmetic on them. Included only by simd_*.cpp, each of which is compiled for
+// one instruction set and defines ECORE_SIMD_BYTES, the width of its vectors.
+//
+// Everything here has internal linkage, and nothing from the standard library's headers is called: an inline function
+// that two of those files share would be merged by the linker, and the copy that survives could be the one with
+// instructions that the machine lacks.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace ecore {
+namespace {
+
+template <typename T, int kSize>
+struct VectorOf {
+  typedef T Type __attribute__((vector_size(kSize * sizeof(T))));
+};
+
+template <typename T>
+struct FloatFormat;
+template <>
+struct FloatFormat<float> {
+  using Bits = uint32_t;
+  static constexpr int kMantissa = 23;
+  static constexpr Bits kBias = 127;
+  static constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the lowest bits
+};
+template <>
+struct FloatFormat<double> {
+  using Bits = uint64_t;
+  static constexpr int kMantissa = 52;
+  static constexpr Bits kBias = 1023;
+  static constexpr double kRounder = 6755399441055744.0;  // 1.5 * 2^52
+};
+
+template <typename T>
+constexpr int kLanes = ECORE_SIMD_BYTES / static_cast<int>(sizeof(T));
+template <typename T>
+using Vector = typename VectorOf<T, kLanes<T>>::Type;
+template <typename T>
+using BitVector = typename VectorOf<typename FloatFormat<T>::Bits, kLanes<T>>::Type;
+template <typename T>
+using Four = typename VectorOf<T, 4>::Type;  // of what is left over beside whole vectors
+
+constexpr int64_t smaller_of(int64_t a, int64_t b) { return a < b ? a : b; }
+constexpr int64_t larger_of(int64_t a, int64_t b) { return a > b ? a : b; }
+constexpr int64_t rounded_up(int64_t size, int64_t to) { return (size + to - 1) / to * to; }
+
+template <typename V, typename T>
+inline V load(const T* from) {
+  V vector;
+  __builtin_memcpy(&vector, from, sizeof vector);
+  return vector;
+}
+
+template <typename V, typename T>
+inline void store(T* to, V vector) {
+  __builtin_memcpy(to, &vector, sizeof vector);
+}
+
+template <typename T>
+inline Vector<T> splat(T value) {
+  return value - Vector<T>{};
+}
+
+template <typename T>
+inline Vector<T> larger(Vector<T> a, Vector<T> b) {
+  return a > b ? a : b;
+}
+
+template <int kBy, typename V, int... kLane>
+inline V rotated(V v) {
+  return __builtin_shufflevector(v, v, ((kLane + kBy) % static_cast<int>(sizeof...(kLane)))...);
+}
+
+// Calls rotated() with the lane numbers 0 ... kLeft - 1 + sizeof...(kLane).
+template <int kBy, int kLeft, typename V, int... kLane>
+inline V rotate(V v) {
+  if constexpr (kLeft == 0) {
+    return rotated<kBy, V, kLane...>(v);
+  } else {
+    return rotate<kBy, kLeft - 1, V, kLeft - 1, kLane...>(v);
+  }
+}
+
+template <typename T, int kBy = kLanes<T> / 2>
+inline T sum(Vector<T> v) {
+  if constexpr (kBy == 0) {
+    return v[0];
+  } else {
+    return sum<T, kBy / 2>(v + rotate<kBy, kLanes<T>>(v));
+  }
+}
+
+template <typename T, int kBy = kLanes<T> / 2>
+inline T maximum(Vector<T> v) {
+  if constexpr (kBy == 0) {
+    return v[0];
+  } else {
+    return maximum<T, kBy / 2>(larger<T>(v, rotate<kBy, kLanes<T>>(v)));
+  }
+}
+
+// 0, 1, 2, ...
+template <typename T>
+inline Vector<T> lane_numbers() {
+  Vector<T> v;
+  for (int i = 0; i < kLanes<T>; ++i) v[i] = static_cast<T>(i);
+  return v;
+}
+
+// 2^x for x <= 128, to about one unit in the last place; exactly 0 below the normal numbers. The coefficients are the
+// polynomial of least relative error (2e-9 and 3e-18) on [-1/2, 1/2], with the constant set to 1.
+template <typename T>
+inline Vector<T> exp2(Vector<T> x) {
+  using Format = FloatFormat<T>;
+  const Vector<T> least = splat(-static_cast<T>(Format::kBias));
+  x = x < least ? least : x;
+  const Vector<T> shifted = x + Format::kRounder;
+  const Vector<T> f = x - (shifted - Format::kRounder);
+  Vector<T> p;
+  if constexpr (sizeof(T) == sizeof(float)) {
+    p = splat(0.00015345812161311629759f);
+    p = p * f + 0.0013399931177239737967f;
+    p = p * f + 0.0096184889563311816196f;
+    p = p * f + 0.05550328777105324799f;
+    p = p * f + 0.24022646890645520696f;
+    p = p * f + 0.69314720573719575134f;
+    p = p * f + 1.0f;
+  } else {
+    p = splat(4.4352827069572771511e-10);
+    p = p * f + 7.0741056135081427963e-9;
+    p = p * f + 1.0178198021671930844e-7;
+    p = p * f + 1.321543308967639918e-6;
+    p = p * f + 0.000015252733489988525649;
+    p = p * f + 0.00015403530462514432062;
+    p = p * f + 0.0013333558146789911722;
+    p = p * f + 0.0096181291075883352443;
+    p = p * f + 0.055504108664819921605;
+    p = p * f + 0.24022650695910156204;
+    p = p * f + 0.69314718055994533046;
+    p = p * f + 1.0;
+  }
+  const BitVector<T> exponent = load<BitVector<T>>(&shifted);
+  const BitVector<T> power = (exponent + Format::kBias) << Format::kMantissa;
+  return p * load<Vector<T>>(&power);
+}
+
+template <typename T>
+constexpr T kLog2E = static_cast<T>(1.4426950408889634074);
+template <typename T>
+constexpr T kInfinity = static_cast<T>(__builtin_inf());
+
+inline float log2_of(float x) { return __builtin_log2f(x); }
+inline double log2_of(double x) { return __builtin_log2(x); }
+
+}  // namespace
+}  // namespace ecore

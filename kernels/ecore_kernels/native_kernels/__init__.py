@@ -1,0 +1,66 @@
+"""The CPU kernels, in C++: one file an operator, which allocates tensors and hands addresses to the extension.
+
+``precision``, which the registered operators take, is about GPUs: here float32 is float32.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ecore_kernels import native
+
+TYPES = (torch.float32, torch.float64)
+
+
+def why_not(*tensors: Tensor) -> list[str]:
+    """The reasons why the kernels cannot run on these queries, keys or values [B, K, N, d]; empty if they can."""
+    if not native.available():
+        return [native.unavailable_reason()]
+    reasons = []
+    for device in dict.fromkeys(tensor.device.type for tensor in tensors):
+        if device != "cpu":
+            reasons.append(f"runs on CPU, not on {device}")
+    kinds = dict.fromkeys(tensor.dtype for tensor in tensors)
+    names = [str(kind).removeprefix("torch.") for kind in kinds]
+    if any(kind not in TYPES for kind in kinds):
+        reasons.append(f"takes float32 and float64, not {', '.join(names)}")
+    elif len(kinds) > 1:
+        reasons.append(f"takes queries, keys and values of one type, not of {' and '.join(names)}")
+    return reasons
+
+
+def kernel(name: str, kind: torch.dtype):
+    """The extension's function of that name for that type."""
+    return getattr(native._native, f"{name}_{str(kind).removeprefix('torch.')}")
+
+
+def dense(tensor: Tensor) -> Tensor:
+    """``tensor``, copied if the elements of a row do not lie side by side."""
+    return tensor if tensor.shape[-1] == 1 or tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def heads(tensor: Tensor) -> tuple[int, int, int, int]:
+    """A [B, K, N, d] as the extension takes it: address, strides over B, K and N."""
+    return (tensor.data_ptr(), *tensor.stride()[:3])
+
+
+def address(tensor: Tensor | None) -> int:
+    """Where a tensor's elements begin; 0 for None."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def graph_arguments(
+    word_mask: Tensor,
+    emotion_mask: Tensor | None,
+    correlation: Tensor,
+    emotions: int,
+    word_weight: Tensor | None = None,
+    emotion_weight: Tensor | None = None,
+) -> tuple[int, ...]:
+    """A graph of contiguous tensors as the extension takes it."""
+    shared = correlation.dim() == 2
+    return (
+        *word_mask.shape, emotions, address(word_mask), address(emotion_mask), address(word_weight),
+        address(emotion_weight), address(correlation), 0 if shared else emotions * emotions,
+    )  # fmt: skip

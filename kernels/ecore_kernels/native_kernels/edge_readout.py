@@ -1,0 +1,111 @@
+"""What emotions send after the layers of the history, on a CPU: csrc/edge_readout_cpu.cpp, seen from torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ecore_kernels.layout import empty_rows
+from ecore_kernels.native_kernels import address, dense, graph_arguments, heads, kernel
+
+
+def forward(
+    word_mask: Tensor,
+    emotion_weight: Tensor,
+    correlation: Tensor,
+    emotion_mask: Tensor | None,
+    history_query: Sequence[Tensor],
+    history_key: Sequence[Tensor],
+    row_factor: Tensor | None,
+    scale: float,
+    per_word: bool,
+    precision: str,
+) -> tuple[Tensor, Tensor]:
+    """Run the forward kernel.
+
+    Args:
+        word_mask ... emotion_mask: as in :class:`ecore_kernels.EmotionGraph`.
+        history: [B, K, N, d]; may be empty. All tensors are of one type, masks excepted.
+        row_factor: [B, K, N]; None for 1.
+        per_word: keep the words apart.
+
+    Returns:
+        word_to_emotion: [B, P], or [B, M, P] with per_word; emotion_to_emotion: [B, P, P].
+    """
+    batch, _, words = word_mask.shape
+    emotions = emotion_weight.shape[1]
+    to_word = emotion_weight.new_empty((batch, words, emotions) if per_word else (batch, emotions))
+    to_emotion = emotion_weight.new_empty((batch, emotions, emotions))
+    word_mask, emotion_weight, correlation = (
+        x.contiguous() for x in (word_mask, emotion_weight, correlation)
+    )
+    emotion_mask = None if emotion_mask is None else emotion_mask.contiguous()
+    row_factor = None if row_factor is None else row_factor.contiguous()
+    queries, keys = [dense(x) for x in history_query], [dense(x) for x in history_key]
+    kernel("edge_readout_forward", emotion_weight.dtype)(
+        graph_arguments(word_mask, emotion_mask, correlation, emotions, None, emotion_weight),
+        [heads(x) for x in queries], [heads(x) for x in keys], queries[0].shape[3] if queries else 0,
+        address(row_factor), scale, per_word, address(to_word), address(to_emotion), torch.get_num_threads(),
+    )  # fmt: skip
+    return to_word, to_emotion
+
+
+def backward(
+    grad_word_to_emotion: Tensor,
+    grad_emotion_to_emotion: Tensor,
+    word_mask: Tensor,
+    emotion_weight: Tensor,
+    correlation: Tensor,
+    emotion_mask: Tensor | None,
+    history_query: Sequence[Tensor],
+    history_key: Sequence[Tensor],
+    row_factor: Tensor | None,
+    scale: float,
+    per_word: bool,
+    needs_emotion_weight: bool,
+    needs_correlation: bool,
+    precision: str,
+) -> list[Tensor]:
+    """Run the backward kernel, and add up what it leaves per resolution.
+
+    Args:
+        grad_word_to_emotion, grad_emotion_to_emotion: gradients of :func:`forward`'s results; the rest as it got it.
+
+    Returns:
+        gradients of the history's queries, its keys, row_factor, emotion_weight [B, P] and correlation (in its shape),
+        without those that are None or not asked for.
+    """
+    batch, resolutions, _ = word_mask.shape
+    emotions = emotion_weight.shape[1]
+    gradients = [empty_rows(x, x.shape[2], x.shape[3], x.dtype) for x in (*history_query, *history_key)]
+    layers = len(history_query)
+    grad_row_factor = grad_emotion_weight = grad_correlation = None
+    if row_factor is not None:
+        grad_row_factor = row_factor.new_empty(row_factor.shape)
+    if needs_emotion_weight:
+        grad_emotion_weight = emotion_weight.new_empty((batch, resolutions, emotions))
+    if needs_correlation:
+        grad_correlation = emotion_weight.new_empty((batch, resolutions, emotions, emotions))
+    word_mask, emotion_weight, correlation = (
+        x.contiguous() for x in (word_mask, emotion_weight, correlation)
+    )
+    emotion_mask = None if emotion_mask is None else emotion_mask.contiguous()
+    row_factor = None if row_factor is None else row_factor.contiguous()
+    queries, keys = [dense(x) for x in history_query], [dense(x) for x in history_key]
+    grad_to_word, grad_to_emotion = grad_word_to_emotion.contiguous(), grad_emotion_to_emotion.contiguous()
+    kernel("edge_readout_backward", emotion_weight.dtype)(
+        graph_arguments(word_mask, emotion_mask, correlation, emotions, None, emotion_weight),
+        [heads(x) for x in queries], [heads(x) for x in keys], queries[0].shape[3] if queries else 0,
+        address(row_factor), scale, per_word, address(grad_to_word), address(grad_to_emotion),
+        [heads(x) for x in gradients[:layers]], [heads(x) for x in gradients[layers:]], address(grad_row_factor),
+        address(grad_emotion_weight), address(grad_correlation), torch.get_num_threads(),
+    )  # fmt: skip
+    if grad_row_factor is not None:
+        gradients.append(grad_row_factor)
+    if needs_emotion_weight:
+        gradients.append(grad_emotion_weight.sum(1))
+    if needs_correlation:
+        gradients.append(grad_correlation.sum((0, 1) if correlation.dim() == 2 else 1))
+    return gradients

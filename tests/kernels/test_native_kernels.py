@@ -1,0 +1,442 @@
+"""The C++ kernels on CPU: against the reference, at sizes that cross their tiles, on every instruction set."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.autograd import gradcheck
+
+from ecore_kernels import (
+    EdgeUpdate,
+    EmotionGraph,
+    edge_attention,
+    edge_readout,
+    explain,
+    graph_attention,
+    native,
+)
+from ecore_kernels.info import report
+
+pytestmark = pytest.mark.skipif(not native.available(), reason="the compiled extension is missing")
+
+ROOT = Path(__file__).parents[2]
+
+# Tiles are 72 receivers by 320 senders, panels 6 rows, a large head's sums are cut in parts of 256.
+SIZES = [
+    # batch, words, emotions, d, dv
+    (2, 1, 1, 1, 1),
+    (2, 5, 4, 3, 7),
+    (1, 17, 1, 7, 5),
+    (1, 47, 17, 2, 9),
+    (1, 33, 32, 100, 100),
+    (1, 79, 32, 128, 20),
+    (1, 295, 30, 4, 3),
+    (1, 20, 330, 5, 6),
+    (1, 560, 9, 3, 2),
+]
+
+
+def flat(updates):
+    return [x for update in updates for x in update if x is not None]
+
+
+def problem(make, size, layers, *, gated=True, dtype=torch.float64, **options):
+    """A graph, its history, queries and keys of a layer, values."""
+    batch, words, emotions, dim, value_dim = size
+    graph = make.graph(batch, words, emotions, 2, dtype=dtype, **options)
+    history = [make.update(graph, dim, gated=gated, dtype=dtype) for _ in range(layers)]
+    return graph, history, make.update(graph, dim, dtype=dtype), make.value(graph, value_dim, dtype)
+
+
+def attend(graph, history, update, value, **options):
+    return graph_attention(
+        update.query, update.key, value, graph, history, scale=update.query.shape[3] ** -0.5, **options
+    )
+
+
+def leaves_of(graph, history, update, value):
+    return [update.query, update.key, value, *flat(history), graph.emotion_weight, graph.correlation]
+
+
+@pytest.fixture
+def uninitialized_is_nan():
+    """Memory that an operator allocates holds NaN, so that what it forgets to write is seen."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+# Against the reference --------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("uninitialized_is_nan")
+@pytest.mark.parametrize("receivers", ["all", "words"])
+@pytest.mark.parametrize("layers", [0, 1, 3])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_graph_attention(make, assert_same, size, layers, receivers):
+    options = {"masked": layers != 1, "correlation": "batched" if layers else "shared"}
+    inputs = problem(make, size, layers, gated=layers != 3, **options)
+    actual, expected = (attend(*inputs, receivers=receivers, backend=b) for b in ("native", "reference"))
+    assert_same([actual], [expected], leaves_of(*inputs), 1e-11)
+
+
+@pytest.mark.usefixtures("uninitialized_is_nan")
+@pytest.mark.parametrize("per_word", [False, True])
+@pytest.mark.parametrize("layers", [0, 1, 3])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_edge_readout(make, assert_same, size, layers, per_word):
+    graph, history, *_ = problem(make, size, layers, gated=layers != 3, masked=layers != 1)
+    scale = size[3] ** -0.5
+    actual, expected = (
+        edge_readout(graph, history, scale=scale, per_word=per_word, backend=b)
+        for b in ("native", "reference")
+    )
+    assert_same(actual, expected, [*flat(history), graph.emotion_weight, graph.correlation], 1e-11)
+
+
+@pytest.mark.usefixtures("uninitialized_is_nan")
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize(
+    "nodes, dim, value_dim", [(1, 1, 1), (7, 3, 9), (64, 100, 100), (321, 7, 4), (330, 4, 4), (600, 2, 3)]
+)
+@pytest.mark.parametrize("edge_lead", [(2, 2), (2, 1), (1, 2), (1, 1)])
+def test_edge_attention(assert_same, nodes, dim, value_dim, edge_lead, gated):
+    query, key, value, gate = (
+        torch.randn(2, 2, nodes, *last, dtype=torch.float64, requires_grad=True)
+        for last in ((dim,), (dim,), (value_dim,), ())
+    )
+    edge = torch.randn(*edge_lead, nodes, nodes, dtype=torch.float64, requires_grad=True)
+    neighbors = torch.rand(1, 2, nodes, nodes) > 0.6
+    neighbors[..., 0, :] = False  # hears nobody
+    neighbors[..., -1, :-1] = False  # hears nobody before the last tile
+    scale = torch.tensor(0.7, dtype=torch.float64)
+    options = {"gate": gate, "edge_scale": scale} if gated else {}
+    actual, expected = (
+        edge_attention(query, key, value, edge, neighbors, scale=dim**-0.5, backend=b, **options)
+        for b in ("native", "reference")
+    )
+    leaves = [query, key, value, edge, *([gate] if gated else [])]
+    count = 2 if gated else 1
+    assert_same(actual[:count], expected[:count], leaves, 1e-11)
+
+
+@pytest.mark.parametrize("edge_lead", [(1, 1), (1, 3), (9, 1)])
+def test_an_edge_shared_by_many_adds_up(assert_same, edge_lead):
+    """More of them than there are tasks."""
+    query, key, value = (torch.randn(9, 3, 5, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    edge = torch.randn(*edge_lead, 5, 5, dtype=torch.float64, requires_grad=True)
+    outputs = [edge_attention(query, key, value, edge, backend=b)[:1] for b in ("native", "reference")]
+    assert_same(*outputs, [query, key, value, edge])
+
+
+@pytest.mark.parametrize("operator", ["attention", "readout", "dense"])
+def test_gradcheck(make, operator):
+    graph, history, update, value = problem(make, (1, 3, 3, 2, 2), 2, masked=True)
+    edge, neighbors = (x.detach() for x in graph.dense())
+    edge.requires_grad_()
+
+    def attention(query, key, value, *_):
+        return graph_attention(query, key, value, graph, history, backend="native")
+
+    def readout(*_):
+        return edge_readout(graph, history, backend="native")
+
+    def dense(query, key, value, *_):
+        return edge_attention(
+            query,
+            key,
+            value,
+            edge,
+            neighbors,
+            gate=update.gate,
+            edge_scale=update.edge_scale,
+            backend="native",
+        )
+
+    inputs = [*leaves_of(graph, [*history, update], update, value), edge]  # perturbed in place
+    assert gradcheck({"attention": attention, "readout": readout, "dense": dense}[operator], inputs)
+
+
+@pytest.mark.parametrize("operator", ["attention", "readout", "dense"])
+def test_float32_is_as_exact_as_the_reference(make, operator):
+    """Errors of outputs and gradients against float64, at the paper's head size.
+
+    Gradients get a little more: attention is computed again from the rounded logarithm of its normalizer, and
+    these scores reach 100.
+    """
+
+    def run(dtype, backend):
+        torch.manual_seed(3)
+        graph, history, update, value = problem(make, (2, 64, 32, 100, 100), 1, masked=False)
+        inputs = [*flat(history), *leaves_of(graph, [], update, value)]
+        cast = {id(x): x.detach().to(dtype).requires_grad_() for x in inputs}
+
+        def to(x):
+            return cast[id(x)]
+
+        graph = EmotionGraph(
+            graph.word_weight.to(dtype), graph.word_mask, to(graph.emotion_weight), to(graph.correlation)
+        )
+        history = [EdgeUpdate(*map(to, update)) for update in history]
+        if operator == "attention":
+            outputs = [
+                attend(
+                    graph, history, EdgeUpdate(to(update.query), to(update.key)), to(value), backend=backend
+                )
+            ]
+        elif operator == "readout":
+            outputs = edge_readout(graph, history, scale=0.1, backend=backend)
+        else:
+            outputs = edge_attention(
+                to(update.query), to(update.key), to(value), *graph.dense(), gate=history[0].gate,
+                edge_scale=history[0].edge_scale, scale=0.1, backend=backend,
+            )  # fmt: skip
+        weights = [torch.randn_like(x, dtype=torch.float64).to(dtype) for x in outputs]
+        return [*outputs, *torch.autograd.grad(outputs, [to(x) for x in inputs], weights, allow_unused=True)]
+
+    exact = run(torch.float64, "reference")
+    results = zip(exact, run(torch.float32, "native"), run(torch.float32, "reference"), strict=True)
+    for index, (truth, one, other) in enumerate(results):
+        if truth is None:
+            continue
+        errors = [float((x.double() - truth).detach().abs().max()) for x in (one, other)]
+        bound = 2 if index == 0 else 5
+        assert errors[0] <= bound * errors[1] + 1e-6 * float(truth.detach().abs().max())
+
+
+def test_vanishing_and_huge_scores(make):
+    """Weights that underflow are exactly 0, and the largest score never overflows."""
+    graph, history, update, value = problem(make, (2, 9, 4, 3, 3), 1, dtype=torch.float32)
+    for factor in (1e-20, 1e3, 1e6):
+        wide = EdgeUpdate(update.query * factor, update.key * factor)
+        outputs = [attend(graph, history, wide, value, backend=b) for b in ("native", "reference")]
+        torch.testing.assert_close(*outputs, rtol=1e-3, atol=1e-3)
+
+
+# Properties -------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 60), st.integers(1, 40), st.integers(0, 2), st.integers(0, 2**31))
+def test_padding_changes_no_bit(words, emotions, layers, seed):
+    """Words beyond the last one and a batch beside it: the same bits for what was there before."""
+    torch.manual_seed(seed)
+    lead, more = (2, 2), 7
+    nodes = [torch.randn(*lead, words + emotions, 5) for _ in range(3 + 2 * layers)]
+    mask, correlation = torch.rand(*lead, words) > 0.3, torch.rand(emotions, emotions)
+    word_weight, emotion_weight = torch.rand(2, words), torch.rand(2, emotions)
+
+    def run(nodes, mask, word_weight, emotion_weight):
+        graph = EmotionGraph(word_weight, mask, emotion_weight, correlation)
+        history = [EdgeUpdate(*nodes[3 + 2 * layer : 5 + 2 * layer]) for layer in range(layers)]
+        return graph_attention(*nodes[:3], graph, history, backend="native")
+
+    def padded(x):
+        return torch.cat(
+            [x[:, :, :words], torch.randn(*x.shape[:2], more, x.shape[3]), x[:, :, words:]], dim=2
+        )
+
+    small = run(nodes, mask, word_weight, emotion_weight)
+    big = run(
+        [torch.cat([padded(x), padded(x)]) for x in nodes],
+        torch.cat([mask, torch.zeros(*lead, more, dtype=torch.bool)], dim=2).repeat(2, 1, 1),
+        torch.cat([word_weight, torch.rand(2, more)], dim=1).repeat(2, 1),
+        emotion_weight.repeat(2, 1),
+    )
+    assert torch.equal(big[2:, :, :words], small[:, :, :words])
+    assert torch.equal(big[2:, :, words + more :], small[:, :, words:])
+    assert not big[:, :, words : words + more].any()
+
+
+# Threads ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def threads():
+    """Sets torch's number of threads, which the extension follows, and puts it back."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def everything(make, size):
+    """All three operators, forward and backward, as a function without arguments."""
+    graph, history, update, value = problem(make, size, 1, dtype=torch.float32)
+    leaves = leaves_of(graph, history, update, value)
+    edge, neighbors = (x[:1, :1].detach() for x in graph.dense())
+    edge.requires_grad_()
+
+    def run():
+        outputs = [attend(graph, history, update, value, backend="native")]
+        outputs += edge_readout(graph, history, scale=0.5, backend="native")
+        outputs += edge_attention(
+            update.query,
+            update.key,
+            value,
+            edge,
+            neighbors,
+            gate=update.gate,
+            edge_scale=0.5,
+            backend="native",
+        )
+        total = sum((x.square().sum() for x in outputs), torch.zeros(()))
+        return [*outputs, *torch.autograd.grad(total, [*leaves, edge])]
+
+    return run
+
+
+@pytest.mark.parametrize("size", [(9, 30, 8, 8, 8), (1, 700, 20, 4, 4)], ids=str)
+def test_the_number_of_threads_changes_nothing(make, threads, size):
+    run = everything(make, size)
+    threads(1)
+    expected = run()
+    for number in (2, 3):
+        threads(number)
+        assert all(torch.equal(one, other) for one, other in zip(run(), expected, strict=True))
+
+
+def test_several_python_threads_at_once(make, threads):
+    threads(3)
+    jobs = [everything(make, size) for size in ((9, 30, 8, 8, 8), (1, 300, 20, 4, 4), (3, 5, 4, 3, 3))]
+    expected, wrong = [job() for job in jobs], []
+
+    def work(index):
+        for _ in range(10):
+            if not all(torch.equal(a, b) for a, b in zip(jobs[index](), expected[index], strict=True)):
+                wrong.append(index)
+
+    workers = [threading.Thread(target=work, args=(index,)) for index in range(len(jobs))]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+
+
+def _attend_in_child(arguments, sender):
+    # Forward only: autograd's own threads do not survive a fork.
+    with torch.no_grad():
+        sender.send(float(attend(*arguments, backend="native").sum()))
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system does not fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_forked_child(make, threads):
+    """A child without the pool's threads works alone, as a DataLoader's worker does."""
+    arguments = problem(make, (8, 20, 8, 8, 8), 1, dtype=torch.float32)
+    threads(2)
+    with torch.no_grad():
+        want = float(attend(*arguments, backend="native").sum())
+    context = multiprocessing.get_context("fork")
+    for _ in range(3):
+        receiver, sender = context.Pipe(duplex=False)
+        child = context.Process(target=_attend_in_child, args=(arguments, sender))
+        child.start()
+        answered = receiver.poll(30)
+        got = receiver.recv() if answered else None
+        child.kill()
+        child.join()
+        assert answered, "the forked child hung"
+        assert got == want
+
+
+# Instruction sets, memory, refusals --------------------------------------------------------------------------
+
+
+def run_python(*arguments, **environment):
+    path = os.pathsep.join(p for p in sys.path if p)
+    variables = os.environ | {"PYTHONPATH": path} | environment
+    return subprocess.run(
+        [sys.executable, *arguments], env=variables, capture_output=True, text=True, cwd=ROOT
+    )
+
+
+OTHERS = native.simd()[1][:-1] if native.available() else []
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.skipif("ECORE_KERNELS_SIMD" in os.environ, reason="one instruction set is named already")
+def test_other_instruction_set(name):
+    """This file's tests on the kernels that would not be chosen here."""
+    tests = (
+        __file__,
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "not python_threads and not forked and not memory",
+    )
+    done = run_python("-m", "pytest", *tests, ECORE_KERNELS_SIMD=name)
+    assert done.returncode == 0, done.stdout + done.stderr
+    code = "from ecore_kernels.info import report; print(report())"
+    assert f"simd: {name} (" in run_python("-c", code, ECORE_KERNELS_SIMD=name).stdout
+
+
+def test_unknown_instruction_set():
+    done = run_python("-c", "import ecore_kernels", ECORE_KERNELS_SIMD="mmx")
+    assert done.returncode != 0
+    expected = f"ValueError: ECORE_KERNELS_SIMD: expected one of {', '.join(native.simd()[1])} "
+    assert expected in done.stderr
+    assert "got 'mmx'" in done.stderr
+
+
+def test_info_names_the_instruction_set():
+    assert f"simd: {native.simd()[0]} (" in report()
+
+
+PEAK = """
+import resource, torch
+from ecore_kernels import EdgeUpdate, EmotionGraph, edge_readout, graph_attention
+words, emotions = 6000, 32
+graph = EmotionGraph(torch.rand(1, words), torch.ones(1, 1, words, dtype=torch.bool), torch.rand(1, emotions),
+                     torch.rand(emotions, emotions))
+nodes = [torch.randn(1, 1, words + emotions, 4).requires_grad_() for _ in range(5)]
+def run():
+    history = [EdgeUpdate(*nodes[3:])]
+    out = [graph_attention(*nodes[:3], graph, history, backend="native")]
+    out += edge_readout(graph, history, backend="native")
+    torch.autograd.grad(sum(x.square().sum() for x in out), nodes)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+run()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux")
+def test_memory_has_no_square_of_the_nodes():
+    """One N x N matrix would take 145 MB."""
+    done = run_python("-c", PEAK)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 40_000
+
+
+def test_refusals(make):
+    graph, history, update, value = problem(make, (1, 3, 2, 2, 2), 1, dtype=torch.float32)
+
+    def refused(message, graph=graph, history=history, update=update, value=value):
+        with pytest.raises(RuntimeError, match=message):
+            attend(graph, history, update, value, backend="native")
+
+    refused("takes float32 and float64, not float32, float16", value=value.half())
+    refused("takes queries, keys and values of one type, not of float32 and float64", value=value.double())
+    weighted = EmotionGraph(
+        graph.word_weight.requires_grad_(), graph.word_mask, graph.emotion_weight, graph.correlation
+    )
+    refused("gives no gradient to word_weight", graph=weighted)
+    with torch.no_grad():
+        attend(weighted, history, update, value, backend="native")
+    assert explain(graph_attention, update.query, update.key, value, weighted, history).startswith(
+        "graph_attention: reference"
+    )
+    elsewhere = [x.to("meta") for x in (update.query, update.key, value)]
+    assert "native: runs on CPU, not on meta" in explain(edge_attention, *elsewhere, torch.ones(()))
+    with pytest.raises(RuntimeError, match="takes float32 and float64, not bfloat16"):
+        edge_readout(graph, [EdgeUpdate(*(x.bfloat16() for x in update))], backend="native")
