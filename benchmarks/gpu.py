@@ -57,7 +57,7 @@ class Step(NamedTuple):
 
 
 @dataclasses.dataclass
-class Session:
+class Report:
     """What has been done so far, and the folder where that is written."""
 
     folder: Path
@@ -237,12 +237,12 @@ def has_extension(packages: Path) -> bool:
     return found.returncode == 0
 
 
-def build_extension(session: Session, scratch: Path) -> Path:
+def build_extension(report: Report, scratch: Path) -> Path:
     """Build the extension beside a copy of the package in ``scratch``; the folder to import from."""
     built = scratch / "packages"
     command = [sys.executable, "setup.py", "-q", "build_ext"]
     command += ["--build-lib", str(built), "--build-temp", str(scratch / "build")]
-    session.run(Step("build the extension", command, BUILD_SECONDS, required=False))
+    report.run(Step("build the extension", command, BUILD_SECONDS, required=False))
     shutil.copytree(ROOT / "kernels", built, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     return built if has_extension(built) else ROOT / "kernels"
 
@@ -300,18 +300,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = (arguments.out or default_folder(torch.cuda.get_device_name())).resolve()
     with tempfile.TemporaryDirectory() as temporary:
         scratch, packages = Path(temporary), ROOT / "kernels"
-        session = Session(folder, environment(scratch, packages), harness.machine(), started=started)
+        report = Report(folder, environment(scratch, packages), harness.machine(), started=started)
         folder.mkdir(parents=True, exist_ok=True)
         for stale in ("tests.xml", "operators.json", "otsu.json"):
             (folder / stale).unlink(missing_ok=True)
-        session.write()
+        report.write()
         if not has_extension(packages):
-            packages = build_extension(session, scratch)
-            session.environment = environment(scratch, packages)
-        session.run(Step("installation", [sys.executable, "-m", "ecore_kernels.info"], 60.0, required=False))
+            packages = build_extension(report, scratch)
+            report.environment = environment(scratch, packages)
+        report.run(Step("installation", [sys.executable, "-m", "ecore_kernels.info"], 60.0, required=False))
         if not shutil.which("compute-sanitizer"):
-            session.note("compute-sanitizer", "it is not on PATH")
-        session.run(*checks(folder, CHECK_SECONDS))
+            report.note("compute-sanitizer", "it is not on PATH")
+        report.run(*checks(folder, CHECK_SECONDS))
         otsu = [
             sys.executable,
             "-m",
@@ -322,17 +322,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             str(folder / "otsu.json"),
         ]
         if has_extension(packages):
-            session.run(Step("otsu", otsu, OTSU_SECONDS))
+            report.run(Step("otsu", otsu, OTSU_SECONDS))
         else:
-            session.note("otsu", "there is no compiled extension to compare")
-        left = session.left()
+            report.note("otsu", "there is no compiled extension to compare")
+        left = report.left()
         command = [sys.executable, "-m", "benchmarks.operators", "--device", "cuda"]
         command += ["--out", str(folder / "operators.json")]
         command += ["--seconds-budget", str(int(max(10.0, left - OVERRUN_SECONDS)))]
-        session.run(Step("operators", command, left))
-        session.write()
+        report.run(Step("operators", command, left))
+        report.write()
     print(f"results: {folder}")
-    return int(session.failed())
+    return int(report.failed())
 
 
 if __name__ == "__main__":

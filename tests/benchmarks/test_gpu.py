@@ -9,19 +9,19 @@ import pytest
 import torch
 
 from benchmarks import gpu
-from benchmarks.gpu import Session, Step
+from benchmarks.gpu import Report, Step
 
 
 @pytest.fixture
-def session(tmp_path):
-    return Session(tmp_path / "out", os.environ, {"gpu": "a GPU"}, total=60.0)
+def report(tmp_path):
+    return Report(tmp_path / "out", os.environ, {"gpu": "a GPU"}, total=60.0)
 
 
 def python(name, code, seconds=20.0, **options):
     return Step(name, [sys.executable, "-c", code], seconds, **options)
 
 
-def test_failing_and_hanging_steps_are_survived(session, tmp_path):
+def test_failing_and_hanging_steps_are_survived(report, tmp_path):
     alive = tmp_path / "alive"
     # Deaf to a polite request, and the parent of a process that would go on without it.
     hang = f"""
@@ -33,7 +33,7 @@ subprocess.Popen([sys.executable, "-c", child])
 time.sleep(60)
 """
     start = time.monotonic()
-    session.run(
+    report.run(
         python("good", "print('fine')"),
         python("bad", "print('before'); raise SystemExit(3)"),
         python("hanging", hang, seconds=2.0),
@@ -41,78 +41,78 @@ time.sleep(60)
         python("optional", "raise SystemExit(1)", required=False),
     )
     assert time.monotonic() - start < 9
-    outcomes = {record["step"]: record["outcome"] for record in session.records}
+    outcomes = {record["step"]: record["outcome"] for record in report.records}
     assert outcomes["good"] == "ok"
     assert outcomes["bad"] == "exit code 3"
     assert outcomes["hanging"] == "stopped: its time was over"
     assert outcomes["missing"].startswith("did not start")
     assert outcomes["optional"] == "exit code 1"
-    assert session.failed()
-    session.run(python("next", "print('it goes on')"))
+    assert report.failed()
+    report.run(python("next", "print('it goes on')"))
 
-    summary = json.loads((session.folder / "summary.json").read_text())
+    summary = json.loads((report.folder / "summary.json").read_text())
     assert [record["step"] for record in summary["steps"]][-1] == "next"
-    text = (session.folder / "summary.md").read_text()
+    text = (report.folder / "summary.md").read_text()
     assert "- hanging: stopped: its time was over" in text
     assert "## bad: the end of its output\n\n```\nbefore" in text
     assert "## optional" not in text
-    log = (session.folder / "log.txt").read_text()
+    log = (report.folder / "log.txt").read_text()
     assert all(words in log for words in ("fine", "on it", "it goes on"))
     time.sleep(max(0.0, start + 7 - time.monotonic()))
     assert not alive.exists()
 
 
-def test_results_so_far_are_written_while_others_run(session):
+def test_results_so_far_are_written_while_others_run(report):
     look = f"""
 import json, pathlib, time
-path = pathlib.Path({str(session.folder / "summary.json")!r})
+path = pathlib.Path({str(report.folder / "summary.json")!r})
 while not path.exists(): time.sleep(0.05)
 assert [s["step"] for s in json.loads(path.read_text())["steps"]] == ["quick"]
 """
-    session.run(python("looking", look, seconds=15.0), python("quick", "pass"))
-    assert [(r["step"], r["outcome"]) for r in session.records] == [("quick", "ok"), ("looking", "ok")]
-    assert not session.failed()
+    report.run(python("looking", look, seconds=15.0), python("quick", "pass"))
+    assert [(r["step"], r["outcome"]) for r in report.records] == [("quick", "ok"), ("looking", "ok")]
+    assert not report.failed()
 
 
 def test_the_end_of_all_time_stops_every_step(tmp_path):
-    session = Session(tmp_path, os.environ, {}, total=gpu.RESERVE_SECONDS + 1.0)
+    report = Report(tmp_path, os.environ, {}, total=gpu.RESERVE_SECONDS + 1.0)
     start = time.monotonic()
-    session.run(python("long", "import time; time.sleep(50)", seconds=100.0))
-    session.run(python("late", "import time; time.sleep(50)", seconds=100.0))
+    report.run(python("long", "import time; time.sleep(50)", seconds=100.0))
+    report.run(python("late", "import time; time.sleep(50)", seconds=100.0))
     assert time.monotonic() - start < 8
-    assert [record["outcome"] for record in session.records] == ["stopped: its time was over"] * 2
+    assert [record["outcome"] for record in report.records] == ["stopped: its time was over"] * 2
 
 
-def test_files_stay_few_and_small(session):
-    session.folder.mkdir()
-    (session.folder / "tests.xml").write_bytes(b" " * (gpu.LARGEST_FILE + 1))
-    session.run(python("flood", "print('x' * 3_000_000); print('the end')"))
-    assert (session.folder / "log.txt").stat().st_size < 1.1 * gpu.LOG_BYTES
-    assert "the end" in (session.folder / "log.txt").read_text()
-    files = list(session.folder.rglob("*"))
+def test_files_stay_few_and_small(report):
+    report.folder.mkdir()
+    (report.folder / "tests.xml").write_bytes(b" " * (gpu.LARGEST_FILE + 1))
+    report.run(python("flood", "print('x' * 3_000_000); print('the end')"))
+    assert (report.folder / "log.txt").stat().st_size < 1.1 * gpu.LOG_BYTES
+    assert "the end" in (report.folder / "log.txt").read_text()
+    files = list(report.folder.rglob("*"))
     assert {file.name for file in files} == {"summary.json", "summary.md", "log.txt", "tests.xml"}
     assert all(file.stat().st_size < gpu.LARGEST_FILE for file in files)
 
 
-def test_tests_are_counted(session):
-    session.folder.mkdir()
-    (session.folder / "tests.xml").write_text(
+def test_tests_are_counted(report):
+    report.folder.mkdir()
+    (report.folder / "tests.xml").write_text(
         '<testsuites><testsuite><testcase classname="a" name="one"/>'
         '<testcase classname="a" name="two"><failure>no</failure></testcase>'
         '<testcase classname="b" name="three"><skipped/></testcase>'
         '<testcase classname="b" name="four"><error>no</error></testcase></testsuite></testsuites>'
     )
-    assert gpu.test_results(session.folder / "tests.xml") == {
+    assert gpu.test_results(report.folder / "tests.xml") == {
         "passed": 1,
         "skipped": 1,
         "failed": ["a::two", "b::four"],
     }
-    session.note("something", "there is none")
-    text = (session.folder / "summary.md").read_text()
+    report.note("something", "there is none")
+    text = (report.folder / "summary.md").read_text()
     assert "1 passed, 1 skipped, 2 failed\n- a::two\n- b::four" in text
     assert "- something: left out: there is none" in text
-    (session.folder / "tests.xml").write_text("<torn")
-    assert gpu.test_results(session.folder / "tests.xml") is None
+    (report.folder / "tests.xml").write_text("<torn")
+    assert gpu.test_results(report.folder / "tests.xml") is None
 
 
 def test_without_a_gpu(monkeypatch, capsys, tmp_path):
@@ -133,14 +133,14 @@ def test_steps_import_this_checkout(monkeypatch, tmp_path):
     """And are not told to interpret kernels that are to run on a GPU."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     variables = gpu.environment(tmp_path, gpu.ROOT / "kernels")
-    session = Session(tmp_path / "out", variables, {})
-    session.run(
+    report = Report(tmp_path / "out", variables, {})
+    report.run(
         python(
             "import",
             "import os, ecore_kernels, benchmarks; print(ecore_kernels.__file__, os.environ.get('TRITON_INTERPRET'))",
         )
     )
-    (record,) = session.records
+    (record,) = report.records
     assert record["end_of_output"] == [f"{gpu.ROOT / 'kernels/ecore_kernels/__init__.py'} None"]
 
 

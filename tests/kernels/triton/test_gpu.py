@@ -209,7 +209,7 @@ def test_memory_grows_linearly():
         peaks.append(torch.cuda.max_memory_allocated() - before)
         del graph, updates, value, output, readout
     assert peaks[2] < 2.2 * peaks[1] < 2.2**2 * peaks[0]
-    assert peaks[2] < 8192**2  # not even a byte an edge
+    assert peaks[2] < 3 * 8192**2  # not even a byte an edge of the three resolutions
 
 
 def test_sixteen_thousand_nodes():
