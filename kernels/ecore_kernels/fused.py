@@ -256,7 +256,8 @@ def _edge_readout_backward_fake(
     history_query, history_key, row_factor, scale, per_word, needs_emotion_weight, needs_correlation, precision,
     backend,
 ):  # fmt: skip
-    gradients = [empty_rows(x, x.shape[2], x.shape[3], x.dtype) for x in (*history_query, *history_key)]
+    past = (*history_query, *history_key)
+    gradients = [empty_rows(past[0], x.shape[2], x.shape[3], x.dtype) for x in past]
     if row_factor is not None:
         gradients.append(row_factor.new_empty(row_factor.shape))
     if needs_emotion_weight:

@@ -79,7 +79,8 @@ def backward(
     """
     batch, resolutions, _ = word_mask.shape
     emotions = emotion_weight.shape[1]
-    gradients = [empty_rows(x, x.shape[2], x.shape[3], x.dtype) for x in (*history_query, *history_key)]
+    past = (*history_query, *history_key)
+    gradients = [empty_rows(past[0], x.shape[2], x.shape[3], x.dtype) for x in past]
     layers = len(history_query)
     grad_row_factor = grad_emotion_weight = grad_correlation = None
     if row_factor is not None:

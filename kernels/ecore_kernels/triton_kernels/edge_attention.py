@@ -388,10 +388,10 @@ def forward(
         log_normalizer: [B, K, N], logarithm to base 2 of every softmax denominator; 0 where there is no neighbour.
     """
     batch, resolutions, nodes, _ = query.shape
-    query, value = dense_rows(query), dense_rows(value)
-    key = laid_out_like(key, query)
     number = torch.float64 if query.dtype is torch.float64 else torch.float32
     output = empty_rows(value, nodes, value.shape[3], value.dtype)
+    query, value = dense_rows(query), dense_rows(value)
+    key = laid_out_like(key, query)
     log_normalizer = query.new_empty((batch, resolutions, nodes), dtype=number)
     new_edge = None if factor is None else query.new_empty((batch, resolutions, nodes, nodes), dtype=number)
     constants, options = _setting(query, value, precision, "forward")
@@ -443,13 +443,13 @@ def backward(
         gradients of query, key, value, edge (in its shape and type) and factor, without those not needed or not given.
     """
     batch, resolutions, nodes, dim = query.shape
-    query, value = dense_rows(query), dense_rows(value)
-    key = laid_out_like(key, query)
-    grad_output = laid_out_like(grad_output, output)
     number = log_normalizer.dtype
     grad_query = empty_rows(query, nodes, dim, query.dtype)
     grad_key = empty_rows(query, nodes, dim, query.dtype)
     grad_value = empty_rows(query, nodes, value.shape[3], value.dtype)
+    query, value = dense_rows(query), dense_rows(value)
+    key = laid_out_like(key, query)
+    grad_output = laid_out_like(grad_output, output)
     grad_edge = edge.new_empty(edge.shape) if needs_edge else None
     grad_factor = None
     if grad_new_edge is not None:

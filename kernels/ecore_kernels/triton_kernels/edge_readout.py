@@ -454,12 +454,12 @@ def backward(
     arguments = _inputs(
         word_mask, emotion_weight, correlation, emotion_mask, history_query, history_key, row_factor
     )
-    history_query = arguments["history_query"]
+    given, history_query = history_query, arguments["history_query"]
     constants, options = _setting(history_query, emotion_weight, precision, "backward")
     number = _number(history_query, emotion_weight)
 
     def like_history() -> list[Tensor]:
-        return [empty_rows(x, words + emotions, x.shape[3], x.dtype) for x in history_query]
+        return [empty_rows(given[0], words + emotions, x.shape[3], x.dtype) for x in history_query]
 
     grad_history_query, grad_history_key = like_history(), like_history()
     grad_row_factor = grad_emotion_weight = grad_correlation = None

@@ -7,6 +7,7 @@ scale * q^m_i . k^m_j comes from an earlier layer m (Eqs. 5 and 7 unrolled). doc
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -528,6 +529,39 @@ def _setting(query: Tensor, value: Tensor, history: int, precision: str, directi
     return {**tile, **constants, "PIECE": min(constants["PIECE"], head)}, options
 
 
+def _inputs(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    word_mask: Tensor,
+    correlation: Tensor,
+    emotion_mask: Tensor | None,
+    history_query: Sequence[Tensor],
+    history_key: Sequence[Tensor],
+    row_factor: Tensor | None,
+) -> dict[str, Any]:
+    """The arguments that both kernels share, laid out as they expect them."""
+    query = dense_rows(query)
+    number = torch.float64 if query.dtype is torch.float64 else torch.float32
+    _, resolutions, words = word_mask.shape
+    emotions = correlation.shape[-1]
+    return {
+        "query": query,
+        "key": laid_out_like(key, query),
+        "value": dense_rows(value),
+        "history_query": tuple(laid_out_like(x, query) for x in history_query),
+        "history_key": tuple(laid_out_like(x, query) for x in history_key),
+        "word_mask": word_mask.contiguous(),
+        "correlation": correlation.to(number).contiguous(),
+        "emotion_mask": None if emotion_mask is None else emotion_mask.contiguous(),
+        "row_factor": None if row_factor is None else row_factor.to(number).contiguous(),
+        "resolutions": resolutions,
+        "words": words,
+        "emotions": emotions,
+        "correlation_batch": 0 if correlation.dim() == 2 else emotions * emotions,
+    }
+
+
 def forward(
     query: Tensor,
     key: Tensor,
@@ -560,47 +594,31 @@ def forward(
         weight: [B, K, N], E0 of the edges that those nodes send to words.
         counts: [B, K, 2] int32: emotions and nodes that take part.
     """
-    batch, resolutions, words = word_mask.shape
-    emotions = emotion_weight.shape[1]
-    nodes = words + emotions
-    query, value = dense_rows(query), dense_rows(value)
-    key = laid_out_like(key, query)
-    history_query = [laid_out_like(x, query) for x in history_query]
-    history_key = [laid_out_like(x, query) for x in history_key]
+    arguments = _inputs(
+        query, key, value, word_mask, correlation, emotion_mask, history_query, history_key, row_factor
+    )
+    batch, resolutions, nodes, _ = query.shape
     number = torch.float64 if query.dtype is torch.float64 else torch.float32
-    output = empty_rows(value, words if words_only else nodes, value.shape[3], value.dtype)
+    output = empty_rows(value, word_mask.shape[2] if words_only else nodes, value.shape[3], value.dtype)
     log_normalizer = query.new_empty((batch, resolutions, nodes), dtype=number)
     order = query.new_empty((batch, resolutions, nodes), dtype=torch.int32)
     weight = torch.empty_like(log_normalizer)
     counts = order.new_empty((batch, resolutions, 2))
     constants, options = _setting(query, value, len(history_query), precision, "forward")
-    arguments = {
-        "query": query,
-        "key": key,
-        "value": value,
-        "history_query": tuple(history_query),
-        "history_key": tuple(history_key),
-        "word_weight": word_weight.to(number).contiguous(),
-        "word_mask": word_mask.contiguous(),
-        "emotion_weight": emotion_weight.to(number).contiguous(),
-        "correlation": correlation.to(number).contiguous(),
-        "emotion_mask": None if emotion_mask is None else emotion_mask.contiguous(),
-        "row_factor": None if row_factor is None else row_factor.to(number).contiguous(),
-        "output": output,
-        "log_normalizer": log_normalizer,
-        "order": order,
-        "weight": weight,
-        "counts": counts,
-        "resolutions": resolutions,
-        "words": words,
-        "emotions": emotions,
-        "correlation_batch": 0 if correlation.dim() == 2 else emotions * emotions,
-        **launch.strides(query=query, value=value, output=output),
-        "SCALE": scale,
-        "CHUNK": CHUNK,
-        "WORDS_ONLY": words_only,
+    arguments.update(
+        word_weight=word_weight.to(number).contiguous(),
+        emotion_weight=emotion_weight.to(number).contiguous(),
+        output=output,
+        log_normalizer=log_normalizer,
+        order=order,
+        weight=weight,
+        counts=counts,
+        **launch.strides(query=arguments["query"], value=arguments["value"], output=output),
+        SCALE=scale,
+        CHUNK=CHUNK,
+        WORDS_ONLY=words_only,
         **constants,
-    }
+    )
     programs = batch * resolutions * triton.cdiv(output.shape[2], constants["BLOCK"])
     launch.launch(_forward, (programs,), arguments, options, query.device)
     return output, log_normalizer, order, weight, counts
@@ -638,13 +656,11 @@ def backward(
         gradients of query, key, value, the history's queries, its keys, row_factor, emotion_weight [B, P] and
         correlation (in its shape), without those that are None or not asked for.
     """
-    batch, resolutions, words = word_mask.shape
-    nodes = order.shape[2]
-    emotions = nodes - words
-    query, value = dense_rows(query), dense_rows(value)
-    key = laid_out_like(key, query)
-    history_query = [laid_out_like(x, query) for x in history_query]
-    history_key = [laid_out_like(x, query) for x in history_key]
+    arguments = _inputs(
+        query, key, value, word_mask, correlation, emotion_mask, history_query, history_key, row_factor
+    )
+    batch, resolutions, nodes, _ = query.shape
+    emotions = correlation.shape[-1]
     grad_output = laid_out_like(grad_output, output)
     number = log_normalizer.dtype
 
@@ -665,42 +681,33 @@ def backward(
     if needs_correlation and not words_only:
         grad_correlation = partial((batch, resolutions, emotions, emotions), dtype=number)
     constants, options = _setting(query, value, len(history_query), precision, "backward")
-    arguments = {
-        "query": query,
-        "key": key,
-        "value": value,
-        "history_query": tuple(history_query),
-        "history_key": tuple(history_key),
-        "correlation": correlation.to(number).contiguous(),
-        "word_mask": word_mask.contiguous(),
-        "emotion_mask": None if emotion_mask is None else emotion_mask.contiguous(),
-        "row_factor": None if row_factor is None else row_factor.to(number).contiguous(),
-        "output": output,
-        "grad_output": grad_output,
-        "log_normalizer": log_normalizer,
-        "order": order,
-        "weight": weight,
-        "counts": counts,
-        "grad_query": grad_query,
-        "grad_key": grad_key,
-        "grad_value": grad_value,
-        "grad_history_query": tuple(grad_history_query),
-        "grad_history_key": tuple(grad_history_key),
-        "grad_row_factor": grad_row_factor,
-        "grad_emotion_weight": grad_emotion_weight,
-        "grad_correlation": grad_correlation,
-        "resolutions": resolutions,
-        "words": words,
-        "emotions": emotions,
-        "correlation_batch": 0 if correlation.dim() == 2 else emotions * emotions,
-        "zero": 0,
+    arguments.update(
+        output=output,
+        grad_output=grad_output,
+        log_normalizer=log_normalizer,
+        order=order,
+        weight=weight,
+        counts=counts,
+        grad_query=grad_query,
+        grad_key=grad_key,
+        grad_value=grad_value,
+        grad_history_query=tuple(grad_history_query),
+        grad_history_key=tuple(grad_history_key),
+        grad_row_factor=grad_row_factor,
+        grad_emotion_weight=grad_emotion_weight,
+        grad_correlation=grad_correlation,
+        zero=0,
         **launch.strides(
-            query=query, value=value, output=output, gradient=grad_query, value_gradient=grad_value
+            query=arguments["query"],
+            value=arguments["value"],
+            output=output,
+            gradient=grad_query,
+            value_gradient=grad_value,
         ),
-        "SCALE": scale,
-        "WORDS_ONLY": words_only,
+        SCALE=scale,
+        WORDS_ONLY=words_only,
         **constants,
-    }
+    )
     blocks = triton.cdiv(output.shape[2], constants["BLOCK"]) + triton.cdiv(nodes, constants["BLOCK"])
     launch.launch(_backward, (batch * resolutions * blocks,), arguments, options, query.device)
     gradients = [grad_query, grad_key, grad_value, *grad_history_query, *grad_history_key]

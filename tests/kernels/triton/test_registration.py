@@ -10,16 +10,26 @@ from torch.library import opcheck
 UTILITIES = ("test_schema", "test_faketensor")
 OPERATORS = torch.ops.ecore_kernels
 SETTING = ("ieee", "triton")
+LAYOUTS = ["heads apart", "heads side by side", "shared by the batch"]
 
 
 def random(*shape: int, device: torch.device) -> torch.Tensor:
     return torch.randn(shape, dtype=torch.float64, device=device)
 
 
-@pytest.mark.parametrize("words_only", [False, True])
-@pytest.mark.parametrize("strided", [False, True])
-@pytest.mark.parametrize("batched", [False, True])
-def test_graph_attention(make, device, words_only, strided, batched):
+def laid_out(layout: str, shape: tuple[int, int, int, int], device: torch.device) -> torch.Tensor:
+    """A random [B, K, N, d]: how it lies in memory decides how results do, with data and without."""
+    batch, resolutions, nodes, dim = shape
+    if layout == "heads side by side":
+        return random(batch, nodes, resolutions, dim, device=device).transpose(1, 2)
+    if layout == "shared by the batch":
+        return random(1, nodes, resolutions, dim, device=device).transpose(1, 2).expand(shape)
+    return random(*shape, device=device)
+
+
+@pytest.mark.parametrize("words_only, batched", [(False, True), (True, False)])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_graph_attention(make, device, words_only, layout, batched):
     graph = make.graph(2, 4, 3, 2, correlation="batched" if batched else "shared")
     word_weight, mask, weight, correlation, emotions = (
         x.detach().to(device)
@@ -31,9 +41,7 @@ def test_graph_attention(make, device, words_only, strided, batched):
             graph.emotion_mask,
         )
     )
-    shape = (2, 7, 2, 3) if strided else (2, 2, 7, 3)
-    nodes = [random(*shape, device=device) for _ in range(5)]
-    query, key, value, past_query, past_key = (x.transpose(1, 2) if strided else x for x in nodes)
+    query, key, value, past_query, past_key = (laid_out(layout, (2, 2, 7, 3), device) for _ in range(5))
     history = [past_query], [past_key], random(2, 2, 7, device=device)
     inputs = (query, key, value, word_weight, mask, weight, correlation, emotions, *history, 0.5, words_only)
     opcheck(OPERATORS.fused_graph_attention, (*inputs, *SETTING), test_utils=UTILITIES)
@@ -57,10 +65,13 @@ def test_graph_attention(make, device, words_only, strided, batched):
 
 @pytest.mark.parametrize("per_word", [False, True])
 @pytest.mark.parametrize("layers", [0, 2])
-def test_edge_readout(make, device, per_word, layers):
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_edge_readout(make, device, per_word, layers, layout):
     graph = make.graph(2, 4, 3, 2)
     fields = [x.detach().to(device) for x in (graph.word_mask, graph.emotion_weight, graph.correlation)]
-    past = [[random(2, 2, 7, 3, device=device) for _ in range(layers)] for _ in range(2)]
+    past = [[laid_out(layout, (2, 2, 7, 3), device) for _ in range(layers)] for _ in range(2)]
+    if layers:
+        past[1][0] = past[1][0].contiguous()  # laid out by itself
     factor = random(2, 2, 7, device=device) if layers else None
     inputs = (*fields, None, *past, factor, 0.5, per_word)
     opcheck(OPERATORS.fused_edge_readout, (*inputs, *SETTING), test_utils=UTILITIES)
@@ -71,8 +82,9 @@ def test_edge_readout(make, device, per_word, layers):
 
 
 @pytest.mark.parametrize("gated", [False, True])
-def test_edge_attention(device, gated):
-    query, key, value = (random(2, 3, 5, 4, device=device) for _ in range(3))
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_edge_attention(device, gated, layout):
+    query, key, value = (laid_out(layout, (2, 3, 5, 4), device) for _ in range(3))
     edge = random(1, 3, 5, 5, device=device)
     neighbors = torch.rand(2, 1, 5, 5, device=device) > 0.3
     factor = random(2, 3, 5, device=device) if gated else None
