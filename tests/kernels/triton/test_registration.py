@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 # Autograd stands outside these operators, and none of them is meant to be differentiated itself.
 UTILITIES = ("test_schema", "test_faketensor")
 OPERATORS = torch.ops.ecore_kernels
 SETTING = ("ieee", "triton")
 LAYOUTS = ["heads apart", "heads side by side", "shared by the batch"]
+
+
+def check(operator, arguments) -> None:
+    """opcheck, and what that leaves out: shapes without data lie in memory as the results do."""
+    opcheck(operator, arguments, test_utils=UTILITIES)
+    mode = FakeTensorMode()
+    without_data = tree_map_only(torch.Tensor, mode.from_tensor, arguments)
+    with mode:
+        shapes = tree_leaves(operator(*without_data))
+    for real, fake in zip(tree_leaves(operator(*arguments)), shapes, strict=True):
+        assert (real.shape, real.stride(), real.dtype) == (fake.shape, fake.stride(), fake.dtype)
 
 
 def random(*shape: int, device: torch.device) -> torch.Tensor:
@@ -44,7 +57,7 @@ def test_graph_attention(make, device, words_only, layout, batched):
     query, key, value, past_query, past_key = (laid_out(layout, (2, 2, 7, 3), device) for _ in range(5))
     history = [past_query], [past_key], random(2, 2, 7, device=device)
     inputs = (query, key, value, word_weight, mask, weight, correlation, emotions, *history, 0.5, words_only)
-    opcheck(OPERATORS.fused_graph_attention, (*inputs, *SETTING), test_utils=UTILITIES)
+    check(OPERATORS.fused_graph_attention, (*inputs, *SETTING))
     output, *saved = OPERATORS.fused_graph_attention(*inputs, *SETTING)
     for wanted in (True, False):
         inputs = (
@@ -60,7 +73,7 @@ def test_graph_attention(make, device, words_only, layout, batched):
             *saved,
         )
         options = (0.5, words_only, wanted, wanted)
-        opcheck(OPERATORS.fused_graph_attention_backward, (*inputs, *options, *SETTING), test_utils=UTILITIES)
+        check(OPERATORS.fused_graph_attention_backward, (*inputs, *options, *SETTING))
 
 
 @pytest.mark.parametrize("per_word", [False, True])
@@ -74,11 +87,11 @@ def test_edge_readout(make, device, per_word, layers, layout):
         past[1][0] = past[1][0].contiguous()  # laid out by itself
     factor = random(2, 2, 7, device=device) if layers else None
     inputs = (*fields, None, *past, factor, 0.5, per_word)
-    opcheck(OPERATORS.fused_edge_readout, (*inputs, *SETTING), test_utils=UTILITIES)
+    check(OPERATORS.fused_edge_readout, (*inputs, *SETTING))
     gradients = [torch.randn_like(x) for x in OPERATORS.fused_edge_readout(*inputs, *SETTING)]
     for wanted in (True, False):
         arguments = (*gradients, *inputs, wanted, wanted, *SETTING)
-        opcheck(OPERATORS.fused_edge_readout_backward, arguments, test_utils=UTILITIES)
+        check(OPERATORS.fused_edge_readout_backward, arguments)
 
 
 @pytest.mark.parametrize("gated", [False, True])
@@ -89,9 +102,9 @@ def test_edge_attention(device, gated, layout):
     neighbors = torch.rand(2, 1, 5, 5, device=device) > 0.3
     factor = random(2, 3, 5, device=device) if gated else None
     inputs = (query, key, value, edge, neighbors, factor)
-    opcheck(OPERATORS.fused_edge_attention, (*inputs, 0.5, *SETTING), test_utils=UTILITIES)
+    check(OPERATORS.fused_edge_attention, (*inputs, 0.5, *SETTING))
     output, new_edge, normalizer = OPERATORS.fused_edge_attention(*inputs, 0.5, *SETTING)
     gradients = torch.randn_like(output), torch.randn_like(new_edge) if gated else None
     for wanted in (True, False):
         arguments = (*gradients, *inputs, output, normalizer, 0.5, wanted, *SETTING)
-        opcheck(OPERATORS.fused_edge_attention_backward, arguments, test_utils=UTILITIES)
+        check(OPERATORS.fused_edge_attention_backward, arguments)
