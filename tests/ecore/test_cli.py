@@ -113,8 +113,8 @@ def python(*arguments, **options):
 
 
 def test_choices_are_the_librarys():
-    assert cli.INTENSITIES == SOURCES
-    assert cli.VOCABULARIES == VOCABULARIES
+    assert cli.prepare.INTENSITIES == SOURCES
+    assert cli.prepare.VOCABULARIES == VOCABULARIES
 
 
 def test_train_tells_what_it_trains(prepared, capsys, tmp_path):

@@ -1,0 +1,101 @@
+"""The command line, ``ecore COMMAND ...``: flags in, one call of the library, lines and an exit code out.
+
+Exit codes: 0 done, 1 training diverged or memory ran out, 2 bad input (one line on stderr says what), 130
+interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import inspect
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from ecore.cli import about, answers, evaluate, prepare, train
+from ecore.errors import InputError
+
+# torch takes seconds to import: commands import what they need, and `ecore --help` answers at once.
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Paragraphs as written, and the default of every flag that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False, []):
+            return action.help
+        return super()._get_help_string(action)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    parser = _parser(argv[0] if argv else None)
+    arguments = parser.parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except KeyboardInterrupt:
+        print("\necore: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `ecore ... | head`: nobody is left to read
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (InputError, OSError) as error:
+        return _fail(error, 2)
+    except (ArithmeticError, MemoryError) as error:
+        return _fail(error, 1)
+    except RuntimeError as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing it for every command
+            return _fail("the GPU's memory is full; try a smaller --batch-size (and --accumulate)", 1)
+        raise
+
+
+def _fail(error: object, code: int) -> int:
+    print(f"ecore: error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+    return code
+
+
+def _parser(command: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ecore",
+        description="Empathetic dialogue over a multi-resolution emotion graph (E-CORE, EMNLP 2023).",
+        epilog="start here:  ecore demo          the whole story on a built-in corpus, in minutes\n"
+        "your data:   ecore prepare, then ecore train, ecore evaluate, ecore chat\n"
+        "each command has its own page:  ecore train --help",
+        formatter_class=_Help,
+    )
+    version = f"ecore {_version()}"
+    parser.add_argument("--version", action="version", version=version, help="print the version and exit")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
+    for name, (summary, declare, run) in COMMANDS.items():
+        description, _, epilog = (inspect.getdoc(declare) or "").partition("\n\n")
+        sub = commands.add_parser(
+            name,
+            help=summary,
+            description=description,
+            epilog=epilog,
+            formatter_class=_Help,
+        )
+        sub.set_defaults(run=run)
+        if name == command:  # declaring flags may import what they are made from
+            declare(sub)
+    return parser
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("ecore")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[..., int]]] = {
+    "prepare": ("turn a corpus into a prepared folder", prepare.declare_prepare, prepare.run_prepare),
+    "train": ("train a model, or go on with a run", train.declare_train, train.run_train),
+    "evaluate": ("score a run, or anybody's predictions", evaluate.declare_evaluate, evaluate.run_evaluate),
+    "generate": ("answer a dialogue, or a whole split", answers.declare_generate, answers.run_generate),
+    "chat": ("talk with a model", answers.declare_chat, answers.run_chat),
+    "demo": ("the whole story on a built-in corpus", about.declare_demo, about.run_demo),
+    "info": ("what is installed, and what a run holds", about.declare_info, about.run_info),
+}

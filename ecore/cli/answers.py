@@ -1,0 +1,147 @@
+"""``ecore generate`` and ``ecore chat``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ecore.cli.common import add_device, device
+from ecore.config import add_arguments, overrides
+from ecore.errors import InputError
+
+if TYPE_CHECKING:
+    from ecore.model import ECore
+
+SHOWN_EMOTIONS = 3
+
+
+def _add_decoding(parser: argparse.ArgumentParser) -> None:
+    from ecore.generation import Decoding
+
+    parser.add_argument("folder", type=Path, metavar="RUN", help="folder made by `ecore train`")
+    parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help="which weights")
+    add_arguments(parser.add_argument_group("decoding"), Decoding)
+    add_device(parser)
+
+
+def _decoding(arguments: argparse.Namespace) -> dict[str, Any]:
+    from ecore.generation import Decoding
+
+    options = overrides(arguments, Decoding)
+    Decoding(**options)  # what is out of range should be said before a model is loaded
+    return options
+
+
+def _load(arguments: argparse.Namespace) -> ECore:
+    from ecore.model import ECore
+
+    return ECore.from_pretrained(arguments.folder, arguments.checkpoint, device(arguments))
+
+
+def declare_generate(parser: argparse.ArgumentParser) -> None:
+    """Answer a dialogue given on the command line, or every context of a split.
+
+    Several --text are the turns of one dialogue, the speaker's first and then alternating.
+
+    examples:
+      ecore generate run --text "I lost my keys and I am so annoyed."
+      ecore generate run --text "My dog died." --text "I am so sorry." --text "He was twelve." --method beam
+      ecore generate run --split test --out answers.jsonl
+      ecore generate run --text "I got the job!" --method sample --top-p 0.9 --seed 1
+    """
+    _add_decoding(parser)
+    parser.add_argument(
+        "--text", action="append", metavar="TURN", help="one turn of the dialogue; repeat for more"
+    )
+    parser.add_argument("--split", choices=("train", "valid", "test"), help="answer this split instead")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="with --split: JSON lines to write")
+    parser.add_argument(
+        "--data", type=Path, metavar="PREPARED", help="with --split: prepared folder (default: the run's own)"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=64, metavar="N", help="with --split: samples at once"
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="with --split: only the first N samples")
+
+
+def run_generate(arguments: argparse.Namespace) -> int:
+    if (arguments.text is None) == (arguments.split is None):
+        raise InputError("generate: expected either --text TURN or --split NAME --out FILE")
+    options = _decoding(arguments)
+    if arguments.text is not None:
+        model = _load(arguments)
+        reply = model.respond(arguments.text, **options)
+        print(reply)
+        print(f"perceived: {_perceived(reply.emotions)}")
+        return 0
+    if arguments.out is None:
+        raise InputError("--out: expected a file for the answers of --split")
+    from ecore.data.batches import PreparedData
+    from ecore.evaluation.predictions import write_predictions
+    from ecore.generation import Decoding
+    from ecore.training.run_folder import read_settings
+
+    folder = arguments.data or Path(str(read_settings(arguments.folder).data.get("folder")))
+    data = PreparedData.load(folder)
+    model = _load(arguments)
+    if data.vocabulary.fingerprint != model.vocabulary.fingerprint:
+        raise InputError(f"{folder}: not the vocabulary that {arguments.folder} was trained with")
+    records = write_predictions(
+        model,
+        getattr(data, arguments.split),
+        arguments.out,
+        Decoding(**options),
+        arguments.batch_size,
+        arguments.limit,
+    )
+    print(
+        f"{arguments.out}: {len(records):,} answers; score them: ecore evaluate --predictions {arguments.out}"
+    )
+    return 0
+
+
+def _perceived(emotions: Sequence[tuple[str, float]]) -> str:
+    return ", ".join(f"{name} {100 * share:.0f} %" for name, share in emotions[:SHOWN_EMOTIONS])
+
+
+def declare_chat(parser: argparse.ArgumentParser) -> None:
+    """Talk with a model; the emotions that it perceives stand beside each answer.
+
+    It remembers the dialogue. /reset forgets it; /quit, Ctrl-D or Ctrl-C leaves. Lines may come from a pipe.
+
+    examples:
+      ecore chat run
+      ecore chat run --method sample --top-p 0.9 --temperature 0.8
+      printf 'I failed my exam.\\nI studied so hard.\\n' | ecore chat run
+    """
+    _add_decoding(parser)
+
+
+def run_chat(arguments: argparse.Namespace) -> int:
+    options = _decoding(arguments)
+    model = _load(arguments)
+    asks = sys.stdin.isatty()
+    if asks:
+        print("Tell me about it. (/reset forgets the dialogue, /quit leaves.)")
+    turns: list[str] = []
+    try:
+        while True:
+            line = input("you: " if asks else "").strip()
+            if line == "/quit":
+                return 0
+            if line == "/reset":
+                turns = []
+                print("(forgotten)")
+            elif line.startswith("/"):
+                print("(commands: /reset, /quit)")
+            elif line:
+                reply = model.respond([*turns, line], **options)
+                turns += [line, str(reply)]
+                print(f"ecore: {reply}\n       [{_perceived(reply.emotions)}]", flush=True)
+    except (EOFError, KeyboardInterrupt):
+        if asks:
+            print("\nGoodbye.")
+        return 0

@@ -1,0 +1,26 @@
+"""Flags that several commands have."""
+
+from __future__ import annotations
+
+import argparse
+
+from ecore.errors import InputError
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+
+
+def device(arguments: argparse.Namespace) -> str:
+    import torch
+
+    if arguments.threads is not None:
+        if arguments.threads < 1:
+            raise InputError(f"--threads: expected at least 1, got {arguments.threads}")
+        torch.set_num_threads(arguments.threads)
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: torch sees no CUDA device here; `ecore info` says why")
+    if arguments.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return str(arguments.device)

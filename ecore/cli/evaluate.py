@@ -1,0 +1,57 @@
+"""``ecore evaluate``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ecore.cli.common import add_device, device
+from ecore.errors import InputError
+
+
+def declare_evaluate(parser: argparse.ArgumentParser) -> None:
+    """Score a run on a split, with simple yardsticks beside it; or score anybody's predictions.
+
+    Perplexities compare only under one vocabulary. What was predicted and measured is kept in
+    RUN/evaluation-SPLIT.
+
+    examples:
+      ecore evaluate run
+      ecore evaluate run --split valid --limit 500
+      ecore evaluate --predictions theirs.jsonl      lines of {"prediction": ..., "reference": ...}
+    """
+    parser.add_argument("folder", nargs="?", type=Path, metavar="RUN", help="folder made by `ecore train`")
+    parser.add_argument(
+        "--predictions", type=Path, metavar="FILE", help="JSON lines to score instead of a run"
+    )
+    parser.add_argument("--split", choices=("train", "valid", "test"), default="test", help="what to score")
+    parser.add_argument(
+        "--data", type=Path, metavar="PREPARED", help="prepared folder (default: the run's own)"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="where files go (default: RUN/evaluation-SPLIT)"
+    )
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="samples at once")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N samples")
+    add_device(parser)
+
+
+def run_evaluate(arguments: argparse.Namespace) -> int:
+    if (arguments.folder is None) == (arguments.predictions is None):
+        raise InputError("evaluate: expected either a run's folder or --predictions FILE")
+    from ecore.evaluation.predictions import evaluate_file
+    from ecore.evaluation.report import evaluate_run, format_file
+
+    if arguments.predictions is not None:
+        print(format_file(evaluate_file(arguments.predictions)))
+        return 0
+    evaluate_run(
+        arguments.folder,
+        arguments.split,
+        arguments.data,
+        device(arguments),
+        arguments.batch_size,
+        arguments.out,
+        arguments.limit,
+    )
+    return 0

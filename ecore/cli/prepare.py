@@ -1,0 +1,82 @@
+"""``ecore prepare``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+INTENSITIES = ("vader", "sentiwordnet", "vad", "skep", "none")
+VOCABULARIES = ("literature", "train")
+
+
+def declare_prepare(parser: argparse.ArgumentParser) -> None:
+    """Turn a corpus into a prepared folder: words, vocabulary, emotion intensities, word vectors. Done once.
+
+    the corpus:
+      FOLDER holds train, valid and test, each as .jsonl or as EmpatheticDialogues' official .csv.
+      With --download the official archive is fetched into FOLDER first.
+
+    examples:
+      ecore prepare --data empatheticdialogues --out prepared --glove glove.6B.100d.txt
+      ecore prepare --data empatheticdialogues --out prepared --download
+      ecore prepare --data my_corpus --out prepared --vocabulary train --min-count 3
+      ecore prepare --data my_corpus --out prepared --intensity vad --intensity-file vad.tsv
+    """
+    parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="the corpus")
+    parser.add_argument("--out", type=Path, required=True, metavar="PREPARED", help="folder to make")
+    parser.add_argument("--download", action="store_true", help="fetch EmpatheticDialogues into FOLDER first")
+    parser.add_argument(
+        "--glove",
+        type=Path,
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="word vectors (.txt, .gz, .zip, .npz); several files stand side by side (default: none)",
+    )
+    parser.add_argument(
+        "--intensity", choices=INTENSITIES, default="vader", help="source of word intensities"
+    )
+    parser.add_argument(
+        "--intensity-file", type=Path, metavar="FILE", help="the source's word scores; not for vader and none"
+    )
+    parser.add_argument(
+        "--intensity-floor", type=float, default=0.01, metavar="X", help="least intensity of a word"
+    )
+    parser.add_argument(
+        "--vocabulary",
+        choices=VOCABULARIES,
+        default="literature",
+        help="literature: every word of all splits, as in the literature; train: of the training split",
+    )
+    parser.add_argument(
+        "--min-count", type=int, default=2, metavar="N", help="vocabulary train: least count of a word"
+    )
+    parser.add_argument(
+        "--relations", type=Path, metavar="FILE", help="commonsense relations (default: none)"
+    )
+    parser.add_argument(
+        "--skip-bad", action="store_true", help="skip and count torn lines, instead of stopping"
+    )
+
+
+def run_prepare(arguments: argparse.Namespace) -> int:
+    from ecore.data.corpus import download
+    from ecore.data.prepare import prepare
+
+    if arguments.download:
+        download(arguments.data)
+    prepare(
+        arguments.data,
+        arguments.out,
+        glove=arguments.glove,
+        intensity=arguments.intensity,
+        intensity_file=arguments.intensity_file,
+        intensity_floor=arguments.intensity_floor,
+        vocabulary=arguments.vocabulary,
+        min_count=arguments.min_count,
+        relations=arguments.relations,
+        skip_bad=arguments.skip_bad,
+    )
+    print(f"next: ecore train --data {arguments.out} --out RUN --preset paper")
+    return 0

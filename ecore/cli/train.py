@@ -1,0 +1,123 @@
+"""``ecore train``."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ecore.cli.common import add_device, device
+from ecore.config import ABLATIONS, PRESETS, ModelConfig, TrainingConfig, add_arguments, overrides
+from ecore.errors import InputError
+
+if TYPE_CHECKING:
+    from ecore.data.batches import PreparedData
+    from ecore.training.run_folder import Settings
+
+
+def declare_train(parser: argparse.ArgumentParser) -> None:
+    """Train a model in a run folder, or go on with --resume.
+
+    the run folder:
+      config.json, vocabulary.json, the best and the last checkpoint, metrics.jsonl, TensorBoard events
+      Ctrl-C finishes the step and leaves a checkpoint; twice stops at once.
+
+    presets:
+      paper      the paper's sizes and schedule: hours on a CPU, minutes on a GPU
+      released   the sizes of the authors' released code
+      tiny       seconds to minutes on a laptop
+
+    examples:
+      ecore train --data prepared --out run --preset tiny
+      ecore train --data prepared --out run --preset paper --strategy hard --warmup 1000 --max-steps 5000
+      ecore train --data prepared --out run --ablate co-p co-g
+      ecore train --out run --resume
+      ecore train --out run --resume --max-steps 10000
+      tensorboard --logdir run
+    """
+    parser.add_argument(
+        "--data", type=Path, metavar="PREPARED", help="folder made by `ecore prepare`; --resume knows its own"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="the run's folder")
+    parser.add_argument("--resume", action="store_true", help="go on with RUN; only --max-steps may change")
+    parser.add_argument("--preset", choices=PRESETS, help="named settings to start from (default: paper)")
+    parser.add_argument(
+        "--literal-thresholds",
+        action="store_true",
+        help="take thresholds as they are, instead of matching them to this data's intensities",
+    )
+    add_device(parser)
+    given = "each flag overrides the preset; the defaults shown are the preset paper's"
+    model = parser.add_argument_group("model", given)
+    model.add_argument(
+        "--ablate",
+        dest="ablations",
+        nargs="+",
+        action="extend",
+        choices=ABLATIONS,
+        metavar="PART",
+        help=f"parts to leave out: {', '.join(ABLATIONS)}",
+    )
+    add_arguments(model, ModelConfig, skip=("ablations",))
+    add_arguments(parser.add_argument_group("training", given), TrainingConfig)
+
+
+def run_train(arguments: argparse.Namespace) -> int:
+    if arguments.data is None and not arguments.resume:
+        raise InputError("--data: expected a folder made by `ecore prepare`")
+    from ecore.data.batches import PreparedData
+    from ecore.training.run_folder import read_settings
+    from ecore.training.trainer import train
+
+    settings = read_settings(arguments.out) if arguments.resume else None
+    data = PreparedData.load(arguments.data or Path(str(settings and settings.data.get("folder"))))
+    model_config = training = None
+    if settings is not None:
+        _check_resumed(arguments, settings, data)
+    else:
+        model_config, training = PRESETS[arguments.preset or "paper"]
+        model_config = dataclasses.replace(model_config, **overrides(arguments, ModelConfig))
+        training = dataclasses.replace(training, **overrides(arguments, TrainingConfig))
+        thresholds = data.thresholds(model_config.thresholds, arguments.literal_thresholds)
+        model_config = dataclasses.replace(model_config, thresholds=thresholds)
+    summary = train(
+        arguments.out,
+        data,
+        model_config,
+        training,
+        device=device(arguments),
+        resume=arguments.resume,
+        max_steps=arguments.max_steps if arguments.resume else None,
+        preset=arguments.preset or "paper",
+    )
+    done = f"{arguments.out}: step {summary['step']:,} of {summary['max_steps']:,}"
+    if summary["interrupted"]:
+        print(f"{done}, checkpoint written; go on with: ecore train --out {arguments.out} --resume")
+        return 130
+    early = ", stopped early: validation no longer improves" if summary["stopped_early"] else ""
+    print(
+        f"{done}{early}; best validation perplexity {summary['best_ppl_per_sample']:.2f} per sample at step "
+        f"{summary['best_step']:,}; {summary['seconds']:.0f} s, {summary['peak_memory_mib']:,.0f} MiB"
+    )
+    print(f"next: ecore evaluate {arguments.out}   or   ecore chat {arguments.out}")
+    return 0
+
+
+def _check_resumed(arguments: argparse.Namespace, settings: Settings, data: PreparedData) -> None:
+    """Refuse flags that contradict the run that is to go on."""
+    given: dict[str, Any] = overrides(arguments, ModelConfig) | overrides(arguments, TrainingConfig)
+    given.pop("max_steps", None)
+    if arguments.preset is not None:
+        given["preset"] = arguments.preset
+    if arguments.literal_thresholds or "thresholds" in given:
+        base = given.get("thresholds", PRESETS[settings.preset or "paper"][0].thresholds)
+        given["thresholds"] = data.thresholds(base, arguments.literal_thresholds)
+    stored = vars(settings.model) | vars(settings.training) | {"preset": settings.preset}
+    for name, value in given.items():
+        if stored[name] != value:
+            flag = "--ablate" if name == "ablations" else "--" + name.replace("_", "-")
+            raise InputError(
+                f"{flag}: {arguments.out} was started with {stored[name]}, not {value}; "
+                "with --resume only --max-steps may change"
+            )
