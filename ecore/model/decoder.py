@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ecore.config import ModelConfig
+from ecore.model.dropout import Dropout
 from ecore.model.transformer import FeedForward, MultiHeadAttention
 
 
@@ -65,7 +66,7 @@ class DecoderBlock(nn.Module):
         self.join_guidance = nn.Linear(config.dim, config.dim, bias=False) if guided else None
         self.feed_forward_norm = nn.LayerNorm(config.dim)
         self.feed_forward = FeedForward(config.dim, config.feed_forward or 4 * config.dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def rest(
         self,

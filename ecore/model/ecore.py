@@ -19,7 +19,7 @@ from ecore.model import pretrained
 from ecore.model.decoder import Decoder, DecoderCache
 from ecore.model.encoder import Embedding, Encoder
 from ecore.model.graph_network import Correlation, EmotionAttention, FirstPass, GraphNetwork
-from ecore.model.losses import Losses, correlation_loss, token_losses
+from ecore.model.losses import Losses, correlation_loss, vocabulary_losses
 from ecore.model.perceptron import Perception, Perceptron
 from ecore_kernels import EmotionGraph, otsu
 
@@ -64,6 +64,20 @@ class Scores(NamedTuple):
     nll: Tensor
     tokens: Tensor
     encoding: Encoding
+
+
+def _shifted(batch: Batch) -> Tensor:
+    """The word before each response word, [B, T]."""
+    start = batch.response.new_full((len(batch.response), 1), BOS)
+    return torch.cat([start, batch.response[:, :-1]], dim=1)
+
+
+def _word_places(response: Tensor, tokens: int | None) -> Tensor:
+    """Where the flattened response [B, T] has words; some padding at the end where ``tokens`` is over their number."""
+    padding = (response == PAD).flatten()
+    if tokens is None:
+        return (~padding).nonzero().squeeze(1)
+    return padding.to(torch.uint8).argsort(stable=True)[:tokens]
 
 
 class Reply(str):
@@ -141,19 +155,22 @@ class ECore(nn.Module):
 
     def encode(self, batch: Batch) -> Encoding:
         """Encode contexts, perceive their emotions and prepare what guides the response."""
+        return self._encode(batch, *self.embedding.look_up(batch.context, batch.concepts, self.emotion_words))
+
+    def _encode(self, batch: Batch, context: Tensor, concepts: Tensor, emotions: Tensor) -> Encoding:
+        """:meth:`encode` from word vectors: the context's [B, M, D], related words' [B, C, D], emotions' [P, D]."""
         words = batch.context.shape[1]
         mask = torch.arange(words, device=batch.context.device) < batch.lengths[:, None]
-        embedded = self.embedding(batch.context, batch.state)
+        embedded = self.embedding.place(context, batch.state)
         memory_input, memory_mask = embedded, mask
         if self.config.commonsense and batch.concepts.shape[1]:
-            memory_input = torch.cat([embedded, self.embedding.related(batch.concepts)], dim=1)
+            memory_input = torch.cat([embedded, self.embedding.related(concepts)], dim=1)
             memory_mask = torch.cat([mask, batch.concepts != PAD], dim=1)
         memory = self.encoder(memory_input, memory_mask)
         # Related words are left out of the mean: it stands for the context.
         mean = (memory[:, :words] * mask[..., None]).sum(1) / batch.lengths[:, None]
 
         correlation = self.correlation().softmax(-1)
-        emotions = self.embedding.words(self.emotion_words)
         first: FirstPass | None = None
         graph: EmotionGraph | None = None
         if isinstance(self.graph, GraphNetwork):
@@ -166,9 +183,8 @@ class ECore(nn.Module):
             perception = self.perceptron(to_emotion, correlation.expand(len(mean), -1, -1), mean)
 
         relevant = self._relevant(perception.attention)
-        guidance = self._guidance(perception, relevant, graph, first, mask, emotions)
-        if guidance is not None and "gen-loss" in self.config.ablations:
-            guidance = guidance.detach()
+        with torch.set_grad_enabled(torch.is_grad_enabled() and "gen-loss" not in self.config.ablations):
+            guidance = self._guidance(perception, relevant, graph, first, mask, emotions)
         return Encoding(
             memory,
             memory_mask,
@@ -214,32 +230,49 @@ class ECore(nn.Module):
 
     # Encoding to words ------------------------------------------------------------------------------------------
 
-    def _decode(self, batch: Batch, encoding: Encoding) -> Tensor:
-        """Decoder states [B, T, D] under teacher forcing."""
-        start = batch.response.new_full((len(batch.response), 1), BOS)
-        shifted = torch.cat([start, batch.response[:, :-1]], dim=1)
-        return self.decoder(self.embedding(shifted), encoding.memory, encoding.memory_mask, encoding.guidance)
+    def _decode(self, words: Tensor, encoding: Encoding) -> Tensor:
+        """Decoder states [B, T, D] under teacher forcing, from the vectors of the words before each, [B, T, D]."""
+        return self.decoder(
+            self.embedding.place(words), encoding.memory, encoding.memory_mask, encoding.guidance
+        )
 
     def forward(self, batch: Batch) -> ECoreOutput:
         """Logits of every response word given the words before it."""
         encoding = self.encode(batch)
-        return ECoreOutput(self.output(self._decode(batch, encoding)), encoding)
+        words = self.embedding.look_up(_shifted(batch))[0]
+        return ECoreOutput(self.output(self._decode(words, encoding)), encoding)
 
-    def _word_losses(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Encoding]:
-        """Smoothed and plain loss of each response word [T], the row that it is in [T], and the encoding."""
-        encoding = self.encode(batch)
+    def _word_losses(
+        self, batch: Batch, tokens: int | None, label_smoothing: float, scale: float
+    ) -> tuple[Tensor, Tensor, Tensor, Encoding]:
+        """Smoothed loss, summed and scaled; plain loss of each response word [T]; its row [T]; the encoding."""
+        vectors = self.embedding.look_up(batch.context, batch.concepts, self.emotion_words, _shifted(batch))
+        encoding = self._encode(batch, *vectors[:3])
         # Padding is dropped before the projection to the vocabulary, which costs most of a step.
-        rows, columns = (batch.response != PAD).nonzero(as_tuple=True)
-        states = self._decode(batch, encoding)[rows, columns]
-        smoothed, nll = token_losses(
-            self.output(states), batch.response[rows, columns], self.config.label_smoothing
+        places = _word_places(batch.response, tokens)
+        states = self._decode(vectors[3], encoding).flatten(0, 1)[places]
+        smoothed, nll = vocabulary_losses(
+            states,
+            self.output.weight,
+            self.output.bias,
+            batch.response.flatten()[places],
+            label_smoothing,
+            scale,
         )
-        return smoothed, nll, rows, encoding
+        return smoothed, nll, places // batch.response.shape[1], encoding
 
-    def loss(self, batch: Batch, health: bool = False) -> Losses:
-        """The joint loss (Eq. 19) of a batch; ``health`` adds what the log wants to know of the graph."""
-        smoothed, nll, _, encoding = self._word_losses(batch)
-        generation = smoothed.sum() / len(batch.response)
+    def loss(self, batch: Batch, health: bool = False, tokens: int | None = None) -> Losses:
+        """The joint loss (Eq. 19) of a batch.
+
+        Args:
+            batch: B samples.
+            health: add what the log wants to know of the graph.
+            tokens: words of the responses, or any number over that, where the caller knows it: on a GPU
+                counting them would make the host wait for the device.
+        """
+        generation, nll, _, encoding = self._word_losses(
+            batch, tokens, self.config.label_smoothing, 1.0 / len(batch.response)
+        )
         emotion = nn.functional.cross_entropy(encoding.main.float(), batch.emotion)
         weight = self.correlation.pair_weight(self.config.eco_form)
         correlation = correlation_loss(weight, encoding.relevant)
@@ -251,8 +284,8 @@ class ECore(nn.Module):
             generation,
             emotion,
             correlation,
-            nll.detach().sum(),
-            torch.tensor(len(nll), device=nll.device),
+            nll.sum(),
+            (batch.response != PAD).sum(),
             (encoding.main.argmax(1) == batch.emotion).sum(),
             self._health(batch, encoding) if health else {},
         )
@@ -271,9 +304,9 @@ class ECore(nn.Module):
             "gate_std": encoding.gate.float().std(),
         }
 
-    def score(self, batch: Batch) -> Scores:
-        """Negative log-likelihood of every response, for perplexities."""
-        _, nll, rows, encoding = self._word_losses(batch)
+    def score(self, batch: Batch, tokens: int | None = None) -> Scores:
+        """Negative log-likelihood of every response, for perplexities; ``tokens`` as in :meth:`loss`."""
+        _, nll, rows, encoding = self._word_losses(batch, tokens, 0.0, 1.0)
         summed = nll.new_zeros(len(batch.response), dtype=torch.float64).index_add(0, rows, nll.double())
         return Scores(summed, (batch.response != PAD).sum(1), encoding)
 

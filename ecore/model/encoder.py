@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ecore.config import ModelConfig
 from ecore.data.batches import NO_STATE, RELATED_STATE
 from ecore.data.vocabulary import PAD
+from ecore.model.dropout import Dropout
 from ecore.model.transformer import FeedForward, MultiHeadAttention, sinusoidal_positions
 
 _MAX_POSITIONS = 4096
@@ -36,22 +37,32 @@ class Embedding(nn.Module):
         self.state = nn.Embedding(RELATED_STATE + 1, config.dim, padding_idx=NO_STATE)
         self.register_buffer("position", sinusoidal_positions(_MAX_POSITIONS, config.dim), persistent=False)
         self.scale = config.dim**0.5
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
-    def words(self, words: Tensor) -> Tensor:
-        """Scaled word embeddings alone: ids [...] -> [..., D]."""
-        return self.word(words) * self.scale
+    def look_up(self, *words: Tensor) -> list[Tensor]:
+        """Scaled word vectors alone: ids, each of any shape [...] -> for each [..., D].
 
-    def forward(self, words: Tensor, state: Tensor | None = None, start: int = 0) -> Tensor:
-        """ids and states [B, T] -> [B, T, D]; ``start`` is the first word's position."""
-        embedded = self.words(words) + self.position[start : start + words.shape[1]]
+        One look-up for all of them, because the gradient of each is as large as the whole vocabulary's table.
+        """
+        vectors = self.word(torch.cat([ids.flatten() for ids in words])) * self.scale
+        parts = vectors.split([ids.numel() for ids in words])
+        return [part.view(*ids.shape, part.shape[-1]) for part, ids in zip(parts, words, strict=True)]
+
+    def place(self, vectors: Tensor, state: Tensor | None = None, start: int = 0) -> Tensor:
+        """Add positions and dialogue states: vectors [B, T, D], states [B, T] -> [B, T, D]; ``start`` is the first
+        word's position."""
+        embedded = vectors + self.position[start : start + vectors.shape[1]]
         if state is not None:
             embedded = embedded + self.state(state)
         return self.dropout(embedded)
 
-    def related(self, words: Tensor) -> Tensor:
-        """Related words [B, C] -> [B, C, D]: a set, so without positions."""
-        return self.dropout(self.words(words) + self.state.weight[RELATED_STATE])
+    def forward(self, words: Tensor, state: Tensor | None = None, start: int = 0) -> Tensor:
+        """ids and states [B, T] -> [B, T, D]; ``start`` is the first word's position."""
+        return self.place(*self.look_up(words), state, start)
+
+    def related(self, vectors: Tensor) -> Tensor:
+        """Related words' vectors [B, C, D] -> [B, C, D]: a set, so without positions."""
+        return self.dropout(vectors + self.state.weight[RELATED_STATE])
 
 
 class EncoderBlock(nn.Module):
@@ -64,7 +75,7 @@ class EncoderBlock(nn.Module):
         self.attention = MultiHeadAttention(config.dim, config.heads, width)
         self.feed_forward_norm = nn.LayerNorm(config.dim)
         self.feed_forward = FeedForward(config.dim, config.feed_forward or 4 * config.dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         normed = self.attention_norm(x)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ecore.config import ModelConfig
+from ecore.model.dropout import Dropout
 from ecore_kernels import EdgeUpdate, EmotionGraph, MultiResolutionEdgeAttention, edge_readout
 
 
@@ -49,7 +50,7 @@ class GraphLayer(nn.Module):
         self.attention = MultiResolutionEdgeAttention(dim, len(config.thresholds), scale=config.score_scale)
         self.fuse = nn.Sequential(nn.Linear(dim, 2 * dim), nn.ReLU(), nn.Linear(2 * dim, dim))
         self.norm = nn.LayerNorm(dim) if config.graph_norm else None
-        self.dropout = nn.Dropout(config.graph_dropout)
+        self.dropout = Dropout(config.graph_dropout)
 
     def finish(self, nodes: Tensor, attended: Tensor) -> Tensor:
         """The layer's output features from its input nodes and what they attended to."""

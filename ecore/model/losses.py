@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ecore.data.vocabulary import PAD
 
 
 class Losses(NamedTuple):
@@ -33,12 +36,125 @@ class Losses(NamedTuple):
     health: dict[str, Tensor]
 
 
-def token_losses(logits: Tensor, targets: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor]:
-    """Smoothed and plain negative log-likelihood of every word: logits [T, V], targets [T] -> two [T]."""
-    log_probability = F.log_softmax(logits, dim=-1, dtype=torch.float32)
-    nll = -log_probability.gather(1, targets[:, None])[:, 0]
-    smoothed = (1.0 - label_smoothing) * nll - label_smoothing * log_probability.mean(-1)
-    return smoothed, nll
+CHUNK = 128
+"""Words whose logits exist at once: enough to keep a matrix product busy, and 12 MB at 23,714 words of vocabulary."""
+
+
+def vocabulary_losses(
+    states: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    targets: Tensor,
+    label_smoothing: float = 0.0,
+    scale: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Output layer and cross entropy in one (Eqs. 16, 17), without the logits of all words at once.
+
+    ``log_softmax(states @ weight.T + bias)`` is made :data:`CHUNK` words at a time. Where a gradient is wanted,
+    each chunk's is computed while its logits are there, so backward only scales it: three matrix products, none
+    of them twice. (torch's ``linear_cross_entropy`` does this without label smoothing and does not tell the
+    unsmoothed loss.)
+
+    Args:
+        states: [T, D], s_t of Eq. 15.
+        weight: [V, D], W_s.
+        bias: [V].
+        targets: int64 [T]; where it is PAD, all is 0.
+        label_smoothing: share of the target's probability that is spread evenly over the vocabulary.
+        scale: factor on the smoothed loss; applied later it would be a pass over the weight's gradient.
+
+    Returns:
+        The smoothed loss, summed over the words and scaled, scalar; and the plain negative log-likelihood of each
+        word, [T], which has no gradient. Both float32 at least. First derivatives only.
+    """
+    kind = states.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
+    return _VocabularyLosses.apply(states, weight, bias, targets, label_smoothing, scale, dtype)
+
+
+class _VocabularyLosses(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        targets: Tensor,
+        label_smoothing: float,
+        scale: float,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor]:
+        needed = ctx.needs_input_grad[:3]
+        with torch.autocast(states.device.type, enabled=False):
+            matrix, offset = weight.to(dtype), bias.to(dtype)
+            counted = targets != PAD
+            smooth = label_smoothing / len(weight)
+            exact = torch.promote_types(dtype, torch.float32)
+            losses, plain = [], []
+            # Of a batch without words there is no first chunk to write them.
+            make = torch.empty_like if len(states) else torch.zeros_like
+            grads = [make(x) if n else None for x, n in zip((states, weight, bias), needed, strict=True)]
+            size = _chunk(len(states))
+            for begin in range(0, len(states), size):
+                part = slice(begin, begin + size)
+                hidden, target, count = states[part].to(dtype), targets[part, None], counted[part, None]
+                logits = torch.addmm(offset, hidden, matrix.mT).to(exact)
+                probability = logits.softmax(1)
+                # From the largest probability, which is at least 1 / V: no logarithm of nearly nothing.
+                normalizer = logits.amax(1, keepdim=True) - probability.amax(1, keepdim=True).log()
+                nll = torch.where(count, normalizer - logits.gather(1, target), 0.0)
+                loss = (1.0 - label_smoothing) * nll
+                if label_smoothing:
+                    spread = torch.where(count, normalizer - logits.mean(1, keepdim=True), 0.0)
+                    loss = loss + label_smoothing * spread
+                losses.append(loss)
+                plain.append(nll)
+                if not any(needed):
+                    continue
+                error = probability.sub_(smooth) if label_smoothing else probability
+                error = error.scatter_add_(1, target, torch.full_like(nll, label_smoothing - 1.0)).to(dtype)
+                weighting = (scale * count).to(dtype)
+                if needed[0]:
+                    grads[0][part] = (error @ matrix) * weighting
+                if needed[1]:
+                    _add_product(grads[1], error.mT, hidden * weighting, first=begin == 0)
+                if needed[2]:
+                    _add_product(grads[2], error.mT, weighting[:, 0], first=begin == 0)
+        ctx.grads = grads
+        nll = torch.cat(plain)[:, 0] if plain else states.new_zeros(0, dtype=exact)
+        ctx.mark_non_differentiable(nll)
+        return scale * (torch.cat(losses).sum() if losses else nll.sum()), nll
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        grads, ctx.grads = ctx.grads, None
+        if grads is None:
+            raise RuntimeError(
+                "vocabulary_losses: its gradient was taken already; it keeps it for one backward pass"
+            )
+        # On a CPU the look is free, and spares a pass over a gradient as large as the vocabulary's table.
+        if grad.device.type != "cpu" or grad.item() != 1.0:
+            for one in grads:
+                if one is not None:
+                    one *= grad
+        return (*grads, None, None, None, None)
+
+
+def _chunk(words: int) -> int:
+    """A size that cuts ``words`` into equal parts of at most :data:`CHUNK`."""
+    return max(1, math.ceil(words / max(1, math.ceil(words / CHUNK))))
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
+    """total (+)= a @ b; a low-precision product is summed in the total's own precision."""
+    if total.dtype == a.dtype:
+        product = total.addmm_ if b.ndim == 2 else total.addmv_
+        product(a, b, beta=0.0 if first else 1.0)
+    elif first:
+        total.copy_(a @ b)
+    else:
+        total += a @ b
 
 
 def correlation_loss(weight: Tensor, relevant: Tensor) -> Tensor:

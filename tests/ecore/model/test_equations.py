@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 
 from ecore.config import PRESETS, ModelConfig
-from ecore.model import ECore
+from ecore.model import ECore, losses
+from ecore.model.dropout import Dropout
 from ecore.model.graph_network import Correlation
-from ecore.model.losses import correlation_loss, token_losses
+from ecore.model.losses import correlation_loss, vocabulary_losses
 from ecore.model.perceptron import Perceptron
 
 CONFIG = ModelConfig(dim=6, heads=2)
@@ -120,14 +121,87 @@ def test_the_correlation_loss_is_float32_under_autocast():
 # Generation and joint loss (Eqs. 11, 17, 19) ----------------------------------------------------------------
 
 
+@pytest.mark.parametrize("words", [0, 1, 9, losses.CHUNK, 2 * losses.CHUNK + 3])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
-def test_token_losses(smoothing):
-    logits, targets = torch.randn(9, 13), torch.randint(0, 13, (9,))
-    smoothed, nll = token_losses(logits, targets, smoothing)
-    torch.testing.assert_close(
-        smoothed, F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="none")
+def test_vocabulary_losses(words, smoothing):
+    """As torch's own, with all gradients; words that are padding count nothing."""
+    states, weight, bias = (
+        torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((words, 5), (13, 5), (13,))
     )
-    torch.testing.assert_close(nll, F.cross_entropy(logits, targets, reduction="none"))
+    targets = torch.randint(0, 13, (words,))
+    total, nll = vocabulary_losses(states, weight, bias, targets, smoothing, scale=0.25)
+    gradients = torch.autograd.grad(3.0 * total, (states, weight, bias))
+
+    logits = F.linear(states, weight, bias)
+    options = {"ignore_index": 0, "reduction": "none"}
+    wanted = 0.25 * F.cross_entropy(logits, targets, label_smoothing=smoothing, **options).sum()
+    torch.testing.assert_close(total, wanted)
+    torch.testing.assert_close(nll, F.cross_entropy(logits, targets, **options))
+    torch.testing.assert_close(gradients, torch.autograd.grad(3.0 * wanted, (states, weight, bias)))
+    assert not nll.requires_grad
+
+
+def test_vocabulary_losses_of_unlikely_words_stay_finite():
+    states = torch.tensor([[200.0, 0.0]], requires_grad=True)
+    total, nll = vocabulary_losses(states, torch.eye(2), torch.zeros(2), torch.tensor([1]))
+    total.backward()
+    assert nll.item() == total.item() == 200.0
+    assert torch.equal(states.grad, torch.tensor([[1.0, -1.0]]))
+
+
+def test_vocabulary_losses_give_their_gradient_once():
+    states = torch.randn(3, 2, requires_grad=True)
+    total, _ = vocabulary_losses(states, torch.eye(2), torch.zeros(2), torch.tensor([1, 1, 1]))
+    total.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="taken already"):
+        total.backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_vocabulary_losses_under_autocast(dtype):
+    """Products in the low precision, everything else in float32."""
+    states, weight = torch.randn(300, 16, requires_grad=True), torch.randn(50, 16, requires_grad=True)
+    bias, targets = torch.randn(50, requires_grad=True), torch.randint(1, 50, (300,))
+    with torch.autocast("cpu", dtype):
+        total, nll = vocabulary_losses(states, weight, bias, targets, 0.1)
+    exact, exact_nll = vocabulary_losses(states, weight, bias, targets, 0.1)
+    assert total.dtype == nll.dtype == torch.float32
+    torch.testing.assert_close(nll, exact_nll, rtol=0.02, atol=0.1)
+    ours, wanted = (torch.autograd.grad(x, (states, weight, bias)) for x in (total, exact))
+    assert all(x.dtype == torch.float32 for x in ours)
+    for one, other in zip(ours, wanted, strict=True):
+        assert (one - other).abs().max() < 0.03 * other.abs().max()
+
+
+@pytest.mark.parametrize("p", [0.1, 0.2, 0.5, 0.9])
+def test_dropout(p):
+    """The share that is dropped, the scale of the rest, the same mask in the gradient, other masks next time."""
+    layer, x = Dropout(p), torch.full((199_999,), 3.0, requires_grad=True)
+    torch.manual_seed(0)
+    first, second = layer(x), layer(x)
+    dropped = first == 0.0
+    assert dropped.double().mean().item() == pytest.approx(p, abs=0.005)
+    torch.testing.assert_close(
+        first[~dropped], torch.full_like(first[~dropped], 3.0 / (1.0 - p)), rtol=1e-3, atol=0
+    )
+    assert ((second == 0.0) & dropped).double().mean().item() == pytest.approx(p * p, abs=0.005)
+    assert (dropped[1:] & dropped[:-1]).double().mean().item() == pytest.approx(p * p, abs=0.005)
+    first.sum().backward()
+    torch.testing.assert_close(x.grad, first.detach() / 3.0)
+    torch.manual_seed(0)
+    assert torch.equal(layer(x), first)
+    assert layer.eval()(x) is x
+
+
+@pytest.mark.parametrize("more", [0, 5])
+def test_the_loss_needs_no_count_of_words(make, more):
+    """Told how many words there are, or only that there are no more than that, nothing changes."""
+    model, batch = make.model(), make.batch()
+    tokens = int((batch.response != 0).sum()) + more
+    for told, counted in zip(model.loss(batch, tokens=tokens), model.loss(batch), strict=True):
+        if isinstance(told, torch.Tensor):
+            torch.testing.assert_close(told, counted)
+    torch.testing.assert_close(model.score(batch, tokens).nll, model.score(batch).nll)
 
 
 @pytest.mark.parametrize("strategy", ["soft", "hard"])
