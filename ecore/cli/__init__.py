@@ -42,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (InputError, OSError) as error:
+        if os.environ.get("RANK", "0") != "0":  # torchrun's first process says the same
+            return 2
         return _fail(error, 2)
     except (ArithmeticError, MemoryError) as error:
         return _fail(error, 1)

@@ -34,6 +34,7 @@ def declare_train(parser: argparse.ArgumentParser) -> None:
       ecore train --data prepared --out run --ablate co-p co-g
       ecore train --out run --resume
       ecore train --out run --resume --max-steps 10000
+      torchrun --nproc-per-node 2 -m ecore train --data prepared --out run     on two GPUs, or two CPU processes
       tensorboard --logdir run
     """
     parser.add_argument(
@@ -67,6 +68,7 @@ def run_train(arguments: argparse.Namespace) -> int:
     if arguments.data is None and not arguments.resume:
         raise InputError("--data: expected a folder made by `ecore prepare`")
     from ecore.data.batches import PreparedData
+    from ecore.training import distributed
     from ecore.training.run_folder import read_settings
     from ecore.training.trainer import train
 
@@ -81,16 +83,24 @@ def run_train(arguments: argparse.Namespace) -> int:
         training = dataclasses.replace(training, **overrides(arguments, TrainingConfig))
         thresholds = data.thresholds(model_config.thresholds, arguments.literal_thresholds)
         model_config = dataclasses.replace(model_config, thresholds=thresholds)
+    where: Any = device(arguments)
+    processes = None
+    if distributed.launched():
+        processes, where = distributed.join(where)
     summary = train(
         arguments.out,
         data,
         model_config,
         training,
-        device=device(arguments),
+        device=where,
         resume=arguments.resume,
         max_steps=arguments.max_steps if arguments.resume else None,
         preset=arguments.preset or "paper",
+        processes=processes,
     )
+    distributed.leave()
+    if processes is not None and not processes.first:
+        return 130 if summary["interrupted"] else 0
     done = f"{arguments.out}: step {summary['step']:,} of {summary['max_steps']:,}"
     if summary["interrupted"]:
         print(f"{done}, checkpoint written; go on with: ecore train --out {arguments.out} --resume")

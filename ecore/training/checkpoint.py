@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,8 +55,13 @@ def checkpoint_name(step: int) -> str:
     return f"checkpoint-{step:06d}"
 
 
-def save(run: Path, model: ECore, optimizer: Optimizer, progress: Progress) -> None:
+def save(
+    run: Path, model: ECore, optimizer: Optimizer, progress: Progress, random: Sequence[dict[str, Tensor]]
+) -> None:
     """Write the checkpoint of ``progress.step`` and make it the last one.
+
+    Args:
+        random: :func:`random_state` of each process that trains.
 
     Raises:
         OSError: the disk refuses.
@@ -66,16 +71,17 @@ def save(run: Path, model: ECore, optimizer: Optimizer, progress: Progress) -> N
     try:
         save_weights(model, run / f"{name}.safetensors")
         with atomic_path(run / f"{name}.state.safetensors") as path:
-            save_file(_optimizer_tensors(model, optimizer) | _random_state(model), path, metadata=notes)
+            save_file(_optimizer_tensors(model, optimizer) | _numbered(random), path, metadata=notes)
     except SafetensorError as error:
         raise OSError(f"{run / name}: cannot be written ({error})") from None
     _point(run, progress)
 
 
-def load(run: Path, model: ECore, optimizer: Optimizer) -> Progress | None:
+def load(run: Path, model: ECore, optimizer: Optimizer, rank: int = 0, processes: int = 1) -> Progress | None:
     """Put the last checkpoint of ``run`` into ``model``, ``optimizer`` and the random number generators.
 
-    Leftovers of a process that died while it wrote are removed. None where no checkpoint was ever completed.
+    Leftovers of a process that died while it wrote are removed, by the first one. None where no checkpoint was ever
+    completed. Where other than ``processes`` processes wrote it, those but the first start new random numbers.
 
     Raises:
         InputError: a file that ``checkpoints.json`` names is missing, damaged or of another model.
@@ -89,11 +95,12 @@ def load(run: Path, model: ECore, optimizer: Optimizer) -> Progress | None:
     try:
         progress = Progress(**json.loads(notes["progress"]))
         _restore_optimizer(model, optimizer, state)
-        _restore_random_state(model, state)
+        _restore_random_state(model, state, rank, processes)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{path}: not the training state of this model ({error})") from None
     # The process may have died between the state, which knows the best step, and the pointers.
-    _point(run, progress)
+    if rank == 0:
+        _point(run, progress)
     return progress
 
 
@@ -154,16 +161,26 @@ def _restore_optimizer(model: nn.Module, optimizer: Optimizer, tensors: dict[str
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _random_state(model: nn.Module) -> dict[str, Tensor]:
-    device = next(model.parameters()).device
-    states = {"random.cpu": torch.get_rng_state()}
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """The state of this process's random number generators: the CPU's, and the GPU's where ``device`` is one."""
+    states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
-        states["random.cuda"] = torch.cuda.get_rng_state(device)
+        states["cuda"] = torch.cuda.get_rng_state(device)
     return states
 
 
-def _restore_random_state(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+def _numbered(random: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {
+        f"random.{rank}.{kind}": state for rank, states in enumerate(random) for kind, state in states.items()
+    }
+
+
+def _restore_random_state(model: nn.Module, tensors: dict[str, Tensor], rank: int, processes: int) -> None:
+    written = sum(name.startswith("random.") and name.endswith(".cpu") for name in tensors)
+    if rank and written != processes:
+        torch.manual_seed(int(tensors["random.0.cpu"].sum()) + rank)
+        return
     device = next(model.parameters()).device
-    torch.set_rng_state(tensors["random.cpu"])
-    if device.type == "cuda" and "random.cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["random.cuda"], device)
+    torch.set_rng_state(tensors[f"random.{rank}.cpu"])
+    if device.type == "cuda" and f"random.{rank}.cuda" in tensors:
+        torch.cuda.set_rng_state(tensors[f"random.{rank}.cuda"], device)

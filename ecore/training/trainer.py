@@ -16,16 +16,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from ecore.config import ModelConfig, TrainingConfig
-from ecore.data.batches import Batch, PreparedData, length_buckets
+from ecore.data.batches import Batch, PreparedData, ResidentSplit, length_buckets
 from ecore.errors import InputError
 from ecore.evaluation.metrics import perplexity
 from ecore.model import ECore
+from ecore.model.losses import Losses
 from ecore.training import checkpoint, run_folder
 from ecore.training.checkpoint import Progress
+from ecore.training.distributed import Processes
 from ecore.training.interrupt import Interrupt
 from ecore.training.metrics_log import MetricsLog
 from ecore.training.run_folder import Settings
@@ -34,6 +37,7 @@ from ecore.training.schedule import adam, noam
 TERMS = ("generation", "emotion", "correlation", "total")
 """The losses, parts before their sum: the first that is not finite is the one to name."""
 SUMS = (*TERMS, "nll", "tokens", "correct")
+"""What is added up for the log: means over a batch, then sums over it."""
 
 
 class NotFinite(ArithmeticError):
@@ -66,6 +70,7 @@ def train(
     max_steps: int | None = None,
     preset: str | None = None,
     progress: bool = True,
+    processes: Processes | None = None,
 ) -> dict[str, Any]:
     """Train a new model in ``run``, or go on with the one that is there.
 
@@ -76,6 +81,9 @@ def train(
         model_config, training: settings of a new run; a resumed one has its own.
         max_steps: steps to train, counted from the run's beginning; over ``training.max_steps``.
         preset: name of the settings, for the run's records.
+        processes: those that train together (:func:`ecore.training.distributed.join`), each calling this
+            function alike; default this one alone. Each takes its share of every batch, so samples and averaged
+            gradients are those of one process with the same ``batch_size``; random masks of dropout are not.
 
     Returns:
         :class:`Summary` as a dictionary. After Ctrl-C or SIGTERM ``interrupted`` is true, and the checkpoint
@@ -85,7 +93,7 @@ def train(
         InputError: the folder or the data cannot be used.
         NotFinite: a loss or a weight is not finite.
     """
-    run, device = Path(run), torch.device(device)
+    run, device, processes = Path(run), torch.device(device), processes or Processes()
     if resume:
         if model_config is not None or training is not None:
             raise InputError(f"{run}: a resumed run keeps its own settings; give none")
@@ -95,14 +103,17 @@ def train(
         if max_steps is not None:
             training = replace(training, max_steps=max_steps)
         settings = Settings(model_config or ModelConfig(), training, run_folder.describe(data), preset)
-        run_folder.expect_new(run)
+        if processes.first:
+            run_folder.expect_new(run)
     torch.manual_seed(settings.training.seed)
     model = ECore(settings.model, data.vocabulary, data.tables, data.embeddings).to(device)
-    if not resume:  # only now: settings that make no model should leave no folder
+    if not resume and processes.first:  # only now: settings that make no model should leave no folder
         run_folder.start(run, data, settings)
-    trainer = Trainer(run, data, model, settings, device, progress)
+    processes.wait()
+    trainer = Trainer(run, data, model, settings, device, progress and processes.first, processes)
     try:
-        settings.write(run)
+        if processes.first:
+            settings.write(run)
         return asdict(trainer.run())
     finally:
         trainer.close()
@@ -119,12 +130,16 @@ class Trainer:
         settings: Settings,
         device: torch.device,
         show_progress: bool,
+        processes: Processes,
     ) -> None:
         self.folder, self.data, self.model, self.device = run, data, model, device
         self.settings, self.config, self.show_progress = settings, settings.training, show_progress
+        self.processes = processes
         self.optimizer = adam(p for p in model.parameters() if p.requires_grad)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.config.precision == "float16")
-        loaded = checkpoint.load(run, model, self.optimizer)
+        loaded = checkpoint.load(run, model, self.optimizer, processes.rank, processes.count)
+        if processes.rank and not loaded:
+            torch.manual_seed(self.config.seed + processes.rank)  # other masks than the first process's
         self.state = loaded or Progress()
         if self.config.max_steps < self.state.step:
             steps = f"--max-steps {self.config.max_steps}"
@@ -136,7 +151,9 @@ class Trainer:
         )
         self.saved_step = self.state.step if loaded else None
         """Step of the last checkpoint."""
-        self.log = MetricsLog(run, self.state.step - (self.state.line is not None))
+        self.log = (
+            MetricsLog(run, self.state.step - (self.state.line is not None)) if processes.first else None
+        )
         self.pending: list[Tensor] = []
         """Losses of batches not looked at yet, still on the device: looking makes the host wait for it."""
         self.interrupt = Interrupt()
@@ -148,6 +165,16 @@ class Trainer:
             **self._bar_style(),
         )
         self.batches = self._epoch_batches()
+        # On a GPU the data set lies on the device, and the host sends nothing but the samples' numbers.
+        self.source = ResidentSplit(data.train, device) if device.type == "cuda" else data.train
+        self.loss: nn.Module = _Loss(model)
+        if processes.count > 1:
+            self.loss = DistributedDataParallel(
+                self.loss,
+                broadcast_buffers=False,  # they are constants
+                # Otsu's split has no gradient, and ablations leave parts unused.
+                find_unused_parameters=settings.model.strategy == "hard" or bool(settings.model.ablations),
+            )
 
     def run(self) -> Summary:
         """Train until the last step, the end of patience or an interruption."""
@@ -155,7 +182,7 @@ class Trainer:
         began = self.clock = time.perf_counter()
         with self.interrupt:
             self._conclude_step()  # an interrupted run may still owe its validation
-            while not (self.interrupt.requested or self.state.step >= self.config.max_steps or self._stale()):
+            while not (self.state.step >= self.config.max_steps or self._stale() or self._interrupted()):
                 self._take_step()
                 self._conclude_step()
             if self.state.step != self.saved_step:
@@ -167,7 +194,7 @@ class Trainer:
             max_steps=self.config.max_steps,
             best_step=self.state.best_step,
             best_ppl_per_sample=self.state.best,
-            interrupted=self.interrupt.requested and (not ended or self.state.line is not None),
+            interrupted=self._interrupted() and (not ended or self.state.line is not None),
             stopped_early=self._stale(),
             seconds=time.perf_counter() - began,
             peak_memory_mib=self._peak_memory(),
@@ -175,8 +202,12 @@ class Trainer:
 
     def close(self) -> None:
         """Close the log and the progress bar."""
-        self.log.close()
+        if self.log is not None:
+            self.log.close()
         self.bar.close()
+
+    def _interrupted(self) -> bool:
+        return self.processes.any(self.interrupt.requested)
 
     def _stale(self) -> bool:
         return self.config.patience is not None and self.state.stale >= self.config.patience
@@ -195,14 +226,21 @@ class Trainer:
         logs = regular or state.step == config.max_steps
         rate = self.schedule.get_last_lr()[0]
         self.model.train()
-        for _ in range(config.accumulate):
-            batch = self._next_batch()
-            with self._autocast(), self._split_may_refuse():
-                losses = self.model.loss(batch, health=logs)
-            self.scaler.scale(losses.total / config.accumulate).backward()
-            values = (torch.as_tensor(getattr(losses, name), device=self.device) for name in SUMS)
-            self.pending.append(torch.stack([value.detach().float() for value in values]))
-            self._count(samples=len(batch.emotion), batches=1)
+        for number in range(config.accumulate):
+            indices = self._next_batch()
+            mine, share = self._share(indices)
+            # Gradients travel between processes once a step.
+            waits = self.processes.count > 1 and number + 1 < config.accumulate
+            with self.loss.no_sync() if waits else contextlib.nullcontext():
+                with self._autocast(), self._split_may_refuse():
+                    losses = self.loss(
+                        self._batch(mine), logs, int(self.data.train.response_lengths[mine].sum())
+                    )
+                # DistributedDataParallel takes the mean over the processes, whose shares may differ in size.
+                weight = share * self.processes.count / config.accumulate
+                self.scaler.scale(losses.total if weight == 1.0 else losses.total * weight).backward()
+            self.pending.append(_sums(losses, share))
+            self._count(samples=len(indices), batches=1)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -227,7 +265,8 @@ class Trainer:
                     return
                 self._judge(results)
                 state.line |= results
-            self.log.write(state.line)
+            if self.log is not None:
+                self.log.write(state.line)
             state.line = None
             if self._validates():
                 self._save()
@@ -237,13 +276,21 @@ class Trainer:
     def _epoch_batches(self) -> list[npt.NDArray[np.int64]]:
         return length_buckets(self.data.train, self.config.batch_size, self.config.seed, self.state.epoch)
 
-    def _next_batch(self) -> Batch:
+    def _next_batch(self) -> npt.NDArray[np.int64]:
         if self.state.batches == len(self.batches):
             self.state.epoch, self.state.batches = self.state.epoch + 1, 0
             self.batches = self._epoch_batches()
         indices = self.batches[self.state.batches]
         self.state.batches += 1
-        return self.data.train.batch(indices).to(self.device)
+        return indices
+
+    def _share(self, indices: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], float]:
+        """This process's samples of a batch, and their share of it; one that counts nothing where there are too few."""
+        mine = indices[self.processes.rank :: self.processes.count]
+        return (mine, len(mine) / len(indices)) if len(mine) else (indices[:1], 0.0)
+
+    def _batch(self, indices: npt.NDArray[np.int64]) -> Batch:
+        return self.source.batch(indices).to(self.device)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.config.precision == "float32":
@@ -256,7 +303,8 @@ class Trainer:
         try:
             yield
         except ValueError as error:
-            self._settle()
+            if self.processes.count == 1:  # the others are not here to add theirs
+                self._settle()
             raise self._diverged(self.state.step, str(error)) from None
 
     # The log's window: sums since the last line
@@ -267,7 +315,7 @@ class Trainer:
 
     def _settle(self) -> None:
         """Look at the pending losses: add them to the window, or stop where one is not finite."""
-        rows = torch.stack(self.pending).tolist() if self.pending else []
+        rows = self.processes.sum(torch.stack(self.pending)).tolist() if self.pending else []
         self.pending = []
         now = time.perf_counter()
         self._count(seconds=now - self.clock)
@@ -319,23 +367,27 @@ class Trainer:
         split = self.data.valid
         # Without gradients four times the samples fit.
         batches = length_buckets(split, 4 * self.config.batch_size, seed=0, epoch=0)
-        nll, tokens, correct = [], [], []
+        mine = batches[self.processes.rank :: self.processes.count]
+        scored, interrupted = [], False
         self.model.eval()
         with torch.no_grad():
-            for indices in tqdm(batches, "validating", leave=False, unit="batch", **self._bar_style()):
-                if self.interrupt.requested:
-                    return None
+            for indices in tqdm(mine, "validating", leave=False, unit="batch", **self._bar_style()):
+                interrupted = self.interrupt.requested
+                if interrupted:
+                    break
                 batch = split.batch(indices).to(self.device)
                 with self._autocast(), self._split_may_refuse():
-                    scores = self.model.score(batch)
-                nll.append(scores.nll)
-                tokens.append(scores.tokens)
-                correct.append(scores.encoding.main.argmax(-1) == batch.emotion)
-        summed = torch.cat(nll).double().cpu()
-        if not summed.isfinite().all():
+                    scores = self.model.score(batch, int(split.response_lengths[indices].sum()))
+                correct = scores.encoding.main.argmax(-1) == batch.emotion
+                scored.append(torch.stack([scores.nll, scores.tokens.double(), correct.double()]))
+        if self.processes.any(interrupted):
+            return None
+        shares = self.processes.gather([part.cpu() for part in scored])
+        nll, tokens, correct = torch.cat([part for share in shares for part in share], dim=1)
+        if not nll.isfinite().all():
             raise self._diverged(self.state.step, "the validation loss is not finite")
-        per_token, per_sample = perplexity(summed.numpy(), torch.cat(tokens).cpu().numpy())
-        accuracy = 100 * torch.cat(correct).double().mean().item()
+        per_token, per_sample = perplexity(nll.numpy(), tokens.long().numpy())
+        accuracy = 100 * correct.mean().item()
         self.clock = time.perf_counter()
         return {
             "valid_ppl": per_token,
@@ -362,9 +414,11 @@ class Trainer:
         self._settle()
         if not torch.isfinite(torch.nn.utils.get_total_norm(self.model.parameters())):
             raise self._diverged(self.state.step, "a weight is not finite")
-        self.log.sync()
         self.state.scaler = self.scaler.state_dict()
-        checkpoint.save(self.folder, self.model, self.optimizer, self.state)
+        random = self.processes.gather(checkpoint.random_state(self.device))
+        if self.log is not None:
+            self.log.sync()
+            checkpoint.save(self.folder, self.model, self.optimizer, self.state, random)
         self.saved_step = self.state.step
         self.clock = time.perf_counter()
 
@@ -390,6 +444,28 @@ class Trainer:
             f"{len(data.vocabulary):,} words of the {data.meta['vocabulary']} vocabulary; "
             f"{len(data.train):,} training and {len(data.valid):,} validation samples; "
             f"steps {self.state.step:,} to {config.max_steps:,} of {config.batch_size} × {config.accumulate} "
-            f"samples; {config.precision} on {self.device}, {torch.get_num_threads()} CPU threads.",
+            f"samples; {config.precision} on {self._where()}.",
             width=100,
         )
+
+    def _where(self) -> str:
+        several = f"{self.processes.count} processes, each " if self.processes.count > 1 else ""
+        return f"{several}{self.device}, {torch.get_num_threads()} CPU threads"
+
+
+class _Loss(nn.Module):
+    """:meth:`ECore.loss` as a module's forward, which is what DistributedDataParallel looks after."""
+
+    def __init__(self, model: ECore) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch, health: bool, tokens: int) -> Losses:
+        return self.model.loss(batch, health, tokens)
+
+
+def _sums(losses: Losses, share: float) -> Tensor:
+    """:data:`SUMS` of one process's part of a batch, such that the processes' add up to the batch's; [7]."""
+    values = torch.stack([getattr(losses, name).detach().float() for name in SUMS])
+    means = len(TERMS)
+    return torch.cat([values[:means] * share, values[means:] * (share > 0)])

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ecore.data.batches import Batch, PreparedData, context_batch, length_buckets
+from ecore.data.batches import Batch, PreparedData, ResidentSplit, context_batch, length_buckets
 from ecore.data.prepare import prepare
 from ecore.data.text import tokenize
 from ecore.data.vocabulary import CLS, EOS, PAD
@@ -227,3 +227,14 @@ def test_buckets_are_alike_in_length_and_change():
     # Short and long batches alternate at random: neighbours do not come sorted.
     means = np.array([split.context_lengths[b].mean() for b in first])
     assert abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 0.3
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_split_on_a_device_gives_the_same_batches(data, device):
+    for split in (data.train, data.valid):
+        resident, random = ResidentSplit(split, device), np.random.default_rng(0)
+        for size in (1, 2, len(split)):
+            indices = random.permutation(len(split))[:size]
+            for ours, wanted in zip(resident.batch(indices), split.batch(indices), strict=True):
+                assert ours.device.type == device
+                assert torch.equal(ours.cpu(), wanted)

@@ -13,6 +13,11 @@ from ecore.training.checkpoint import Progress
 from ecore.training.schedule import adam
 
 
+def random():
+    """What one process on a CPU gives."""
+    return [checkpoint.random_state(torch.device("cpu"))]
+
+
 def trained(data, config, steps=2):
     model = ECore(config, data.vocabulary, data.tables, data.embeddings)
     optimizer = adam(model.parameters())
@@ -28,7 +33,7 @@ def trained(data, config, steps=2):
 def saved(data, tiny, tmp_path):
     torch.manual_seed(0)
     model, optimizer = trained(data, tiny)
-    checkpoint.save(tmp_path, model, optimizer, Progress(step=2))
+    checkpoint.save(tmp_path, model, optimizer, Progress(step=2), random())
     return model, optimizer
 
 
@@ -38,7 +43,7 @@ def test_everything_comes_back(data, tiny, tmp_path, tied):
     model, optimizer = trained(data, config)
     progress = Progress(step=2, epoch=1, batches=3, best=0.1 + 0.2, window={"total": 1 / 3}, line={"step": 2})
     torch.manual_seed(5)
-    checkpoint.save(tmp_path, model, optimizer, progress)
+    checkpoint.save(tmp_path, model, optimizer, progress, random())
     drawn = torch.rand(3)
 
     other, fresh = trained(data, config, steps=0)
@@ -55,7 +60,7 @@ def test_parameters_that_never_had_a_gradient(data, tiny, tmp_path):
     model, optimizer = trained(data, replace(tiny, ablations=("gate-g",)))
     without = [p for p in model.parameters() if p not in optimizer.state]
     assert without, "this ablation should leave a parameter unused"
-    checkpoint.save(tmp_path, model, optimizer, Progress(step=2))
+    checkpoint.save(tmp_path, model, optimizer, Progress(step=2), random())
     other, fresh = trained(data, replace(tiny, ablations=("gate-g",)), steps=0)
     checkpoint.load(tmp_path, other, fresh)
     assert len(fresh.state) == len(optimizer.state)
@@ -64,7 +69,7 @@ def test_parameters_that_never_had_a_gradient(data, tiny, tmp_path):
 def test_keeps_the_best_and_the_last_alone(data, tiny, tmp_path):
     model, optimizer = trained(data, tiny)
     for step, best in ((1, None), (2, 2), (3, 2), (4, 2)):
-        checkpoint.save(tmp_path, model, optimizer, Progress(step=step, best_step=best))
+        checkpoint.save(tmp_path, model, optimizer, Progress(step=step, best_step=best), random())
     assert read_json(tmp_path / "checkpoints.json") == {
         "best": "checkpoint-000002",
         "last": "checkpoint-000004",
@@ -116,7 +121,7 @@ def test_checkpoint_of_another_model(data, tiny, saved, tmp_path):
 def test_missing_best(data, tiny, tmp_path):
     model, optimizer = trained(data, tiny)
     for step in (1, 2):
-        checkpoint.save(tmp_path, model, optimizer, Progress(step=step, best_step=1))
+        checkpoint.save(tmp_path, model, optimizer, Progress(step=step, best_step=1), random())
     (tmp_path / "checkpoint-000001.safetensors").unlink()
     with pytest.raises(InputError, match="checkpoint-000001"):
         checkpoint.load(tmp_path, *trained(data, tiny, steps=0))

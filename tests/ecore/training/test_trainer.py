@@ -274,8 +274,8 @@ def test_patience_is_remembered(quiet_train, settings, monkeypatch, tmp_path):
 def test_a_loss_that_is_not_finite_stops(quiet_train, monkeypatch, tmp_path, term):
     loss, calls = ECore.loss, iter(range(1, 99))
 
-    def broken(self, batch, health=False):
-        losses = loss(self, batch, health)
+    def broken(self, batch, *arguments):
+        losses = loss(self, batch, *arguments)
         if next(calls) == 8:
             losses = losses._replace(total=losses.total * torch.nan, **{term: torch.tensor(torch.nan)})
         return losses

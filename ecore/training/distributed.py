@@ -1,0 +1,94 @@
+"""The processes that train one model together: who this one is, and what they tell each other.
+
+Every process has the whole data and takes its rows of each batch; gradients are averaged by
+``DistributedDataParallel``. Small agreements (stop? how did validation go?) travel over gloo on the host, so that
+they never make a GPU wait.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ecore.errors import InputError
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those of one training; the default is alone."""
+
+    rank: int = 0
+    count: int = 1
+    host_group: Any = None
+    """The gloo group for agreements; None where this process is alone."""
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes files and talks."""
+        return self.rank == 0
+
+    def any(self, value: bool) -> bool:
+        """Whether ``value`` is true in any process."""
+        if self.count == 1:
+            return value
+        flag = torch.tensor([int(value)])
+        dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.host_group)
+        return bool(flag.item())
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's ``value``, by rank, in every process."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        dist.all_gather_object(values, value, group=self.host_group)
+        return values
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum of ``value`` over the processes; on a GPU over its own links."""
+        if self.count > 1:
+            dist.all_reduce(value)
+        return value
+
+    def wait(self) -> None:
+        """Return when every process has come here."""
+        if self.count > 1:
+            dist.barrier(group=self.host_group)
+
+
+def launched() -> bool:
+    """Whether ``torchrun`` started this process, with others or alone."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def join(device: str) -> tuple[Processes, torch.device]:
+    """Join the processes that ``torchrun`` started, and take this one's device.
+
+    Args:
+        device: "cpu", or "cuda": GPU number ``LOCAL_RANK``.
+
+    Raises:
+        InputError: this machine has fewer GPUs than processes.
+    """
+    mine = torch.device(device)
+    if mine.type == "cuda":
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        if local >= torch.cuda.device_count():
+            raise InputError(
+                f"--nproc-per-node: expected at most {torch.cuda.device_count()}, one process for each GPU"
+            )
+        mine = torch.device("cuda", local)
+        torch.cuda.set_device(mine)
+    dist.init_process_group("nccl" if mine.type == "cuda" else "gloo")
+    group = dist.new_group(backend="gloo") if mine.type == "cuda" else dist.group.WORLD
+    return Processes(dist.get_rank(), dist.get_world_size(), group), mine
+
+
+def leave() -> None:
+    """Part from the others; nothing where this process is alone."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
