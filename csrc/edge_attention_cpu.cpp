@@ -56,10 +56,10 @@ void edge_attention_forward(const EdgeAttention<T>& call, Heads<T> output, T* ne
   const EdgeHead<T> any = head_of(call, order.data(), 0, 0);
   const int64_t scratch_size = kernel.scratch(any, false);
 
-  const auto run = [&](int64_t index, int64_t last) {
+  const auto run = [&](Tasks& tasks) {
     const Workspace<T> packed(kernel.packed_size(any, false));
     const Workspace<T> scratch(parts * scratch_size);
-    for (; index < last; ++index) {
+    for (int64_t index; tasks.next(&index);) {
       const int64_t b = index / call.resolutions, k = index % call.resolutions;
       const EdgeHead<T> head = head_of(call, order.data(), b, k);
       T* const new_edges = new_edge == nullptr ? nullptr : new_edge + index * nodes * nodes;
@@ -74,11 +74,7 @@ void edge_attention_forward(const EdgeAttention<T>& call, Heads<T> output, T* ne
       });
     }
   };
-  if (shared) {
-    run(0, pairs);
-  } else {
-    parallel_for(pairs, 1, threads, run);
-  }
+  parallel_tasks(pairs, shared ? 1 : threads, run);
 }
 
 template <typename T>
@@ -89,19 +85,19 @@ void edge_attention_backward(const EdgeAttention<T>& call, Heads<const T> output
   if (call.batch * call.resolutions == 0 || nodes == 0) return;
   const std::vector<int32_t> order = numbers(nodes);
   // A task is a share of the (b, k) that have an edge in common: it goes through them in order.
-  const int64_t tasks = gradients.batches * gradients.heads * gradients.shares;
+  const int64_t count = gradients.batches * gradients.heads * gradients.shares;
   const int64_t batches = call.batch / gradients.batches, heads = call.resolutions / gradients.heads;
-  const bool shared = share_out(tasks, nodes, threads);
+  const bool shared = share_out(count, nodes, threads);
   const int inner = shared ? threads : 1;
   const int64_t parts = parts_of(nodes);
   const EdgeHead<T> any = head_of(call, order.data(), 0, 0);
   const int64_t scratch_size = kernel.scratch(any, true), sums_size = kernel.sums_size(any);
 
-  const auto run = [&](int64_t task, int64_t last) {
+  const auto run = [&](Tasks& tasks) {
     const Workspace<T> packed(kernel.packed_size(any, true));
     const Workspace<T> scratch((shared ? parts : 1) * scratch_size);
     const Workspace<T> sums(parts * sums_size);
-    for (; task < last; ++task) {
+    for (int64_t task; tasks.next(&task);) {
       const int64_t group = task / gradients.shares, share = task % gradients.shares;
       const int64_t first = batches * heads * share / gradients.shares;
       const int64_t end_of_share = batches * heads * (share + 1) / gradients.shares;
@@ -110,32 +106,28 @@ void edge_attention_backward(const EdgeAttention<T>& call, Heads<const T> output
         const int64_t b = group / gradients.heads + member / heads, k = group % gradients.heads + member % heads;
         const int64_t index = b * call.resolutions + k;
         const EdgeHead<T> head = head_of(call, order.data(), b, k);
+        const Rows<T> grad_key = rows_of(gradients.key, b, k), grad_value = rows_of(gradients.value, b, k);
         const Rows<const T> grad_new = {grad_new_edge.of(b, k), grad_new_edge.row};
         T* const grad_factor = gradients.factor == nullptr ? nullptr : gradients.factor + index * nodes;
         for_senders(nodes, kernel.sender_step, inner,
                     [&](int64_t begin, int64_t end) { kernel.pack(head, true, begin, end, packed.get()); });
         parallel_for(parts, 1, inner, [&](int64_t part, int64_t end) {
           for (; part < end; ++part) {
-            T* const its_sums = sums.get() + part * sums_size;
-            std::fill_n(its_sums, sums_size, static_cast<T>(0));
             kernel.backward(head, packed.get(), nodes * part / parts, nodes * (part + 1) / parts,
                             scratch.get() + (shared ? part * scratch_size : 0), rows_of(output, b, k),
                             rows_of(grad_output, b, k), grad_new, call.log_normalizer + index * nodes,
-                            rows_of(gradients.query, b, k), grad_edge, member > first, grad_factor, its_sums);
+                            rows_of(gradients.query, b, k), grad_edge, member > first, grad_factor,
+                            parts == 1 ? &grad_key : nullptr, parts == 1 ? &grad_value : nullptr,
+                            sums.get() + part * sums_size);
           }
         });
         for_senders(nodes, kernel.sender_step, inner, [&](int64_t begin, int64_t end) {
-          kernel.finish(head, sums.get(), parts, begin, end, rows_of(gradients.key, b, k),
-                        rows_of(gradients.value, b, k));
+          kernel.finish(head, sums.get(), parts, begin, end, grad_key, grad_value);
         });
       }
     }
   };
-  if (shared) {
-    run(0, tasks);
-  } else {
-    parallel_for(tasks, 1, threads, run);
-  }
+  parallel_tasks(count, shared ? 1 : threads, run);
 }
 
 template void edge_attention_forward(const EdgeAttention<float>&, Heads<float>, float*, int);

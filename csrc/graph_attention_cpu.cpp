@@ -23,14 +23,15 @@ const GraphAttentionKernels<T>& kernels() {
 // One (b, k) of a call, as the kernels take it.
 template <typename T>
 struct Pair {
-  int64_t batch, head;
+  int64_t index, batch, head;
   std::vector<Rows<const T>> touched;  // what its kernels read or write
   Ahead<T> ahead;
   std::vector<Rows<const T>> queries, keys;
   GraphHead<T> of;
 
   Pair(const GraphAttention<T>& whole, int64_t pair)
-      : batch(pair / whole.graph.resolutions),
+      : index(pair),
+        batch(pair / whole.graph.resolutions),
         head(pair % whole.graph.resolutions),
         queries(rows_of(whole.queries, batch, head)),
         keys(rows_of(whole.keys, batch, head)) {
@@ -115,21 +116,27 @@ void graph_attention_forward(const GraphAttention<T>& call, Heads<T> output, int
   const int inner = shared ? threads : 1;
   const int64_t parts = shared ? parts_of(nodes) : 1;
 
-  const auto run = [&](int64_t first, int64_t last) {
-    list_nodes(call, first);
-    const Pair<T> any(call, first);  // the sizes are every pair's
+  const auto run = [&](Tasks& tasks) {
+    const auto next_pair = [&]() -> std::unique_ptr<Pair<T>> {
+      int64_t index;
+      if (!tasks.next(&index)) return nullptr;
+      list_nodes(call, index);
+      auto pair = std::make_unique<Pair<T>>(call, index);
+      pair->touch(output);
+      return pair;
+    };
+    std::unique_ptr<Pair<T>> pair_now, pair_next = next_pair();
+    if (pair_next == nullptr) return;
+    const Pair<T>& any = *pair_next;  // the sizes are every pair's
     const Workspace<T> packed(kernel.packed_size(any.of, nodes, false));
     const int64_t scratch_size = kernel.forward_scratch(any.of, nodes);
     const Workspace<T> scratch(parts * scratch_size);
-    std::unique_ptr<Pair<T>> pair_now, pair_next = std::make_unique<Pair<T>>(call, first);
-    for (int64_t index = first; index < last; ++index) {
+    while (pair_next != nullptr) {
       pair_now = std::move(pair_next);
-      if (index + 1 < last) {
-        list_nodes(call, index + 1);
-        pair_next = std::make_unique<Pair<T>>(call, index + 1);
-        if (!shared) pair_now->look_ahead(*pair_next, 6);
-      }
+      pair_next = next_pair();
+      if (pair_next != nullptr && !shared) pair_now->look_ahead(*pair_next, 6);
       const Pair<T>& pair = *pair_now;
+      const int64_t index = pair.index;
       const Rows<T> out = rows_of(output, pair.batch, pair.head);
       zero_absent(graph, index, 0, call.words_only ? graph.words : nodes, out, call.value_dim);
       for_senders(pair.of.count, kernel.sender_step, inner,
@@ -143,11 +150,7 @@ void graph_attention_forward(const GraphAttention<T>& call, Heads<T> output, int
       });
     }
   };
-  if (shared) {
-    run(0, pairs);
-  } else {
-    parallel_for(pairs, 1, threads, run);
-  }
+  parallel_tasks(pairs, shared ? 1 : threads, run);
 }
 
 template <typename T>
@@ -161,9 +164,10 @@ void graph_attention_backward(const GraphAttention<T>& call, Heads<const T> outp
   const int inner = share_out(pairs, nodes, threads) ? threads : 1;
   const int64_t parts = parts_of(nodes);
 
-  const auto run = [&](int64_t first, int64_t last) {
-    const Pair<T> any(call, first);
-    const auto next_pair = [&](int64_t index) {
+  const auto run = [&](Tasks& tasks) {
+    const auto next_pair = [&]() -> std::unique_ptr<Pair<T>> {
+      int64_t index;
+      if (!tasks.next(&index)) return nullptr;
       auto pair = std::make_unique<Pair<T>>(call, index);
       pair->touch(output);
       pair->touch(grad_output);
@@ -173,18 +177,19 @@ void graph_attention_backward(const GraphAttention<T>& call, Heads<const T> outp
       pair->touch(gradients.value);
       return pair;
     };
-    std::unique_ptr<Pair<T>> pair_now, pair_next = next_pair(first);
+    std::unique_ptr<Pair<T>> pair_now, pair_next = next_pair();
+    if (pair_next == nullptr) return;
+    const Pair<T>& any = *pair_next;  // the sizes are every pair's
     const Workspace<T> packed(kernel.packed_size(any.of, nodes, true));
     const int64_t scratch_size = kernel.backward_scratch(any.of, nodes), sums_size = kernel.sums_size(any.of, nodes);
     const Workspace<T> scratch((inner > 1 ? parts : 1) * scratch_size);
     const Workspace<T> sums(parts * sums_size);
-    for (int64_t index = first; index < last; ++index) {
+    while (pair_next != nullptr) {
       pair_now = std::move(pair_next);
-      if (index + 1 < last) {
-        pair_next = next_pair(index + 1);
-        if (inner == 1) pair_now->look_ahead(*pair_next, 18);
-      }
+      pair_next = next_pair();
+      if (pair_next != nullptr && inner == 1) pair_now->look_ahead(*pair_next, 18);
       const Pair<T>& pair = *pair_now;
+      const int64_t index = pair.index;
       const std::vector<Rows<T>> grad_queries = rows_of(gradients.queries, pair.batch, pair.head);
       const std::vector<Rows<T>> grad_keys = rows_of(gradients.keys, pair.batch, pair.head);
       const Rows<T> grad_value = rows_of(gradients.value, pair.batch, pair.head);
@@ -205,12 +210,13 @@ void graph_attention_backward(const GraphAttention<T>& call, Heads<const T> outp
       const int64_t used_parts = parts_of(pair.of.count);
       parallel_for(used_parts, 1, inner, [&](int64_t part, int64_t end) {
         for (; part < end; ++part) {
-          std::fill_n(sums.get() + part * sums_size, sums_size, static_cast<T>(0));
           kernel.backward(pair.of, packed.get(), part_begin(pair.receivers(), used_parts, part),
                           part_begin(pair.receivers(), used_parts, part + 1),
                           scratch.get() + (inner > 1 ? part * scratch_size : 0), rows_of(output, pair.batch, pair.head),
                           rows_of(grad_output, pair.batch, pair.head), call.saved.log_normalizer + index * nodes,
-                          grad_queries.data(), grad_factor, grad_correlation, sums.get() + part * sums_size);
+                          grad_queries.data(), grad_factor, grad_correlation,
+                          used_parts == 1 ? grad_keys.data() : nullptr, used_parts == 1 ? &grad_value : nullptr,
+                          sums.get() + part * sums_size);
         }
       });
       for_senders(pair.of.count, kernel.sender_step, inner, [&](int64_t begin, int64_t end) {
@@ -218,11 +224,7 @@ void graph_attention_backward(const GraphAttention<T>& call, Heads<const T> outp
       });
     }
   };
-  if (inner > 1) {
-    run(0, pairs);
-  } else {
-    parallel_for(pairs, 1, threads, run);
-  }
+  parallel_tasks(pairs, inner > 1 ? 1 : threads, run);
 }
 
 template void graph_attention_forward(const GraphAttention<float>&, Heads<float>, int);

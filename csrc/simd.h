@@ -65,11 +65,13 @@ struct GraphAttentionKernels {
   int64_t (*sums_size)(const GraphHead<T>& head, int64_t nodes);
   int64_t (*backward_scratch)(const GraphHead<T>& head, int64_t nodes);
   // Writes the gradients of these receivers' queries (grad_queries [1 + depth]), row factors (null: not wanted) and
-  // rows of the correlation (likewise), and adds those of all senders to `sums`, zeros at first.
+  // rows of the correlation (likewise), and what they give to all senders into `sums`. If they are all receivers, it
+  // gets grad_keys and grad_value too, and may write there at once; else those are null.
   void (*backward)(const GraphHead<T>& head, const T* packed, int64_t begin, int64_t end, T* scratch,
                    Rows<const T> output, Rows<const T> grad_output, const T* log_normalizer,
-                   const Rows<T>* grad_queries, T* grad_row_factor, T* grad_correlation, T* sums);
-  // Adds up `parts` sums that lie sums_size(nodes) apart, and writes these senders' gradients.
+                   const Rows<T>* grad_queries, T* grad_row_factor, T* grad_correlation, const Rows<T>* grad_keys,
+                   const Rows<T>* grad_value, T* sums);
+  // Adds up `parts` sums that lie sums_size(nodes) apart, and writes these senders' gradients, if backward has not.
   void (*finish)(const GraphHead<T>& head, T* sums, int64_t nodes, int64_t parts, int64_t begin, int64_t end,
                  const Rows<T>* grad_keys, Rows<T> grad_value, T* grad_emotion_weight);
 };
@@ -116,8 +118,9 @@ struct EdgeAttentionKernels {
   // add_edge the edges' gradient is added to what stands there.
   void (*backward)(const EdgeHead<T>& head, const T* packed, int64_t begin, int64_t end, T* scratch,
                    Rows<const T> output, Rows<const T> grad_output, Rows<const T> grad_new_edge,
-                   const T* log_normalizer, Rows<T> grad_query, T* grad_edge, bool add_edge, T* grad_factor, T* sums);
-  // Adds up `parts` sums that lie sums_size apart, and writes these senders' gradients.
+                   const T* log_normalizer, Rows<T> grad_query, T* grad_edge, bool add_edge, T* grad_factor,
+                   const Rows<T>* grad_key, const Rows<T>* grad_value, T* sums);
+  // Adds up `parts` sums that lie sums_size apart, and writes these senders' gradients, if backward has not.
   void (*finish)(const EdgeHead<T>& head, T* sums, int64_t parts, int64_t begin, int64_t end, Rows<T> grad_key,
                  Rows<T> grad_value);
 };

@@ -15,20 +15,16 @@ namespace {
 template <typename T>
 struct PackedNodes {
   T* keys;          // across
-  T* value_rows;    // forward: rows
-  T* key_rows;      // backward: rows
   T* value_across;  // backward: across
-  int64_t key_stride, value_stride, size;
+  T* copy;          // forward: of values; backward: of keys
+  int64_t size;
 
   PackedNodes(const EdgeHead<T>& head, bool backward, T* packed) {
     const int64_t padded = rounded_up(head.nodes, kChunk<T>);
-    key_stride = padded_width<T>(head.dim);
-    value_stride = padded_width<T>(head.value_dim);
     Carver<T> carver(packed);
     keys = carver.take(padded * head.dim);
-    key_rows = backward ? carver.take(head.nodes * key_stride) : nullptr;
     value_across = backward ? carver.take(padded * head.value_dim) : nullptr;
-    value_rows = backward ? nullptr : carver.take(head.nodes * value_stride);
+    copy = carver.take(copy_size<T>(head.nodes, backward ? head.dim : head.value_dim));
     size = carver.used();
   }
 };
@@ -41,40 +37,34 @@ int64_t edge_packed_size(const EdgeHead<T>& head, bool backward) {
 template <typename T>
 void edge_pack(const EdgeHead<T>& head, bool backward, int64_t begin, int64_t end, T* packed) {
   const PackedNodes<T> to(head, backward, packed);
-  const int32_t* const nodes = head.order + begin;
   pack_across(to.keys, head.key.data, head.key.stride, head.order, begin, end, head.dim);
-  if (backward) {
-    gather_rows(to.key_rows + begin * to.key_stride, to.key_stride, head.key.data, head.key.stride, nodes, end - begin,
-                head.dim);
+  if (backward)
     pack_across(to.value_across, head.value.data, head.value.stride, head.order, begin, end, head.value_dim);
-  } else {
-    gather_rows(to.value_rows + begin * to.value_stride, to.value_stride, head.value.data, head.value.stride, nodes,
-                end - begin, head.value_dim);
-  }
+  const int64_t width = backward ? head.dim : head.value_dim;
+  load_copy(to.copy + begin * padded_width<T>(width), backward ? head.key : head.value, head.order + begin, end - begin,
+            width);
 }
 
 template <typename T>
 struct EdgeScratch {
   T* planes;       // scores; backward: then the gradient of attention
-  T* queries;      // rows
-  T* total;        // forward: output rows; backward: the gradients of queries
-  T* grad_output;  // backward: rows
+  T* queries;      // backward: a copy
+  T* total;        // forward: output rows; backward: a copy of the gradients of queries
+  T* grad_output;  // backward: a copy
   T* edges;        // of a row, padded
   T* heard;        // of a row: 1 for neighbours, else 0
   T* new_edges;    // of a row: forward, their values; backward, their gradients
   T* grad_edges;   // backward: of a row
-  int64_t stride, plane_size, key_stride, value_stride, size;
+  int64_t stride, plane_size, size;
 
   EdgeScratch(const EdgeHead<T>& head, bool backward, T* scratch) {
-    stride = smaller_of(kTileColumns, rounded_up(head.nodes, kLanes<T>));
+    stride = tile_stride<T>(head.nodes);
     plane_size = kTileRows * stride;
-    key_stride = padded_width<T>(head.dim);
-    value_stride = padded_width<T>(head.value_dim);
     Carver<T> carver(scratch);
     planes = carver.take((backward ? 2 : 1) * plane_size);
-    queries = carver.take(kTileRows * key_stride);
-    total = carver.take(kTileRows * (backward ? key_stride : value_stride));
-    grad_output = backward ? carver.take(kTileRows * value_stride) : nullptr;
+    queries = backward ? carver.take(copy_size<T>(kTileRows, head.dim)) : nullptr;
+    total = carver.take(backward ? copy_size<T>(kTileRows, head.dim) : kTileRows * padded_width<T>(head.value_dim));
+    grad_output = backward ? carver.take(copy_size<T>(kTileRows, head.value_dim)) : nullptr;
     edges = carver.take(stride);
     heard = carver.take(stride);
     new_edges = carver.take(stride);
@@ -108,17 +98,18 @@ void edge_forward(const EdgeHead<T>& head, const T* packed, int64_t begin, int64
   using V = Vector<T>;
   const PackedNodes<T> senders(head, false, const_cast<T*>(packed));
   const EdgeScratch<T> at(head, false, scratch);
+  const int64_t value_stride = padded_width<T>(head.value_dim);
+  const Listed<const T> values = reachable(head.value, head.order, head.value_dim, senders.copy, head.order);
   int64_t limits[kTilePanels];
   T largest[kTileRows], normalizer[kTileRows];
 
   for (; begin < end; begin += kTileRows) {
     const int64_t rows = smaller_of(kTileRows, end - begin);
-    gather_rows(at.queries, at.key_stride, head.query.data, head.query.stride, head.order + begin, rows, head.dim);
+    const Listed<const T> queries = {head.query.data, head.query.stride, head.order + begin};
     for (int64_t start = 0; start < head.nodes; start += kTileColumns) {
       const int64_t columns = smaller_of(kTileColumns, head.nodes - start);
       for (int64_t& limit : limits) limit = columns;
-      multiply_across(at.queries, at.key_stride, rows, limits, senders.keys + start * head.dim, head.dim, at.planes,
-                      at.stride);
+      multiply_across(queries, rows, limits, senders.keys + start * head.dim, head.dim, at.planes, at.stride);
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t i = begin + r;
         T* const row = at.planes + r * at.stride;
@@ -146,19 +137,19 @@ void edge_forward(const EdgeHead<T>& head, const T* packed, int64_t begin, int64
         const T shrink = exp2<T>(splat(before - base))[0];
         normalizer[r] = start == 0 ? sum<T>(sums) : normalizer[r] * shrink + sum<T>(sums);
         largest[r] = now;
-        for (int64_t c = 0; start > 0 && c < at.value_stride; c += kLanes<T>) {
-          T* const out = at.total + r * at.value_stride + c;
+        for (int64_t c = 0; start > 0 && c < value_stride; c += kLanes<T>) {
+          T* const out = at.total + r * value_stride + c;
           store(out, load<V>(out) * shrink);
         }
       }
-      multiply_rows(at.planes, at.stride, rows, limits, senders.value_rows + start * at.value_stride, at.value_stride,
-                    head.value_dim, at.total, at.value_stride, start > 0);
+      multiply_rows(at.planes, at.stride, rows, limits, values.from(start), head.value_dim,
+                    {at.total, value_stride, head.order}, start > 0);
     }
     for (int64_t r = 0; r < rows; ++r) {
       const bool hears = largest[r] != -kInfinity<T>;
       const T factor = hears ? static_cast<T>(1) / normalizer[r] : static_cast<T>(0);
       T* const out = output.data + (begin + r) * output.stride;
-      for (int64_t c = 0; c < head.value_dim; ++c) out[c] = at.total[r * at.value_stride + c] * factor;
+      for (int64_t c = 0; c < head.value_dim; ++c) out[c] = at.total[r * value_stride + c] * factor;
       log_normalizer[begin + r] = hears ? largest[r] + log2_of(normalizer[r]) : static_cast<T>(0);
     }
   }
@@ -177,6 +168,11 @@ struct NodeSums {
     value = carver.take(head.nodes * padded_width<T>(head.value_dim));
     size = carver.used();
   }
+  // Without a rival part they are the results themselves, if those can be reached.
+  static Listed<T> rows_of(const EdgeHead<T>& head, const Rows<T>* results, int64_t width, T* rows) {
+    if (results != nullptr) return reachable(*results, head.order, width, rows, head.order);
+    return {rows, padded_width<T>(width), head.order};
+  }
 };
 
 template <typename T>
@@ -188,31 +184,39 @@ template <typename T>
 void edge_backward(const EdgeHead<T>& head, const T* packed, int64_t begin, int64_t end, T* scratch,
                    Rows<const T> output, Rows<const T> grad_output, Rows<const T> grad_new_edge,
                    const T* log_normalizer, Rows<T> grad_query, T* grad_edge, bool add_edge, T* grad_factor,
-                   T* sums_of_senders) {
+                   const Rows<T>* grad_key, const Rows<T>* grad_value, T* sums_of_senders) {
   using V = Vector<T>;
   const PackedNodes<T> senders(head, true, const_cast<T*>(packed));
   const EdgeScratch<T> at(head, true, scratch);
   const NodeSums<T> sums(head, sums_of_senders);
+  const bool alone = grad_key != nullptr;
+  const Listed<T> key_sums = sums.rows_of(head, grad_key, head.dim, sums.key);
+  const Listed<T> value_sums = sums.rows_of(head, grad_value, head.value_dim, sums.value);
+  for (int64_t i = 0; !alone && i < sums.size; ++i) sums_of_senders[i] = 0;
+  const Listed<const T> keys = reachable(head.key, head.order, head.dim, senders.copy, head.order);
   T* const attention = at.planes + at.plane_size;
-  int64_t limits[kTilePanels], firsts[kTileColumns / kPanel + 1] = {};
+  int64_t limits[kTilePanels], firsts[kTileColumns / kPanel + 1];
   T delta[kTileRows], factor_gradient[kTileRows];
 
+  for (int64_t& first : firsts) first = 0;
   for (; begin < end; begin += kTileRows) {
     const int64_t rows = smaller_of(kTileRows, end - begin);
-    gather_rows(at.queries, at.key_stride, head.query.data, head.query.stride, head.order + begin, rows, head.dim);
-    gather_rows(at.grad_output, at.value_stride, grad_output.data, grad_output.stride, head.order + begin, rows,
-                head.value_dim);
+    const int32_t* const nodes = head.order + begin;
+    const Listed<const T> queries = reachable(head.query, nodes, head.dim, at.queries, head.order);
+    const Listed<const T> gradients = reachable(grad_output, nodes, head.value_dim, at.grad_output, head.order);
+    const Listed<T> grad_queries = reachable(grad_query, nodes, head.dim, at.total, head.order);
+    load_copy(at.queries, head.query, nodes, rows, head.dim);
+    load_copy(at.grad_output, grad_output, nodes, rows, head.value_dim);
     for (int64_t r = 0; r < rows; ++r) {
-      delta[r] = dot(at.grad_output + r * at.value_stride, output.data + (begin + r) * output.stride, head.value_dim);
+      delta[r] = dot(gradients.row(r), output.data + (begin + r) * output.stride, head.value_dim);
       factor_gradient[r] = 0;
     }
     for (int64_t start = 0; start < head.nodes; start += kTileColumns) {
       const int64_t columns = smaller_of(kTileColumns, head.nodes - start), padded = rounded_up(columns, kLanes<T>);
       for (int64_t& limit : limits) limit = columns;
-      multiply_across(at.queries, at.key_stride, rows, limits, senders.keys + start * head.dim, head.dim, at.planes,
+      multiply_across(queries, rows, limits, senders.keys + start * head.dim, head.dim, at.planes, at.stride);
+      multiply_across(gradients, rows, limits, senders.value_across + start * head.value_dim, head.value_dim, attention,
                       at.stride);
-      multiply_across(at.grad_output, at.value_stride, rows, limits, senders.value_across + start * head.value_dim,
-                      head.value_dim, attention, at.stride);
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t i = begin + r;
         T* const row = at.planes + r * at.stride;
@@ -247,17 +251,14 @@ void edge_backward(const EdgeHead<T>& head, const T* packed, int64_t begin, int6
           copy_row(to, at.grad_edges, columns);
         }
       }
-      multiply_rows(at.planes, at.stride, rows, limits, senders.key_rows + start * at.key_stride, at.key_stride,
-                    head.dim, at.total, at.key_stride, start > 0);
-      multiply_columns(at.planes, at.stride, rows, firsts, columns, at.queries, at.key_stride, head.dim,
-                       sums.key + start * at.key_stride, at.key_stride);
-      multiply_columns(attention, at.stride, rows, firsts, columns, at.grad_output, at.value_stride, head.value_dim,
-                       sums.value + start * at.value_stride, at.value_stride);
+      multiply_rows(at.planes, at.stride, rows, limits, keys.from(start), head.dim, grad_queries, start > 0);
+      multiply_columns(at.planes, at.stride, rows, firsts, columns, queries, head.dim, key_sums.from(start), alone);
+      multiply_columns(attention, at.stride, rows, firsts, columns, gradients, head.value_dim, value_sums.from(start),
+                       alone);
     }
-    for (int64_t r = 0; r < rows; ++r) {
-      copy_row(grad_query.data + (begin + r) * grad_query.stride, at.total + r * at.key_stride, head.dim);
-      if (grad_factor != nullptr) grad_factor[begin + r] = factor_gradient[r];
-    }
+    for (int64_t& first : firsts) first = -1;
+    store_copy(grad_query, at.total, nodes, rows, head.dim);
+    for (int64_t r = 0; grad_factor != nullptr && r < rows; ++r) grad_factor[begin + r] = factor_gradient[r];
   }
 }
 
@@ -265,9 +266,8 @@ template <typename T>
 void edge_finish(const EdgeHead<T>& head, T* sums, int64_t parts, int64_t begin, int64_t end, Rows<T> grad_key,
                  Rows<T> grad_value) {
   const NodeSums<T> total(head, sums);
-  add_parts(total.key, padded_width<T>(head.dim), total.size, parts, begin, end, head.order, grad_key, head.dim);
-  add_parts(total.value, padded_width<T>(head.value_dim), total.size, parts, begin, end, head.order, grad_value,
-            head.value_dim);
+  add_parts(total.key, total.size, parts, begin, end, head.order, grad_key, head.dim);
+  add_parts(total.value, total.size, parts, begin, end, head.order, grad_value, head.value_dim);
 }
 
 template <typename T>

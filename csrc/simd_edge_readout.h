@@ -29,37 +29,38 @@ struct Emotions {
 
 template <typename T>
 struct ReadoutScratch {
-  T* keys;     // [depth], each across
-  T* planes;   // [depth]
-  T* queries;  // [depth] of rows
-  T* edges;    // E0 of a row, then the edges that are read out
-  T* sums;     // over words, by emotion
-  T* before;   // [depth] vectors: products of the u before each
+  T* keys;    // [depth], each across
+  T* planes;  // [depth]
+  T* edges;   // E0 of a row, then the edges that are read out
+  T* sums;    // over words, by emotion
+  T* before;  // [depth] vectors: products of the u before each
   // For the backward:
-  T* key_rows;      // [depth] of rows
-  T* grad_keys;     // [depth] of rows
-  T* grad_queries;  // [depth] of rows
-  T* gradient;      // of a row's edges
-  T* to_words;      // likewise, of every word where they share it
-  int64_t key_stride, across_size, rows_size, plane_stride, plane_size, query_size, size;
+  T* queries;        // [depth] copies
+  T* key_rows;       // [depth] copies
+  T* grad_keys;      // [depth] copies
+  T* grad_queries;   // [depth] copies
+  int32_t* numbers;  // 0, 1, 2, ...
+  T* gradient;       // of a row's edges
+  T* to_words;       // likewise, of every word where they share it
+  int64_t across_size, rows_size, plane_stride, plane_size, query_size, size;
 
   ReadoutScratch(const GraphHead<T>& head, bool backward, T* scratch) {
-    key_stride = padded_width<T>(head.dim);
     across_size = rounded_up(head.emotions, kChunk<T>) * head.dim;
-    rows_size = head.emotions * key_stride;
-    plane_stride = smaller_of(kTileColumns, rounded_up(head.emotions, kLanes<T>));
+    rows_size = copy_size<T>(head.emotions, head.dim);
+    plane_stride = tile_stride<T>(head.emotions);
     plane_size = kTileRows * plane_stride;
-    query_size = kTileRows * key_stride;
+    query_size = copy_size<T>(kTileRows, head.dim);
     Carver<T> carver(scratch);
     keys = carver.take(head.depth * across_size);
     planes = carver.take(head.depth * plane_size);
-    queries = carver.take(head.depth * query_size);
     edges = carver.take(plane_stride);
     sums = carver.take(rounded_up(head.emotions, kLanes<T>));
     before = carver.take(head.depth * kLanes<T>);
+    queries = backward ? carver.take(head.depth * query_size) : nullptr;
     key_rows = backward ? carver.take(head.depth * rows_size) : nullptr;
     grad_keys = backward ? carver.take(head.depth * rows_size) : nullptr;
     grad_queries = backward ? carver.take(head.depth * query_size) : nullptr;
+    numbers = backward ? reinterpret_cast<int32_t*>(carver.take(larger_of(head.emotions, kTileRows))) : nullptr;
     gradient = backward ? carver.take(plane_stride) : nullptr;
     to_words = backward ? carver.take(plane_stride) : nullptr;
     size = carver.used();
@@ -73,14 +74,14 @@ int64_t readout_scratch(const GraphHead<T>& head, bool backward) {
 
 // Products of queries and emotions' keys for one tile, in the planes.
 template <typename T>
-void multiply_history(const GraphHead<T>& head, const ReadoutScratch<T>& at, int64_t rows, int64_t start,
-                      int64_t columns) {
+void multiply_history(const GraphHead<T>& head, const ReadoutScratch<T>& at, const int32_t* nodes, int64_t rows,
+                      int64_t start, int64_t columns) {
   int64_t limits[kTilePanels];
   for (int64_t& limit : limits) limit = columns;
   for (int64_t m = 0; m < head.depth; ++m) {
-    multiply_across(at.queries + m * at.query_size, at.key_stride, rows, limits,
-                    at.keys + m * at.across_size + start * head.dim, head.dim, at.planes + m * at.plane_size,
-                    at.plane_stride);
+    const Listed<const T> queries = {head.queries[m].data, head.queries[m].stride, nodes};
+    multiply_across(queries, rows, limits, at.keys + m * at.across_size + start * head.dim, head.dim,
+                    at.planes + m * at.plane_size, at.plane_stride);
   }
 }
 
@@ -113,13 +114,9 @@ void readout_forward(const GraphHead<T>& head, T* scratch, bool per_word, T* to_
   for (int64_t j = 0; j < rounded_up(emotions.count, kLanes<T>); ++j) at.sums[j] = 0;
   for (int64_t begin = 0; begin < head.count; begin += kTileRows) {
     const int64_t rows = smaller_of(kTileRows, head.count - begin);
-    for (int64_t m = 0; m < head.depth; ++m) {
-      gather_rows(at.queries + m * at.query_size, at.key_stride, head.queries[m].data, head.queries[m].stride,
-                  head.order + begin, rows, head.dim);
-    }
     for (int64_t start = 0; start < emotions.count; start += kTileColumns) {
       const int64_t columns = smaller_of(kTileColumns, emotions.count - start);
-      multiply_history(head, at, rows, start, columns);
+      multiply_history(head, at, head.order + begin, rows, start, columns);
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t node = head.order[begin + r];
         const T factor = factor_of(head, node);
@@ -158,25 +155,26 @@ void readout_backward(const GraphHead<T>& head, T* scratch, bool per_word, const
     if (emotions.count > 0) {
       pack_across(at.keys + m * at.across_size, key.data, key.stride, emotions.nodes(), 0, emotions.count, head.dim);
     }
-    gather_rows(at.key_rows + m * at.rows_size, at.key_stride, key.data, key.stride, emotions.nodes(), emotions.count,
-                head.dim);
-    for (int64_t c = 0; c < emotions.count * at.key_stride; ++c) at.grad_keys[m * at.rows_size + c] = 0;
+    load_copy(at.key_rows + m * at.rows_size, key, emotions.nodes(), emotions.count, head.dim);
   }
+  for (int64_t i = 0; i < larger_of(emotions.count, kTileRows); ++i) at.numbers[i] = static_cast<int32_t>(i);
   for (int64_t j = 0; j < rounded_up(emotions.count, kLanes<T>); ++j) at.sums[j] = 0;
-  int64_t limits[kTilePanels], firsts[kTileColumns / kPanel + 1] = {};
+  int64_t limits[kTilePanels], firsts[kTileColumns / kPanel + 1];
   T factor_gradient[kTileRows];
   for (int64_t begin = 0; begin < head.count; begin += kTileRows) {
     const int64_t rows = smaller_of(kTileRows, head.count - begin);
     const int32_t* const nodes = head.order + begin;
     for (int64_t m = 0; m < depth; ++m) {
-      gather_rows(at.queries + m * at.query_size, at.key_stride, head.queries[m].data, head.queries[m].stride, nodes,
-                  rows, head.dim);
-      for (int64_t c = 0; c < rows * at.key_stride; ++c) at.grad_queries[m * at.query_size + c] = 0;
+      load_copy(at.queries + m * at.query_size, head.queries[m], nodes, rows, head.dim);
+      for (int64_t r = 0; emotions.count == 0 && r < rows; ++r) {
+        for (int64_t c = 0; c < head.dim; ++c) grad_queries[m].data[nodes[r] * grad_queries[m].stride + c] = 0;
+      }
     }
+    for (int64_t& first : firsts) first = begin == 0 ? 0 : -1;
     for (int64_t r = 0; r < rows; ++r) factor_gradient[r] = 0;
     for (int64_t start = 0; start < emotions.count; start += kTileColumns) {
       const int64_t columns = smaller_of(kTileColumns, emotions.count - start);
-      multiply_history(head, at, rows, start, columns);
+      multiply_history(head, at, nodes, rows, start, columns);
       if (!per_word) emotions.gather(grad_to_word, start, columns, at.to_words);
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t node = nodes[r];
@@ -227,26 +225,27 @@ void readout_backward(const GraphHead<T>& head, T* scratch, bool per_word, const
       for (int64_t& limit : limits) limit = columns;
       for (int64_t m = 0; m < depth; ++m) {
         const T* const plane = at.planes + m * at.plane_size;
-        multiply_rows(plane, at.plane_stride, rows, limits, at.key_rows + m * at.rows_size + start * at.key_stride,
-                      at.key_stride, head.dim, at.grad_queries + m * at.query_size, at.key_stride, true);
-        multiply_columns(plane, at.plane_stride, rows, firsts, columns, at.queries + m * at.query_size, at.key_stride,
-                         head.dim, at.grad_keys + m * at.rows_size + start * at.key_stride, at.key_stride);
+        const auto listed = [&](const auto& of, const int32_t* its_nodes, T* copy) {
+          return reachable(of, its_nodes, head.dim, copy, at.numbers);
+        };
+        const Listed<const T> queries = listed(head.queries[m], nodes, at.queries + m * at.query_size);
+        const Listed<const T> keys = listed(head.keys[m], emotions.nodes(), at.key_rows + m * at.rows_size);
+        const Listed<T> to_queries = listed(grad_queries[m], nodes, at.grad_queries + m * at.query_size);
+        const Listed<T> to_keys = listed(grad_keys[m], emotions.nodes(), at.grad_keys + m * at.rows_size);
+        multiply_rows(plane, at.plane_stride, rows, limits, keys.from(start), head.dim, to_queries, start > 0);
+        multiply_columns(plane, at.plane_stride, rows, firsts, columns, queries, head.dim, to_keys.from(start), true);
       }
     }
-    for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t m = 0; m < depth; ++m) {
-        copy_row(grad_queries[m].data + nodes[r] * grad_queries[m].stride,
-                 at.grad_queries + m * at.query_size + r * at.key_stride, head.dim);
-      }
-      if (grad_row_factor != nullptr) grad_row_factor[nodes[r]] = factor_gradient[r];
+    for (int64_t m = 0; m < depth && emotions.count > 0; ++m) {
+      store_copy(grad_queries[m], at.grad_queries + m * at.query_size, nodes, rows, head.dim);
     }
+    for (int64_t r = 0; grad_row_factor != nullptr && r < rows; ++r) grad_row_factor[nodes[r]] = factor_gradient[r];
   }
-  for (int64_t j = 0; j < emotions.count; ++j) {
-    for (int64_t m = 0; m < depth; ++m) {
-      copy_row(grad_keys[m].data + emotions.nodes()[j] * grad_keys[m].stride,
-               at.grad_keys + m * at.rows_size + j * at.key_stride, head.dim);
-    }
-    if (grad_emotion_weight != nullptr) grad_emotion_weight[emotions.index(j)] = at.sums[j];
+  for (int64_t m = 0; m < depth; ++m) {
+    store_copy(grad_keys[m], at.grad_keys + m * at.rows_size, emotions.nodes(), emotions.count, head.dim);
+  }
+  for (int64_t j = 0; grad_emotion_weight != nullptr && j < emotions.count; ++j) {
+    grad_emotion_weight[emotions.index(j)] = at.sums[j];
   }
 }
 

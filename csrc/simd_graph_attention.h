@@ -32,33 +32,28 @@ struct Receivers {
   int64_t first(int64_t place) const { return place <= emotion_count ? 0 : place - 1 - skipped; }
 };
 
-template <typename T>
-constexpr int64_t tile_stride(int64_t nodes) {
-  return smaller_of(kTileColumns, rounded_up(nodes, kLanes<T>));
-}
-
 // What is packed of the senders of a head.
 template <typename T>
 struct PackedSenders {
-  T* weight;        // [padded count]
-  T* keys;          // [1 + depth], each across
-  T* value_rows;    // forward: rows
-  T* key_rows;      // backward: [1 + depth], each rows
-  T* value_across;  // backward: across
-  int64_t across_size, rows_size, key_stride, value_stride, size;
+  T* weight;         // [padded count]
+  T* keys;           // [1 + depth], each across
+  T* value_across;   // backward: across
+  int32_t* numbers;  // [count]: 0, 1, 2, ...
+  T* value_copy;     // forward
+  T* key_copies;     // backward: [1 + depth]
+  int64_t across_size, copy_size, size;
 
   PackedSenders(const GraphHead<T>& head, int64_t nodes, bool backward, T* packed) {
     const int64_t padded = rounded_up(nodes, kChunk<T>);
-    key_stride = padded_width<T>(head.dim);
-    value_stride = padded_width<T>(head.value_dim);
     across_size = rounded_up(padded * head.dim, kChunk<T>);
-    rows_size = nodes * key_stride;
+    copy_size = ecore::copy_size<T>(nodes, head.dim);
     Carver<T> carver(packed);
     weight = carver.take(padded);
     keys = carver.take((1 + head.depth) * across_size);
-    key_rows = backward ? carver.take((1 + head.depth) * rows_size) : nullptr;
     value_across = backward ? carver.take(padded * head.value_dim) : nullptr;
-    value_rows = backward ? nullptr : carver.take(nodes * value_stride);
+    numbers = reinterpret_cast<int32_t*>(carver.take(nodes));
+    value_copy = backward ? nullptr : carver.take(ecore::copy_size<T>(nodes, head.value_dim));
+    key_copies = backward ? carver.take((1 + head.depth) * copy_size) : nullptr;
     size = carver.used();
   }
 };
@@ -71,23 +66,23 @@ int64_t graph_packed_size(const GraphHead<T>& head, int64_t nodes, bool backward
 template <typename T>
 void graph_pack(const GraphHead<T>& head, bool backward, int64_t begin, int64_t end, T* packed) {
   const PackedSenders<T> to(head, head.count, backward, packed);
-  const int32_t* nodes = head.order + begin;
+  const int32_t* const nodes = head.order + begin;
   copy_row(to.weight + begin, head.weight + begin, end - begin);
   for (int64_t j = end; j < rounded_up(end, kLanes<T>); ++j) to.weight[j] = 0;
+  for (int64_t j = begin; j < end; ++j) to.numbers[j] = static_cast<int32_t>(j);
   for (int64_t m = 0; m <= head.depth; ++m) {
-    const Rows<const T> key = head.keys[m];
+    const Rows<const T>& key = head.keys[m];
     pack_across(to.keys + m * to.across_size, key.data, key.stride, head.order, begin, end, head.dim);
     if (backward) {
-      gather_rows(to.key_rows + m * to.rows_size + begin * to.key_stride, to.key_stride, key.data, key.stride, nodes,
-                  end - begin, head.dim);
+      load_copy(to.key_copies + m * to.copy_size + begin * padded_width<T>(head.dim), key, nodes, end - begin,
+                head.dim);
     }
   }
-  const Rows<const T> value = head.value;
+  const Rows<const T>& value = head.value;
   if (backward) {
     pack_across(to.value_across, value.data, value.stride, head.order, begin, end, head.value_dim);
   } else {
-    gather_rows(to.value_rows + begin * to.value_stride, to.value_stride, value.data, value.stride, nodes, end - begin,
-                head.value_dim);
+    load_copy(to.value_copy + begin * padded_width<T>(head.value_dim), value, nodes, end - begin, head.value_dim);
   }
 }
 
@@ -150,7 +145,6 @@ template <typename T>
 int64_t graph_forward_scratch(const GraphHead<T>& head, int64_t nodes) {
   Carver<T> carver(nullptr);
   carver.take((1 + head.depth) * kTileRows * tile_stride<T>(nodes));
-  carver.take((1 + head.depth) * kTileRows * padded_width<T>(head.dim));
   carver.take(kTileRows * padded_width<T>(head.value_dim));
   carver.take(rounded_up(head.emotions + 1, kLanes<T>));
   return carver.used();
@@ -162,10 +156,10 @@ void graph_forward(const GraphHead<T>& head, const T* packed, int64_t begin, int
   using V = Vector<T>;
   const PackedSenders<T> senders(head, head.count, false, const_cast<T*>(packed));
   const int64_t stride = tile_stride<T>(head.count), plane_size = kTileRows * stride;
-  const int64_t query_size = kTileRows * senders.key_stride, value_stride = senders.value_stride;
+  const int64_t value_stride = padded_width<T>(head.value_dim);
+  const Listed<const T> values = reachable(head.value, head.order, head.value_dim, senders.value_copy, senders.numbers);
   Carver<T> carver(scratch);
   T* const planes = carver.take((1 + head.depth) * plane_size);
-  T* const queries = carver.take((1 + head.depth) * query_size);
   T* const total = carver.take(kTileRows * value_stride);
   T* const edges = carver.take(rounded_up(head.emotions + 1, kLanes<T>));
   int64_t limits[kTilePanels];
@@ -173,17 +167,13 @@ void graph_forward(const GraphHead<T>& head, const T* packed, int64_t begin, int
 
   for (; begin < end; begin += kTileRows) {
     const TileRows<T> rows(head, begin, end);
-    for (int64_t m = 0; m <= head.depth; ++m) {
-      gather_rows(queries + m * query_size, senders.key_stride, head.queries[m].data, head.queries[m].stride,
-                  rows.nodes, rows.count, head.dim);
-    }
     for (int64_t start = 0; start < rows.longest; start += kTileColumns) {
       rows.limits(start, limits);
       const int64_t columns = smaller_of(rows.longest - start, kTileColumns);
       for (int64_t m = 0; m <= head.depth; ++m) {
-        multiply_across(queries + m * query_size, senders.key_stride, rows.count, limits,
-                        senders.keys + m * senders.across_size + start * head.dim, head.dim, planes + m * plane_size,
-                        stride, head.ahead);
+        const Listed<const T> queries = {head.queries[m].data, head.queries[m].stride, rows.nodes};
+        multiply_across(queries, rows.count, limits, senders.keys + m * senders.across_size + start * head.dim,
+                        head.dim, planes + m * plane_size, stride, head.ahead);
       }
       for (int64_t r = 0; r < rows.count; ++r) {
         T* const row = planes + r * stride;
@@ -221,8 +211,8 @@ void graph_forward(const GraphHead<T>& head, const T* packed, int64_t begin, int
           }
         }
       }
-      multiply_rows(planes, stride, rows.count, limits, senders.value_rows + start * value_stride, value_stride,
-                    head.value_dim, total, value_stride, start > 0, head.ahead);
+      multiply_rows(planes, stride, rows.count, limits, values.from(start), head.value_dim,
+                    {total, value_stride, senders.numbers}, start > 0, head.ahead);
     }
     for (int64_t r = 0; r < rows.count; ++r) {
       const T factor = static_cast<T>(1) / normalizer[r];
@@ -249,6 +239,15 @@ struct SenderSums {
     emotion_weight = carver.take(rounded_up(head.emotions + 1, kLanes<T>));
     size = carver.used();
   }
+  // Rows by place: without a rival part they are the results themselves, if those can be reached.
+  Listed<T> keys_of(const GraphHead<T>& head, int64_t m, const Rows<T>* results, const int32_t* numbers) const {
+    if (results != nullptr) return reachable(results[m], head.order, head.dim, keys + m * key_size, numbers);
+    return {keys + m * key_size, padded_width<T>(head.dim), numbers};
+  }
+  Listed<T> value_of(const GraphHead<T>& head, const Rows<T>* results, const int32_t* numbers) const {
+    if (results != nullptr) return reachable(*results, head.order, head.value_dim, value, numbers);
+    return {value, padded_width<T>(head.value_dim), numbers};
+  }
 };
 
 template <typename T>
@@ -259,21 +258,21 @@ int64_t graph_sums_size(const GraphHead<T>& head, int64_t nodes) {
 template <typename T>
 struct BackwardScratch {
   T* planes;        // [2 + depth], the last for gradients of attention and then attention itself
-  T* queries;       // [1 + depth] of rows
+  T* queries;       // [1 + depth] copies
   T* grad_queries;  // likewise
-  T* grad_output;   // rows
+  T* grad_output;   // a copy
   T* edges;         // E0 of an emotion's row
   T* grad_edges;    // its gradient
   T* before;        // [depth] vectors: products of the u before each
-  int64_t size;
+  int64_t query_size, size;
 
   BackwardScratch(const GraphHead<T>& head, int64_t nodes, T* scratch) {
-    const int64_t query_size = kTileRows * padded_width<T>(head.dim);
+    query_size = copy_size<T>(kTileRows, head.dim);
     Carver<T> carver(scratch);
     planes = carver.take((2 + head.depth) * kTileRows * tile_stride<T>(nodes));
     queries = carver.take((1 + head.depth) * query_size);
     grad_queries = carver.take((1 + head.depth) * query_size);
-    grad_output = carver.take(kTileRows * padded_width<T>(head.value_dim));
+    grad_output = carver.take(copy_size<T>(kTileRows, head.value_dim));
     edges = carver.take(rounded_up(head.emotions + 1, kLanes<T>));
     grad_edges = carver.take(rounded_up(head.emotions + 1, kLanes<T>));
     before = carver.take(head.depth * kLanes<T>);
@@ -342,41 +341,50 @@ T differentiate_row(T* row, int64_t plane_size, int64_t depth, T* before, const 
 template <typename T>
 void graph_backward(const GraphHead<T>& head, const T* packed, int64_t begin, int64_t end, T* scratch,
                     Rows<const T> output, Rows<const T> grad_output, const T* log_normalizer,
-                    const Rows<T>* grad_queries, T* grad_row_factor, T* grad_correlation, T* sums_of_senders) {
+                    const Rows<T>* grad_queries, T* grad_row_factor, T* grad_correlation, const Rows<T>* grad_keys,
+                    const Rows<T>* grad_value, T* sums_of_senders) {
   const int64_t depth = head.depth;
   const PackedSenders<T> senders(head, head.count, true, const_cast<T*>(packed));
   const SenderSums<T> sums(head, head.count, sums_of_senders);
   const BackwardScratch<T> at(head, head.count, scratch);
   const Receivers<T> receivers(head);
   const int64_t stride = tile_stride<T>(head.count), plane_size = kTileRows * stride;
-  const int64_t key_stride = senders.key_stride, value_stride = senders.value_stride;
-  const int64_t query_size = kTileRows * key_stride;
+  const bool alone = grad_keys != nullptr;
+  if (alone) {
+    fill_zero(sums.emotion_weight, 0, rounded_up(head.emotions + 1, kLanes<T>));
+  } else {
+    fill_zero(sums_of_senders, 0, sums.size);
+  }
   T* const attention = at.planes + (1 + depth) * plane_size;
   int64_t limits[kTilePanels], firsts[kTileColumns / kPanel + 1];
   T delta[kTileRows], factor_gradient[kTileRows];
 
   for (; begin < end; begin += kTileRows) {
     const TileRows<T> rows(head, begin, end);
+    const auto queries = [&](int64_t m) {
+      return reachable(head.queries[m], rows.nodes, head.dim, at.queries + m * at.query_size, senders.numbers);
+    };
     for (int64_t m = 0; m <= depth; ++m) {
-      gather_rows(at.queries + m * query_size, key_stride, head.queries[m].data, head.queries[m].stride, rows.nodes,
-                  rows.count, head.dim);
+      load_copy(at.queries + m * at.query_size, head.queries[m], rows.nodes, rows.count, head.dim);
     }
-    gather_rows(at.grad_output, value_stride, grad_output.data, grad_output.stride, rows.nodes, rows.count,
-                head.value_dim);
+    const Listed<const T> gradients =
+        reachable(grad_output, rows.nodes, head.value_dim, at.grad_output, senders.numbers);
+    load_copy(at.grad_output, grad_output, rows.nodes, rows.count, head.value_dim);
     for (int64_t r = 0; r < rows.count; ++r) {
-      delta[r] = dot(at.grad_output + r * value_stride, output.data + rows.nodes[r] * output.stride, head.value_dim);
+      delta[r] = dot(gradients.row(r), output.data + rows.nodes[r] * output.stride, head.value_dim);
       factor_gradient[r] = 0;
     }
     for (int64_t start = 0; start < rows.longest; start += kTileColumns) {
       rows.limits(start, limits);
-      const int64_t columns = smaller_of(rows.longest - start, kTileColumns);
+      // Whole panels: what a later tile adds to has to begin in its first one.
+      const int64_t columns =
+          smaller_of(rounded_up(rows.longest - start, kPanel), smaller_of(kTileColumns, head.count - start));
       for (int64_t m = 0; m <= depth; ++m) {
-        multiply_across(at.queries + m * query_size, key_stride, rows.count, limits,
-                        senders.keys + m * senders.across_size + start * head.dim, head.dim, at.planes + m * plane_size,
-                        stride, head.ahead);
+        multiply_across(queries(m), rows.count, limits, senders.keys + m * senders.across_size + start * head.dim,
+                        head.dim, at.planes + m * plane_size, stride, head.ahead);
       }
-      multiply_across(at.grad_output, value_stride, rows.count, limits, senders.value_across + start * head.value_dim,
-                      head.value_dim, attention, stride, head.ahead);
+      multiply_across(gradients, rows.count, limits, senders.value_across + start * head.value_dim, head.value_dim,
+                      attention, stride, head.ahead);
       for (int64_t r = 0; r < rows.count; ++r) {
         T* const row = at.planes + r * stride;
         const int64_t heard = larger_of(0, smaller_of(rows.heard[r] - start, columns));
@@ -410,24 +418,27 @@ void graph_backward(const GraphHead<T>& head, const T* packed, int64_t begin, in
         for (int64_t m = 0; m < 2 + depth; ++m) fill_zero(row + m * plane_size, rounded_up(heard, kLanes<T>), columns);
       }
       for (int64_t j = 0; j < columns; j += kPanel) {
-        firsts[j / kPanel] = larger_of(0, receivers.first(start + j) - begin);
+        firsts[j / kPanel] = receivers.first(start + j) - begin;
       }
       for (int64_t m = 0; m <= depth; ++m) {
         const T* const plane = at.planes + m * plane_size;
-        multiply_rows(plane, stride, rows.count, limits, senders.key_rows + m * senders.rows_size + start * key_stride,
-                      key_stride, head.dim, at.grad_queries + m * query_size, key_stride, start > 0, head.ahead);
-        multiply_columns(plane, stride, rows.count, firsts, columns, at.queries + m * query_size, key_stride, head.dim,
-                         sums.keys + m * sums.key_size + start * key_stride, key_stride, head.ahead);
+        const Listed<const T> keys =
+            reachable(head.keys[m], head.order, head.dim, senders.key_copies + m * senders.copy_size, senders.numbers);
+        multiply_rows(
+            plane, stride, rows.count, limits, keys.from(start), head.dim,
+            reachable(grad_queries[m], rows.nodes, head.dim, at.grad_queries + m * at.query_size, senders.numbers),
+            start > 0, head.ahead);
+        multiply_columns(plane, stride, rows.count, firsts, columns, queries(m), head.dim,
+                         sums.keys_of(head, m, grad_keys, senders.numbers).from(start), alone, head.ahead);
       }
-      multiply_columns(attention, stride, rows.count, firsts, columns, at.grad_output, value_stride, head.value_dim,
-                       sums.value + start * value_stride, value_stride, head.ahead);
+      multiply_columns(attention, stride, rows.count, firsts, columns, gradients, head.value_dim,
+                       sums.value_of(head, grad_value, senders.numbers).from(start), alone, head.ahead);
     }
-    for (int64_t r = 0; r < rows.count; ++r) {
-      for (int64_t m = 0; m <= depth; ++m) {
-        copy_row(grad_queries[m].data + rows.nodes[r] * grad_queries[m].stride,
-                 at.grad_queries + m * query_size + r * key_stride, head.dim);
-      }
-      if (grad_row_factor != nullptr) grad_row_factor[rows.nodes[r]] = factor_gradient[r];
+    for (int64_t m = 0; m <= depth; ++m) {
+      store_copy(grad_queries[m], at.grad_queries + m * at.query_size, rows.nodes, rows.count, head.dim);
+    }
+    for (int64_t r = 0; grad_row_factor != nullptr && r < rows.count; ++r) {
+      grad_row_factor[rows.nodes[r]] = factor_gradient[r];
     }
   }
 }
@@ -438,11 +449,9 @@ void graph_finish(const GraphHead<T>& head, T* sums, int64_t nodes, int64_t part
   const int64_t apart = graph_sums_size(head, nodes);
   const SenderSums<T> total(head, head.count, sums);
   for (int64_t m = 0; m <= head.depth; ++m) {
-    add_parts(total.keys + m * total.key_size, padded_width<T>(head.dim), apart, parts, begin, end, head.order,
-              grad_keys[m], head.dim);
+    add_parts(total.keys + m * total.key_size, apart, parts, begin, end, head.order, grad_keys[m], head.dim);
   }
-  add_parts(total.value, padded_width<T>(head.value_dim), apart, parts, begin, end, head.order, grad_value,
-            head.value_dim);
+  add_parts(total.value, apart, parts, begin, end, head.order, grad_value, head.value_dim);
   if (grad_emotion_weight == nullptr) return;
   for (int64_t j = larger_of(begin, 1); j < smaller_of(end, head.emotion_count + 1); ++j) {
     T gradient = total.emotion_weight[j];

@@ -32,22 +32,58 @@ constexpr int64_t padded_width(int64_t width) {
   return rounded_up(width, kLanes<T>);
 }
 
-// C[m, :] = or += sum_k A[m, k] B[k, :] for kRows rows and kVectors vectors of columns, or with kFour one of four
-// elements more. With kTransposed, A[m, k] lies at a[k * a_stride + m].
-template <typename T, int kRows, int kVectors, bool kFour, bool kTransposed>
-void micro_kernel(const T* a, int64_t a_stride, const T* b, int64_t b_stride, int64_t depth, T* c, int64_t c_stride,
-                  bool add) {
+// Elements from one row of a tile's plane to the next: an odd number of cache lines, so that the elements of a column
+// do not compete for a few places of the cache.
+template <typename T>
+constexpr int64_t tile_stride(int64_t columns) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  return (rounded_up(smaller_of(kTileColumns, columns), kLine) / kLine | 1) * kLine;
+}
+
+// Rows of a matrix, wherever they lie: row i begins at data + numbers[i] * stride.
+template <typename T>
+struct Listed {
+  T* data;
+  int64_t stride;
+  const int32_t* numbers;
+
+  T* row(int64_t i) const { return data + numbers[i] * stride; }
+  Listed from(int64_t i) const { return {data, stride, numbers + i}; }
+};
+
+// What a micro-kernel multiplies: C = or += A B for up to kPanel rows of A and C.
+template <typename T>
+struct Product {
+  const T* a[kPanel];
+  int64_t a_stride;
+  Listed<const T> b;
+  int64_t depth;
+  T* c[kPanel];
+  bool add;
+};
+
+// The three sweeps over a tile. kAcross: B is packed across. kRows: B's rows are listed. kColumns: they are as well,
+// and A is transposed: A[m, k] lies at a[0][k * a_stride + m].
+enum class Sweep { kAcross, kRows, kColumns };
+
+// kRows rows and kVectors vectors of columns, or with kFour one of four elements more.
+template <typename T, Sweep kSweep, int kRows, int kVectors, bool kFour>
+void micro_kernel(const Product<T>& of) {
   constexpr int kWhole = kVectors > 0 ? kVectors : 1;  // arrays cannot be empty
   Vector<T> total[kRows][kWhole];
   Four<T> rest[kRows];
+  const T* a[kRows];
 #pragma GCC unroll 8
   for (int m = 0; m < kRows; ++m) {
-    T* const row = c + m * c_stride;
+    const T* const row = of.c[m];
+    a[m] = kSweep == Sweep::kColumns ? of.a[0] + m : of.a[m];
 #pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) total[m][v] = add ? load<Vector<T>>(row + v * kLanes<T>) : Vector<T>{};
-    if (kFour) rest[m] = add ? load<Four<T>>(row + kVectors * kLanes<T>) : Four<T>{};
+    for (int v = 0; v < kVectors; ++v) total[m][v] = of.add ? load<Vector<T>>(row + v * kLanes<T>) : Vector<T>{};
+    if (kFour) rest[m] = of.add ? load<Four<T>>(row + kVectors * kLanes<T>) : Four<T>{};
   }
-  for (int64_t k = 0; k < depth; ++k) {
+  const T* b = of.b.data;
+  for (int64_t k = 0, depth = of.depth, at = 0; k < depth; ++k) {
+    if (kSweep != Sweep::kAcross) b = of.b.row(k);
     Vector<T> column[kWhole];
     Four<T> last{};
 #pragma GCC unroll 8
@@ -55,39 +91,37 @@ void micro_kernel(const T* a, int64_t a_stride, const T* b, int64_t b_stride, in
     if (kFour) last = load<Four<T>>(b + kVectors * kLanes<T>);
 #pragma GCC unroll 8
     for (int m = 0; m < kRows; ++m) {
-      const T factor = kTransposed ? a[m] : a[m * a_stride];
+      const T factor = kSweep == Sweep::kColumns ? a[0][at + m] : a[m][k];
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) total[m][v] += factor * column[v];
       if (kFour) rest[m] += factor * last;
     }
-    a += kTransposed ? a_stride : 1;
-    b += b_stride;
+    if (kSweep == Sweep::kColumns) at += of.a_stride;
+    if (kSweep == Sweep::kAcross) b += kChunk<T>;
   }
 #pragma GCC unroll 8
   for (int m = 0; m < kRows; ++m) {
-    T* const row = c + m * c_stride;
+    T* const row = of.c[m];
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) store(row + v * kLanes<T>, total[m][v]);
     if (kFour) store(row + kVectors * kLanes<T>, rest[m]);
   }
 }
 
-template <typename T>
-using MicroKernel = void (*)(const T*, int64_t, const T*, int64_t, int64_t, T*, int64_t, bool);
-
-// The micro-kernel for 1 ... kPanel rows and 1 ... kMaxVectors vectors; with `four` the last of them has four elements.
-template <typename T, bool kTransposed, int kRows = kPanel, int kVectors = kMaxVectors>
-inline MicroKernel<T> micro_kernel_for(int64_t rows, int64_t vectors, bool four) {
+// Calls the micro-kernel for 1 ... kPanel rows and 1 ... kMaxVectors vectors; with `four` the last of them has four
+// elements.
+template <typename T, Sweep kSweep, int kRows = kPanel, int kVectors = kMaxVectors>
+inline void multiply(const Product<T>& of, int64_t rows, int64_t vectors, bool four) {
   if constexpr (kRows > 1) {
-    if (rows != kRows) return micro_kernel_for<T, kTransposed, kRows - 1, kVectors>(rows, vectors, four);
+    if (rows != kRows) return multiply<T, kSweep, kRows - 1, kVectors>(of, rows, vectors, four);
   }
   if constexpr (kVectors > 1) {
-    if (vectors != kVectors) return micro_kernel_for<T, kTransposed, kRows, kVectors - 1>(rows, vectors, four);
+    if (vectors != kVectors) return multiply<T, kSweep, kRows, kVectors - 1>(of, rows, vectors, four);
   }
-  if constexpr (kLanes<T> > 4) {
-    if (four) return micro_kernel<T, kRows, kVectors - 1, true, kTransposed>;
+  if constexpr (kLanes<T> > 4 && kSweep != Sweep::kAcross) {
+    if (four) return micro_kernel<T, kSweep, kRows, kVectors - 1, true>(of);
   }
-  return micro_kernel<T, kRows, kVectors, false, kTransposed>;
+  micro_kernel<T, kSweep, kRows, kVectors, false>(of);
 }
 
 template <typename T>
@@ -97,7 +131,7 @@ inline void fetch(Ahead<T>* ahead) {
     const Rows<const T>& rows = ahead->rows[ahead->tensor];
     const char* const row = reinterpret_cast<const char*>(rows.data + ahead->nodes[ahead->node] * rows.stride);
     const int64_t bytes = ahead->width * static_cast<int64_t>(sizeof(T));
-    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at);
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at, 0, 2);
     if (++ahead->node == ahead->count) {
       ahead->node = 0;
       ++ahead->tensor;
@@ -116,58 +150,82 @@ struct Cut {
         vectors((width + kLanes<T> - 1) / kLanes<T>) {}
 };
 
+// Whether the sweeps touch nothing but a row's own elements. Otherwise rows are to be copied, and padded.
+template <typename T>
+constexpr bool fits(int64_t width) {
+  return width % kLanes<T> == 0 || (kLanes<T> > 4 && width % kLanes<T> == 4);
+}
+
 // C[r, j] = sum_k A[r, k] B[k, j] for j < limits[r / kPanel] (and up to whole vectors), B packed across.
 template <typename T>
-void multiply_across(const T* a, int64_t a_stride, int64_t rows, const int64_t* limits, const T* b, int64_t depth, T* c,
+void multiply_across(const Listed<const T>& a, int64_t rows, const int64_t* limits, const T* b, int64_t depth, T* c,
                      int64_t c_stride, Ahead<T>* ahead = nullptr) {
   const int64_t longest = limits[(rows - 1) / kPanel];
+  Product<T> of;
+  of.depth = depth;
+  of.add = false;
   for (int64_t start = 0; start < longest; start += kChunk<T>) {
+    of.b.data = b + start * depth;
     for (int64_t r = 0; r < rows; r += kPanel) {
-      const int64_t columns = smaller_of(limits[r / kPanel] - start, kChunk<T>);
+      const int64_t columns = smaller_of(limits[r / kPanel] - start, kChunk<T>), here = smaller_of(kPanel, rows - r);
       if (columns <= 0) continue;
-      const int64_t vectors = (columns + kLanes<T> - 1) / kLanes<T>;
+      for (int64_t m = 0; m < here; ++m) {
+        of.a[m] = a.row(r + m);
+        of.c[m] = c + (r + m) * c_stride + start;
+      }
       fetch(ahead);
-      micro_kernel_for<T, false>(smaller_of(kPanel, rows - r), vectors, false)(
-          a + r * a_stride, a_stride, b + start * depth, kChunk<T>, depth, c + r * c_stride + start, c_stride, false);
+      multiply<T, Sweep::kAcross>(of, here, (columns + kLanes<T> - 1) / kLanes<T>, false);
     }
   }
 }
 
 // C[r, :width] = or += sum_j A[r, j] B[j, :width] for j < limits[r / kPanel]; panels without any are left alone.
 template <typename T>
-void multiply_rows(const T* a, int64_t a_stride, int64_t rows, const int64_t* limits, const T* b, int64_t b_stride,
-                   int64_t width, T* c, int64_t c_stride, bool add, Ahead<T>* ahead = nullptr) {
+void multiply_rows(const T* a, int64_t a_stride, int64_t rows, const int64_t* limits, const Listed<const T>& b,
+                   int64_t width, const Listed<T>& c, bool add, Ahead<T>* ahead = nullptr) {
   const Cut<T> cut(width);
+  Product<T> of;
+  of.b = b;
+  of.add = add;
   for (int64_t v = 0; v < cut.vectors; v += kMaxVectors) {
-    const int64_t vectors = smaller_of(kMaxVectors, cut.vectors - v);
-    const bool four = cut.four && v + vectors == cut.vectors;
-    const int64_t column = v * kLanes<T>;
+    const int64_t vectors = smaller_of(kMaxVectors, cut.vectors - v), column = v * kLanes<T>;
+    of.b.data = b.data + column;
     for (int64_t r = 0; r < rows; r += kPanel) {
-      if (limits[r / kPanel] <= 0) continue;
+      const int64_t here = smaller_of(kPanel, rows - r);
+      of.depth = limits[r / kPanel];
+      if (of.depth <= 0) continue;
+      for (int64_t m = 0; m < here; ++m) {
+        of.a[m] = a + (r + m) * a_stride;
+        of.c[m] = c.row(r + m) + column;
+      }
       fetch(ahead);
-      micro_kernel_for<T, false>(smaller_of(kPanel, rows - r), vectors, four)(a + r * a_stride, a_stride, b + column,
-                                                                              b_stride, limits[r / kPanel],
-                                                                              c + r * c_stride + column, c_stride, add);
+      multiply<T, Sweep::kRows>(of, here, vectors, cut.four && v + vectors == cut.vectors);
     }
   }
 }
 
-// C[j, :width] += sum_r A[r, j] B[r, :width] for j < columns and firsts[j / kPanel] <= r < rows.
+// C[j, :width] = or += sum_r A[r, j] B[r, :width] for j < columns and firsts[j / kPanel] <= r < rows. A negative first
+// says that rows of an earlier tile have been added already; if `fresh`, sums begin where it is not.
 template <typename T>
-void multiply_columns(const T* a, int64_t a_stride, int64_t rows, const int64_t* firsts, int64_t columns, const T* b,
-                      int64_t b_stride, int64_t width, T* c, int64_t c_stride, Ahead<T>* ahead = nullptr) {
+void multiply_columns(const T* a, int64_t a_stride, int64_t rows, const int64_t* firsts, int64_t columns,
+                      const Listed<const T>& b, int64_t width, const Listed<T>& c, bool fresh,
+                      Ahead<T>* ahead = nullptr) {
   const Cut<T> cut(width);
+  Product<T> of;
+  of.a_stride = a_stride;
   for (int64_t v = 0; v < cut.vectors; v += kMaxVectors) {
-    const int64_t vectors = smaller_of(kMaxVectors, cut.vectors - v);
-    const bool four = cut.four && v + vectors == cut.vectors;
-    const int64_t column = v * kLanes<T>;
+    const int64_t vectors = smaller_of(kMaxVectors, cut.vectors - v), column = v * kLanes<T>;
     for (int64_t j = 0; j < columns; j += kPanel) {
-      const int64_t first = firsts[j / kPanel];
+      const int64_t first = larger_of(0, firsts[j / kPanel]), here = smaller_of(kPanel, columns - j);
       if (first >= rows) continue;
+      of.a[0] = a + first * a_stride + j;
+      of.b = b.from(first);
+      of.b.data += column;
+      of.depth = rows - first;
+      of.add = !fresh || firsts[j / kPanel] < 0;
+      for (int64_t m = 0; m < here; ++m) of.c[m] = c.row(j + m) + column;
       fetch(ahead);
-      micro_kernel_for<T, true>(smaller_of(kPanel, columns - j), vectors, four)(
-          a + first * a_stride + j, a_stride, b + first * b_stride + column, b_stride, rows - first,
-          c + j * c_stride + column, c_stride, true);
+      multiply<T, Sweep::kColumns>(of, here, vectors, cut.four && v + vectors == cut.vectors);
     }
   }
 }
@@ -185,6 +243,33 @@ void gather_rows(T* to, int64_t stride, const T* from, int64_t from_stride, cons
     copy_row(to, from + nodes[i] * from_stride, width);
     for (int64_t k = width; k < stride; ++k) to[k] = 0;
   }
+}
+
+// The given nodes' rows as the sweeps can load and store them: where they lie if they fit, else in a padded copy, which
+// load_copy() fills and store_copy() writes back. `numbers` are 0, 1, 2, ...
+template <typename T, typename U>
+Listed<U> reachable(const Rows<U>& rows, const int32_t* nodes, int64_t width, T* copy, const int32_t* numbers) {
+  if (fits<T>(width)) return {rows.data, rows.stride, nodes};
+  return {copy, padded_width<T>(width), numbers};
+}
+
+template <typename T>
+void load_copy(T* copy, const Rows<const T>& rows, const int32_t* nodes, int64_t count, int64_t width) {
+  if (!fits<T>(width)) gather_rows(copy, padded_width<T>(width), rows.data, rows.stride, nodes, count, width);
+}
+
+template <typename T>
+void store_copy(const Rows<T>& rows, const T* copy, const int32_t* nodes, int64_t count, int64_t width) {
+  if (fits<T>(width)) return;
+  for (int64_t i = 0; i < count; ++i) {
+    copy_row(rows.data + nodes[i] * rows.stride, copy + i * padded_width<T>(width), width);
+  }
+}
+
+// Elements that such a copy takes.
+template <typename T>
+constexpr int64_t copy_size(int64_t count, int64_t width) {
+  return fits<T>(width) ? 0 : count * padded_width<T>(width);
 }
 
 // The given nodes' rows, transposed and packed across; `begin` is a multiple of kChunk. A last chunk that is not full
@@ -225,12 +310,14 @@ T dot(const T* a, const T* b, int64_t size) {
   return result;
 }
 
-// Adds up, in order, `parts` matrices of rows that lie `apart` elements from each other, and stores rows begin ... end
-// - 1 at those of the given nodes.
+// Adds up, in order, `parts` matrices of padded rows that lie `apart` elements from each other, and stores rows begin
+// ... end - 1 at those of the given nodes. A single part that fits is there already.
 template <typename T>
-void add_parts(T* rows, int64_t stride, int64_t apart, int64_t parts, int64_t begin, int64_t end, const int32_t* nodes,
+void add_parts(T* rows, int64_t apart, int64_t parts, int64_t begin, int64_t end, const int32_t* nodes,
                const Rows<T>& to, int64_t width) {
   using V = Vector<T>;
+  if (parts == 1 && fits<T>(width)) return;
+  const int64_t stride = padded_width<T>(width);
   for (int64_t j = begin; j < end; ++j) {
     T* const row = rows + j * stride;
     for (int64_t p = 1; p < parts; ++p) {

@@ -1,20 +1,39 @@
-// A small pool of worker threads shared by every CPU kernel of the extension.
+// The threads of every CPU kernel of the extension: torch's own OpenMP threads where it has some, else a small pool.
 //
-// Why not OpenMP: torch already brings a runtime of its own. A second one beside it oversubscribes the cores, and an
-// OpenMP region entered after fork() hangs.
+// Why torch's: after each of torch's operations its threads spin for some milliseconds, waiting for the next one.
+// Threads of our own would have to share the cores with them. Why not an OpenMP of our own: it would bring threads of
+// its own, too.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 
 namespace ecore {
 
-// Calls body(begin, end) on disjoint ranges that cover [0, size), from at most `threads` threads, the caller included,
-// and returns when all are done. A range holds at least `grain` items, the last one excepted, so that little work stays
-// on the caller. How the work is cut never depends on timing; which thread runs a range does.
+// Hands out the numbers 0 ... size - 1, each once, in order.
+class Tasks {
+ public:
+  explicit Tasks(int64_t size) : size_(size) {}
+  // Whether there was one left; `task` is then its number.
+  bool next(int64_t* task) { return (*task = next_.fetch_add(1)) < size_; }
+  void stop() { next_.store(size_); }
+
+ private:
+  const int64_t size_;
+  std::atomic<int64_t> next_{0};
+};
+
+// Calls work(tasks) once on each of up to `threads` threads, the caller's among them: together they are to do `size`
+// tasks. Returns when all have returned.
 //
-// Safe to call from several threads at once and from inside a body. In a process forked from one that had a pool the
-// call is serial, since fork() copies the pool's locks but not its threads. An exception in a body is rethrown here.
+// Safe to call from several threads at once and from inside `work` or a body. In a forked process the call is serial,
+// since fork() copies locks but not threads. What `work` throws is rethrown here.
+void parallel_tasks(int64_t size, int threads, const std::function<void(Tasks&)>& work);
+
+// Calls body(begin, end) on disjoint ranges that cover [0, size), likewise. A range holds at least `grain` items, the
+// last one excepted, so that little work stays on the caller. How the work is cut never depends on timing; which thread
+// runs a range does.
 void parallel_for(int64_t size, int64_t grain, int threads, const std::function<void(int64_t, int64_t)>& body);
 
 }  // namespace ecore

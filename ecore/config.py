@@ -46,7 +46,11 @@ class ModelConfig:
     thresholds: tuple[float, ...] = setting(
         (0.0, 0.075, 0.15), "intensity threshold of each graph resolution"
     )
-    strategy: str = setting("soft", "how perceived emotions guide generation", ("soft", "hard"))
+    strategy: str = setting(
+        "soft",
+        "how perceived emotions guide generation; none: no graph and no emotions, the plain Transformer",
+        ("soft", "hard", "none"),
+    )
     max_relevant: int = setting(5, "hard strategy: OTSU considers at most this many relevant emotions")
     ablations: tuple[str, ...] = setting((), "parts to leave out", ABLATIONS)
     eco_form: str = setting("softmax", "form of the emotion correlation loss", ("softmax", "inner", "cosine"))
@@ -72,6 +76,8 @@ class ModelConfig:
             raise InputError(f"dim: {self.dim} cannot be split into {resolutions} graph resolutions")
         if width % self.heads:
             raise InputError(f"heads: a width of {width} cannot be split into {self.heads} heads")
+        if self.strategy == "none" and self.ablations:
+            raise InputError(f"ablations: strategy none has no {self.ablations[0]!r} to leave out")
         for name in ("dim", "encoder_blocks", "decoder_blocks", "heads", "graph_layers", "max_relevant"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}: expected at least 1, got {getattr(self, name)}")

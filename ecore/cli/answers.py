@@ -75,7 +75,8 @@ def run_generate(arguments: argparse.Namespace) -> int:
         model = _load(arguments)
         reply = model.respond(arguments.text, **options)
         print(reply)
-        print(f"perceived: {_perceived(reply.emotions)}")
+        if reply.emotions:
+            print(f"perceived: {_perceived(reply.emotions)}")
         return 0
     if arguments.out is None:
         raise InputError("--out: expected a file for the answers of --split")
@@ -140,7 +141,8 @@ def run_chat(arguments: argparse.Namespace) -> int:
             elif line:
                 reply = model.respond([*turns, line], **options)
                 turns += [line, str(reply)]
-                print(f"ecore: {reply}\n       [{_perceived(reply.emotions)}]", flush=True)
+                perceived = f"\n       [{_perceived(reply.emotions)}]" if reply.emotions else ""
+                print(f"ecore: {reply}{perceived}", flush=True)
     except (EOFError, KeyboardInterrupt):
         if asks:
             print("\nGoodbye.")

@@ -7,6 +7,7 @@ Only ``prediction`` and ``reference`` are needed to read one (:func:`evaluate_fi
   ``prediction``, the answer;
 - ``emotion``, the true one, and ``predicted_emotion``, the argmax of h^m;
 - ``emotions``: [name, probability] of the five highest of Softmax(h_emo);
+  (these two are missing where the model perceives no emotions, strategy "none");
 - ``relevant``: the emotions of V' by falling h_emo (hard strategy only);
 - ``nll``: the reference's summed negative log-likelihood in nats, without label smoothing, and its
   ``tokens``, EOS counted; ``context_words``, the context's, ``[CLS]`` not counted.
@@ -90,6 +91,8 @@ def predict(
 
 def _perceived(model: ECore, encoding: Encoding) -> list[Record]:
     """The emotions of every row, as the predictions file has them."""
+    if encoding.attention is None:
+        return [{} for _ in encoding.memory]
     names = model.vocabulary.emotions
     probability = encoding.attention.float().softmax(-1).cpu()
     ranked = encoding.attention.float().argsort(dim=-1, descending=True, stable=True).tolist()

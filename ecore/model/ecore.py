@@ -39,16 +39,18 @@ class Encoding(NamedTuple):
         attention: h_emo, [B, P].
         relevant: [B, P] bool, V': the co-occurring emotions.
         gate: sigma(W_e h^g), [B, P].
+
+    Under strategy "none" all from ``guidance`` on are None.
     """
 
     memory: Tensor
     memory_mask: Tensor
     guidance: Tensor | None
-    perception: Tensor
-    main: Tensor
-    attention: Tensor
-    relevant: Tensor
-    gate: Tensor
+    perception: Tensor | None = None
+    main: Tensor | None = None
+    attention: Tensor | None = None
+    relevant: Tensor | None = None
+    gate: Tensor | None = None
 
 
 class ECoreOutput(NamedTuple):
@@ -84,8 +86,9 @@ class Reply(str):
     """An answer, with the emotions perceived in what it answers to.
 
     Attributes:
-        emotions: (name, probability) by falling probability: Softmax(h^m), Eq. 10.
-        relevant: names of the co-occurring emotions V', by falling attention h_emo.
+        emotions: (name, probability) by falling probability: Softmax(h^m), Eq. 10. Empty where the model perceives
+            none.
+        relevant: names of the co-occurring emotions V', by falling attention h_emo; likewise.
     """
 
     emotions: list[tuple[str, float]]
@@ -130,12 +133,14 @@ class ECore(nn.Module):
             self.register_buffer(name, value.clone())
         self.register_buffer("emotion_words", torch.tensor(vocabulary.emotion_words), persistent=False)
 
-        graph = "graph" not in config.ablations
+        perceives = config.strategy != "none"
+        graph = perceives and "graph" not in config.ablations
         self.embedding = Embedding(config, words, embeddings)
         self.encoder = Encoder(config)
-        self.correlation = Correlation(emotions)
-        self.graph = GraphNetwork(config) if graph else EmotionAttention(config)
-        self.perceptron = Perceptron(config, emotions)
+        if perceives:
+            self.correlation = Correlation(emotions)
+            self.graph = GraphNetwork(config) if graph else EmotionAttention(config)
+            self.perceptron = Perceptron(config, emotions)
         self.decoder = Decoder(config, guided=graph)
         self.output = nn.Linear(config.dim, words)
         if config.tie_embeddings:
@@ -167,6 +172,8 @@ class ECore(nn.Module):
             memory_input = torch.cat([embedded, self.embedding.related(concepts)], dim=1)
             memory_mask = torch.cat([mask, batch.concepts != PAD], dim=1)
         memory = self.encoder(memory_input, memory_mask)
+        if self.config.strategy == "none":
+            return Encoding(memory, memory_mask, None)
         # Related words are left out of the mean: it stands for the context.
         mean = (memory[:, :words] * mask[..., None]).sum(1) / batch.lengths[:, None]
 
@@ -273,12 +280,16 @@ class ECore(nn.Module):
         generation, nll, _, encoding = self._word_losses(
             batch, tokens, self.config.label_smoothing, 1.0 / len(batch.response)
         )
-        emotion = nn.functional.cross_entropy(encoding.main.float(), batch.emotion)
-        weight = self.correlation.pair_weight(self.config.eco_form)
-        correlation = correlation_loss(weight, encoding.relevant)
-        total = generation + self.config.gamma_emotion * emotion
-        if "co-loss" not in self.config.ablations:
-            total = total + self.config.gamma_correlation * correlation
+        emotion = correlation = correct = generation.new_zeros(())
+        total = generation
+        if encoding.main is not None:
+            emotion = nn.functional.cross_entropy(encoding.main.float(), batch.emotion)
+            weight = self.correlation.pair_weight(self.config.eco_form)
+            correlation = correlation_loss(weight, encoding.relevant)
+            correct = (encoding.main.argmax(1) == batch.emotion).sum()
+            total = total + self.config.gamma_emotion * emotion
+            if "co-loss" not in self.config.ablations:
+                total = total + self.config.gamma_correlation * correlation
         return Losses(
             total,
             generation,
@@ -286,8 +297,8 @@ class ECore(nn.Module):
             correlation,
             nll.sum(),
             (batch.response != PAD).sum(),
-            (encoding.main.argmax(1) == batch.emotion).sum(),
-            self._health(batch, encoding) if health else {},
+            correct,
+            self._health(batch, encoding) if health and encoding.main is not None else {},
         )
 
     @torch.no_grad()
@@ -368,6 +379,9 @@ class ECore(nn.Module):
         finally:
             self.train(training)
         reply = Reply(detokenize(self.vocabulary.decode(words)))
+        reply.emotions, reply.relevant = [], []
+        if encoding.main is None:
+            return reply
         probability = encoding.main[0].float().softmax(-1)
         names = self.vocabulary.emotions
         reply.emotions = [(names[i], float(probability[i])) for i in probability.argsort(descending=True)]

@@ -122,8 +122,8 @@ def summarize(run: Path) -> str:
         best = min(validated, key=lambda line: line["valid_ppl_per_sample"])
         told.append(
             f"best validation at step {best['step']:,}: perplexity {best['valid_ppl']:.2f} per token, "
-            f"{best['valid_ppl_per_sample']:.2f} per sample, "
-            f"emotion accuracy {best['valid_emotion_accuracy']:.2f} %"
+            f"{best['valid_ppl_per_sample']:.2f} per sample"
+            + (f", emotion accuracy {best[name]:.2f} %" if (name := "valid_emotion_accuracy") in best else "")
         )
     if (run / CHECKPOINTS).exists():
         names = [f"{which}: {weights_file(run, which).name}" for which in ("best", "last")]

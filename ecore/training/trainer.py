@@ -347,12 +347,16 @@ class Trainer:
             "emotion": window["emotion"] / window["batches"],
             "correlation": window["correlation"] / window["batches"],
             "nll_per_token": window["nll"] / window["tokens"],
-            "emotion_accuracy": 100 * window["correct"] / window["samples"],
+            **self._accuracy("emotion_accuracy", window["correct"] / window["samples"]),
             "lr": rate,
             "samples_per_second": window["samples"] / window["seconds"],
             "seconds_per_step": window["seconds"] / window["steps"],
             "peak_memory_mib": self._peak_memory(),
         }
+
+    def _accuracy(self, name: str, share: float) -> dict[str, float]:
+        """An accuracy in percent, where the model tells emotions at all."""
+        return {} if self.settings.model.strategy == "none" else {name: 100 * share}
 
     def _peak_memory(self) -> float:
         if self.device.type == "cuda":
@@ -378,7 +382,12 @@ class Trainer:
                 batch = split.batch(indices).to(self.device)
                 with self._autocast(), self._split_may_refuse():
                     scores = self.model.score(batch, int(split.response_lengths[indices].sum()))
-                correct = scores.encoding.main.argmax(-1) == batch.emotion
+                main = scores.encoding.main
+                correct = (
+                    (main.argmax(-1) == batch.emotion)
+                    if main is not None
+                    else torch.zeros_like(batch.emotion)
+                )
                 scored.append(torch.stack([scores.nll, scores.tokens.double(), correct.double()]))
         if self.processes.any(interrupted):
             return None
@@ -387,12 +396,11 @@ class Trainer:
         if not nll.isfinite().all():
             raise self._diverged(self.state.step, "the validation loss is not finite")
         per_token, per_sample = perplexity(nll.numpy(), tokens.long().numpy())
-        accuracy = 100 * correct.mean().item()
         self.clock = time.perf_counter()
         return {
             "valid_ppl": per_token,
             "valid_ppl_per_sample": per_sample,
-            "valid_emotion_accuracy": accuracy,
+            **self._accuracy("valid_emotion_accuracy", correct.mean().item()),
             "valid_seconds": self.clock - began,
         }
 
@@ -406,8 +414,8 @@ class Trainer:
             state.stale += 1
         self._print(
             f"step {state.step}: validation perplexity {results['valid_ppl']:.2f} per token, {value:.2f} per "
-            f"sample{' (best so far)' if better else ''}, "
-            f"emotion accuracy {results['valid_emotion_accuracy']:.2f} %"
+            f"sample{' (best so far)' if better else ''}"
+            + "".join(f", emotion accuracy {v:.2f} %" for k, v in results.items() if k.endswith("accuracy"))
         )
 
     def _save(self) -> None:

@@ -327,3 +327,20 @@ def test_checkpoint_of_another_vocabulary(run, prepared, corpus, capsys, tmp_pat
     line = refused(capsys, "generate", run, "--split", "test", "--out", tmp_path / "a.jsonl", "--data", other)
     assert "vocabulary" in line
     assert "vocabulary" in refused(capsys, "train", "--data", other, "--out", run, "--resume")
+
+
+def test_the_plain_transformer_all_the_way(prepared, tmp_path, capsys):
+    """Strategy none trains, is evaluated and answers; nobody tells an emotion that it does not perceive."""
+    run = tmp_path / "run"
+    flags = [*SMALL, "--strategy", "none", "--max-steps", "3", "--log-every", "1"]
+    assert cli.main(["train", "--data", str(prepared), "--out", str(run), *flags]) == 0
+    assert all("emotion_accuracy" not in line for line in read_metrics(run))
+    assert cli.main(["evaluate", str(run)]) == 0
+    assert cli.main(["generate", str(run), "--text", "A noise scared me."]) == 0
+    assert cli.main(["info", str(run)]) == 0
+    told = capsys.readouterr().out
+    assert "ppl_per_sample" in told
+    assert "Acc" not in told
+    assert "perceived" not in told
+    ablated = ["--ablate", "co-p", "--strategy", "none", "--out", str(tmp_path / "other")]
+    assert cli.main(["train", "--data", str(prepared), *ablated]) == 2

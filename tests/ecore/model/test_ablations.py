@@ -108,3 +108,21 @@ def test_gen_loss(make, strategy):
 def test_several_at_once(make):
     model = make.model(ablations=("co-p", "co-g", "co-loss", "gate-g", "gen-loss"))
     assert model.loss(make.batch()).total.isfinite()
+
+
+def test_the_plain_transformer_knows_no_emotions(make):
+    """Strategy none: no graph, no perceptron, no correlation, and the loss is the generation's alone."""
+    model, batch = make.model(strategy="none"), make.batch()
+    names = {name.split(".")[0] for name, _ in model.named_parameters()}
+    assert names == {"embedding", "encoder", "decoder", "output"}
+    assert not any("join_guidance" in name or "guidance_norm" in name for name, _ in model.named_parameters())
+    encoding, losses = model.encode(batch), model.loss(batch, health=True)
+    assert encoding.guidance is encoding.main is encoding.attention is None
+    assert losses.total == losses.generation > 0.0
+    assert losses.emotion == losses.correlation == losses.correct == 0.0
+    losses.total.backward()
+    assert all(p.grad is not None for p in model.parameters())
+    other = batch._replace(emotion=(batch.emotion + 1) % 8)
+    assert torch.equal(model.loss(other).total, losses.total)
+    reply = model.respond(["word1 word2"])
+    assert reply.emotions == reply.relevant == []
