@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 
@@ -111,3 +113,17 @@ def test_the_papers_letter_runs(make):
     assert not any("norm" in name for name, _ in model.graph.named_parameters())
     losses = steps(model, [make.batch(seed=seed) for seed in range(3)], 1e-4)
     assert all(x.total.isfinite() for x in losses)
+
+
+@pytest.mark.parametrize("strategy", ["soft", "hard", "none"])
+def test_a_step_asks_the_device_nothing(make, strategy, monkeypatch):
+    """Tensors without data cannot answer: where a step needs a value on the host, a GPU would be waited for."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # knows no such device
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
+    model, batch = make.model(strategy=strategy).train().to("meta"), make.batch()
+    tokens = int((batch.response != 0).sum())
+    losses = model.loss(batch.to("meta"), health=True, tokens=tokens)
+    losses.total.backward()
+    assert model.output.weight.grad.shape == model.output.weight.shape
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        model.loss(batch.to("meta"))  # counts the words itself
