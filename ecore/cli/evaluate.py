@@ -18,6 +18,7 @@ def declare_evaluate(parser: argparse.ArgumentParser) -> None:
     examples:
       ecore evaluate run
       ecore evaluate run --split valid --limit 500
+      ecore evaluate run --multi-emotion labels.jsonl      lines of {"conv_id": ..., "emotions": [...]}
       ecore evaluate --predictions theirs.jsonl      lines of {"prediction": ..., "reference": ...}
     """
     parser.add_argument("folder", nargs="?", type=Path, metavar="RUN", help="folder made by `ecore train`")
@@ -31,6 +32,12 @@ def declare_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="FOLDER", help="where files go (default: RUN/evaluation-SPLIT)"
     )
+    parser.add_argument(
+        "--multi-emotion",
+        type=Path,
+        metavar="FILE",
+        help="JSON lines of dialogues with several emotions: adds R@1, R@3 and R@5 of the paper's Table 3",
+    )
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="samples at once")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N samples")
     add_device(parser)
@@ -43,7 +50,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     from ecore.evaluation.report import evaluate_run, format_file
 
     if arguments.predictions is not None:
-        print(format_file(evaluate_file(arguments.predictions)))
+        print(format_file(evaluate_file(arguments.predictions, arguments.multi_emotion)))
         return 0
     evaluate_run(
         arguments.folder,
@@ -53,5 +60,6 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         arguments.batch_size,
         arguments.out,
         arguments.limit,
+        multi_emotion=arguments.multi_emotion,
     )
     return 0

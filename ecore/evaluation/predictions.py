@@ -28,6 +28,7 @@ from ecore.data.batches import Split
 from ecore.data.text import detokenize, tokenize
 from ecore.errors import InputError
 from ecore.evaluation.metrics import accuracy, distinct, mean_length
+from ecore.evaluation.multi_emotion import multi_emotion_recall, read_multi_emotion
 from ecore.files import atomic_path
 from ecore.generation import Decoding, generate
 
@@ -180,14 +181,19 @@ def has_emotions(record: Record) -> bool:
     return "emotion" in record and "predicted_emotion" in record
 
 
-def evaluate_file(path: Path | str) -> Record:
-    """Count what a predictions file allows: ``samples`` and :func:`text_metrics`.
+def evaluate_file(path: Path | str, multi_emotion: Path | str | None = None) -> Record:
+    """Count what a predictions file allows: ``samples`` and :func:`text_metrics`; with a label file
+    ``multi_emotion`` also :func:`~ecore.evaluation.multi_emotion.multi_emotion_recall`.
 
     Raises:
-        InputError: see :func:`read_predictions`.
+        InputError: see :func:`read_predictions` and, with a label file, the functions of that module.
     """
     records = read_predictions(path)
-    return {"samples": len(records), **text_metrics(records)}
+    result = {"samples": len(records), **text_metrics(records)}
+    if multi_emotion is not None:
+        labels = read_multi_emotion(multi_emotion)
+        result["multi_emotion"] = multi_emotion_recall(records, labels)
+    return result
 
 
 def text_metrics(records: Sequence[Record]) -> Record:

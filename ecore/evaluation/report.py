@@ -18,6 +18,13 @@ from ecore.evaluation.metrics import (
     perplexity,
     recall_at,
 )
+from ecore.evaluation.multi_emotion import (
+    RECALL_AT,
+    format_multi_emotion,
+    multi_emotion_recall,
+    read_multi_emotion,
+    split_emotions,
+)
 from ecore.evaluation.predictions import Record, has_emotions, predict, text_metrics, write_records
 from ecore.evaluation.yardsticks import yardsticks as count_yardsticks
 from ecore.files import write_json
@@ -25,7 +32,6 @@ from ecore.generation import Decoding
 from ecore.model.ecore import ECore
 from ecore.model.pretrained import read_config, weights_file
 
-RECALL_AT = (1, 3, 5)
 EXTREMES = 3  # best and worst emotions of the printed table
 
 
@@ -40,6 +46,7 @@ def evaluate_run(
     decoding: Decoding | None = None,
     yardsticks: bool = True,
     progress: bool = True,
+    multi_emotion: Path | str | None = None,
 ) -> dict[str, Any]:
     """Score and answer one split with a run's model, write the files, print the table.
 
@@ -51,6 +58,7 @@ def evaluate_run(
         limit: only the first ``limit`` samples, for a quick look; the yardsticks are of the same samples.
         decoding: default greedy, at most 30 words: that of the literature's tables.
         yardsticks: count those too.
+        multi_emotion: label file (:mod:`ecore.evaluation.multi_emotion`) whose dialogues' emotions are scored too.
 
     Returns:
         What ``metrics.json`` holds.
@@ -69,13 +77,20 @@ def evaluate_run(
             f"{prepared.folder}: prepared with another vocabulary ({prepared.vocabulary.fingerprint}); "
             f"expected the data that {run} was trained on ({model.vocabulary.fingerprint})"
         )
+    chosen: Any = getattr(prepared, split)
+    labels = None
+    if multi_emotion is not None:  # before the work, for the file may be bad
+        if limit is not None:
+            raise InputError("--multi-emotion: needs the whole split; leave out --limit")
+        if model.config.strategy == "none":
+            raise InputError(f"--multi-emotion: {run} is of strategy none, which perceives no emotions")
+        labels = read_multi_emotion(multi_emotion, prepared.vocabulary.emotions, split_emotions(chosen))
     out = Path(out) if out is not None else run / f"evaluation-{split}"
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{out}: cannot be made a folder ({error.strerror})") from None
 
-    chosen: Any = getattr(prepared, split)
     records = predict(model, chosen, decoding, batch_size, limit, progress)
     metrics = {
         "split": split,
@@ -89,6 +104,8 @@ def evaluate_run(
         "decoding": asdict(decoding),
         **run_metrics(records, model.vocabulary.emotions),
     }
+    if labels is not None:
+        metrics["multi_emotion"] = multi_emotion_recall(records, labels)
     if yardsticks:
         samples = np.arange(len(records))
         metrics["yardsticks"] = count_yardsticks(prepared.train, chosen, prepared.vocabulary, samples)
@@ -159,6 +176,8 @@ def format_run(metrics: dict[str, Any]) -> str:
         size = f"true emotions in the relevant set, of {metrics['relevant_size']:.2f} on average"
         lines.append(_row("R@relevant", metrics["recall_relevant"], size))
     lines.append(_row("response words", metrics["mean_length"], f"human {human['mean_length']:.2f}"))
+    if "multi_emotion" in metrics:
+        lines += ["", format_multi_emotion(metrics["multi_emotion"])]
     if "accuracy" in metrics:
         lines += ["", "accuracy by words of context"]
         lines += [
@@ -183,6 +202,8 @@ def format_file(metrics: dict[str, Any]) -> str:
     ]
     if "accuracy" in metrics:
         lines.append(_row("Acc", metrics["accuracy"], "%"))
+    if "multi_emotion" in metrics:
+        lines += ["", format_multi_emotion(metrics["multi_emotion"])]
     return "\n".join(lines)
 
 

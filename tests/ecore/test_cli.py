@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from ecore.data.prepare import VOCABULARIES
 from ecore.model import ECore
 from ecore.training.metrics_log import read_metrics
 
-COMMANDS = ("prepare", "train", "evaluate", "generate", "chat", "demo", "info")
+COMMANDS = ("prepare", "train", "evaluate", "generate", "chat", "annotate", "demo", "info")
 ROOT = Path(__file__).parents[2]
 SMALL = [
     "--preset",
@@ -344,3 +345,21 @@ def test_the_plain_transformer_all_the_way(prepared, tmp_path, capsys):
     assert "perceived" not in told
     ablated = ["--ablate", "co-p", "--strategy", "none", "--out", str(tmp_path / "other")]
     assert cli.main(["train", "--data", str(prepared), *ablated]) == 2
+
+
+def test_evaluate_multi_emotion(run, tmp_path, capsys):
+    """Labelled dialogues are scored beside the rest; labels that do not fit are refused before any work."""
+    copied = tmp_path / "run"
+    shutil.copytree(run, copied)
+    labels = tmp_path / "labels.jsonl"
+    labels.write_text(json.dumps({"conv_id": "test0", "emotions": ["afraid", "sad"]}) + "\n")
+    assert cli.main(["evaluate", str(copied), "--multi-emotion", str(labels)]) == 0
+    assert "multi-emotion subset: 1 conversations" in capsys.readouterr().out
+    kept = json.loads((copied / "evaluation-test" / "metrics.json").read_text())["multi_emotion"]
+    assert kept["ceiling_at"] == {"1": 1.0, "3": 2.0, "5": 2.0}
+    told = str(copied / "evaluation-test" / "predictions.jsonl")
+    assert cli.main(["evaluate", "--predictions", told, "--multi-emotion", str(labels)]) == 0
+    assert cli.main(["evaluate", str(copied), "--multi-emotion", str(labels), "--limit", "2"]) == 2
+    labels.write_text(json.dumps({"conv_id": "nobody", "emotions": ["afraid", "sad"]}) + "\n")
+    assert cli.main(["evaluate", str(copied), "--multi-emotion", str(labels)]) == 2
+    assert "labels.jsonl:1: no conversation 'nobody'" in capsys.readouterr().err

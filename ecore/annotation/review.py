@@ -1,0 +1,135 @@
+"""The sheet on which a person strikes mistaken labels, and what is left of the labels afterwards.
+
+The sheet is a CSV file for any spreadsheet with a row for each label that is in question; the true emotion is
+not. An x in ``strike`` strikes the row's label. The dialogue stands on the first row of its conversation.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ecore.data.corpus import Conversation
+from ecore.errors import InputError
+from ecore.evaluation.multi_emotion import Labels
+from ecore.files import atomic_path
+
+COLUMNS = ("sample", "conv_id", "dialogue", "true_emotion", "emotion", "strike")
+
+Strikes = dict[tuple[str, str], bool]
+"""Whether each label, by conv_id and emotion, was struck."""
+
+
+def write_sheet(path: Path, conversations: Sequence[Conversation], labels: Labels) -> None:
+    """Write the sheet for ``labels``, the true emotion first in each, atomically."""
+    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8-sig", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        chosen = [c for c in conversations if c.conv_id in labels]
+        for sample, conversation in enumerate(chosen, start=1):
+            # A cell that begins so is no formula for a spreadsheet, whatever was said.
+            said = "\n".join(
+                f"{'SL'[i % 2]}{i // 2 + 1}: {turn}" for i, turn in enumerate(conversation.turns)
+            )
+            true, *others = labels[conversation.conv_id]
+            for emotion in others:
+                writer.writerow((sample, conversation.conv_id, said, true, emotion, ""))
+                said = ""
+
+
+def read_sheet(path: Path | str, labels: Labels) -> Strikes:
+    """What a reviewer struck on a sheet made for ``labels``.
+
+    Rows may be in any order, and columns as well; a semicolon or a tab may have taken the comma's place.
+
+    Raises:
+        InputError: the file is missing or unreadable; or, with its line: other columns, a row that was torn, does
+            not belong to these labels or occurs twice, or a strike other than x; or rows are missing.
+    """
+    path = Path(path)
+    strikes: Strikes = {}
+    for line, row in _rows(path):
+        conv_id, emotion, mark = row["conv_id"], row["emotion"], row["strike"].strip().lower()
+        known = labels.get(conv_id)
+        if known is None or row["true_emotion"] != known[0] or emotion not in known[1:]:
+            raise InputError(
+                f"{path}:{line}: no such label: {conv_id!r}, true emotion {row['true_emotion']!r}, emotion "
+                f"{emotion!r}; expected the rows as they were written, with nothing changed but strike"
+            )
+        if (conv_id, emotion) in strikes:
+            raise InputError(f"{path}:{line}: {emotion!r} of {conv_id} again; expected each label once")
+        if mark not in ("", "x"):
+            raise InputError(f"{path}:{line}: strike: expected x or nothing, got {row['strike']!r}")
+        strikes[conv_id, emotion] = mark == "x"
+    asked = [(conv_id, emotion) for conv_id, names in labels.items() for emotion in names[1:]]
+    missing = [label for label in asked if label not in strikes]
+    if missing:
+        raise InputError(
+            f"{path}: {len(missing):,} of {len(asked):,} rows are missing, first {missing[0][1]!r} of "
+            f"{missing[0][0]}; expected every row that was written"
+        )
+    return strikes
+
+
+def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
+    """Line and fields of each row, empty rows left out."""
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: expected UTF-8 text ({error.reason}); save it as CSV UTF-8") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    header = content.split("\n", 1)[0]
+    delimiter = max(",;\t", key=header.count)
+    reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
+    rows, columns, line = [], None, 1
+    try:
+        for fields in reader:
+            if columns is None:
+                columns = [field.strip() for field in fields]
+                if sorted(columns) != sorted(COLUMNS):
+                    raise InputError(
+                        f"{path}:1: expected the columns {', '.join(COLUMNS)}, got {header[:80]!r}"
+                    )
+            elif any(fields):
+                if len(fields) != len(columns):
+                    raise InputError(
+                        f"{path}:{line}: torn row: expected {len(columns)} fields, got {len(fields)}"
+                    )
+                rows.append((line, dict(zip(columns, fields, strict=True))))
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise InputError(f"{path}:{line}: torn row ({error}); expected a CSV file") from None
+    if columns is None:
+        raise InputError(f"{path}: empty; expected the columns {', '.join(COLUMNS)}")
+    return rows
+
+
+def refuse_marked(path: Path) -> None:
+    """Raise where a sheet with strikes would be overwritten.
+
+    Raises:
+        InputError: ``path`` has strikes, or cannot be read as a sheet.
+    """
+    if path.is_file() and any(row["strike"].strip() for _, row in _rows(path)):
+        raise InputError(f"{path}: has strikes, which would be lost; move it away or choose another --out")
+
+
+def strike(labels: Labels, sheets: Sequence[Strikes]) -> Labels:
+    """``labels`` without what half of the reviewers or more struck; a conversation with the true emotion alone
+    drops out."""
+    kept = {}
+    for conv_id, (true, *others) in labels.items():
+        left = [e for e in others if 2 * sum(sheet[conv_id, e] for sheet in sheets) < len(sheets)]
+        if left:
+            kept[conv_id] = (true, *left)
+    return kept
+
+
+def decisions(sheets: Mapping[str, Strikes]) -> list[tuple[str, tuple[str, str], bool]]:
+    """Reviewer, label and decision, as :func:`ecore.annotation.agreement.alpha` wants them."""
+    return [(name, label, struck) for name, sheet in sheets.items() for label, struck in sheet.items()]
