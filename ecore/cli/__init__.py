@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from ecore.cli import about, annotate, answers, evaluate, prepare, train
+from ecore.cli import about, annotate, answers, evaluate, figures, human, prepare, train
 from ecore.errors import InputError
 
 # torch takes seconds to import: commands import what they need, and `ecore --help` answers at once.
@@ -98,6 +98,12 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callab
     "evaluate": ("score a run, or anybody's predictions", evaluate.declare_evaluate, evaluate.run_evaluate),
     "generate": ("answer a dialogue, or a whole split", answers.declare_generate, answers.run_generate),
     "chat": ("talk with a model", answers.declare_chat, answers.run_chat),
+    "figures": ("draw a run's figures, as in the paper", figures.declare_figures, figures.run_figures),
+    "human": (
+        "run a human evaluation: sheets for raters, and their scores",
+        human.declare_human,
+        human.run_human,
+    ),
     "annotate": (
         "label dialogues with several emotions",
         annotate.declare_annotate,

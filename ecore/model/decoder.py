@@ -1,54 +1,106 @@
-"""The modified transformer decoder (Appendix C) and its key/value cache."""
+"""The modified transformer decoder (Appendix C), and word by word over a key/value cache."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ecore.config import ModelConfig
 from ecore.model.dropout import Dropout
-from ecore.model.transformer import FeedForward, MultiHeadAttention
+from ecore.model.transformer import FeedForward, MultiHeadAttention, attend, project
+
+Affine = tuple[Tensor, Tensor]
+"""Weight and bias."""
+
+
+class BlockWeights(NamedTuple):
+    """A block's weights as a step takes them: queries, keys and values are one projection."""
+
+    self_norm: Affine
+    query_key_value: Affine
+    self_output: Affine
+    cross_norm: Affine
+    cross_query: Affine
+    cross_output: Affine
+    join: Affine
+    feed_forward_norm: Affine
+    expand: Affine
+    contract: Affine
 
 
 class DecoderCache:
-    """What the decoder keeps of B responses in the making.
+    """What the decoder keeps of responses in the making: of C contexts, ``width`` responses (rows) each.
 
     Attributes:
         length: words decoded so far.
-        self_keys, self_values: per block [B, heads, max_length, d]; the first ``length`` positions are filled.
-        cross_keys, cross_values: per block [B, heads, S, d], of the encoded context.
-        guidance: per block [B, 1, D], W_d's share of the node sum; None without one.
-        mask: [B, 1, 1, S] bool, where the context has words.
+        contexts, width: C and the responses of each; those of one context lie side by side.
+        words: [blocks, 2, C * width, heads, max_length, d], keys and values of the words; the first ``length``
+            positions are filled.
+        memory: [blocks, 2, C, heads, S, d], keys and values of the encoded contexts.
+        mask: [C, heads, 1, S], 0 where the context has words and minus infinity elsewhere; None where it has
+            words everywhere.
+        guidance: [blocks, C * width, D], W_d's share of the node sum; None without one.
+        weights: of each block.
     """
 
     def __init__(
         self,
-        cross: list[tuple[Tensor, Tensor]],
-        guidance: list[Tensor] | None,
-        mask: Tensor,
+        memory: Tensor,
+        mask: Tensor | None,
+        guidance: Tensor | None,
+        weights: list[BlockWeights],
         max_length: int,
     ) -> None:
+        blocks, _, self.contexts, heads, _, width = memory.shape
+        self.width = 1
         self.length = 0
-        self.cross_keys = [keys for keys, _ in cross]
-        self.cross_values = [values for _, values in cross]
-        batch, heads, _, width = self.cross_keys[0].shape
-        self.self_keys = [keys.new_empty(batch, heads, max_length, width) for keys in self.cross_keys]
-        self.self_values = [torch.empty_like(keys) for keys in self.self_keys]
-        self.guidance = guidance
-        self.mask = mask
+        self.words = memory.new_empty(blocks, 2, self.contexts, heads, max_length, width)
+        self.memory, self.mask, self.guidance, self.weights = memory, mask, guidance, weights
 
-    def select(self, rows: Tensor) -> None:
-        """Keep, reorder or duplicate rows: int64 [B'] indices into the present ones."""
-        for tensors in (
-            self.self_keys,
-            self.self_values,
-            self.cross_keys,
-            self.cross_values,
-            self.guidance or [],
-        ):
-            for i, tensor in enumerate(tensors):
-                tensors[i] = tensor.index_select(0, rows)
-        self.mask = self.mask.index_select(0, rows)
+    @property
+    def position(self) -> int:
+        """Index of the word that the next step reads."""
+        return self.length
+
+    def append(self, block: int, keys_values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Take in the present word's [2, rows, heads, d]; the keys, values and mask to attend with."""
+        self.words[block, ..., self.length, :] = keys_values
+        keys, values = self.words[block, ..., : self.length + 1, :].unbind(0)
+        return keys, values, None
+
+    def advance(self) -> None:
+        """The present word is in every block's cache."""
+        self.length += 1
+
+    def select(self, contexts: Tensor) -> None:
+        """Keep, reorder or duplicate contexts with their responses: int64 [C'] indices into the present ones."""
+        rows = contexts
+        if self.width > 1:
+            rows = (contexts[:, None] * self.width + torch.arange(self.width, device=rows.device)).flatten()
+        self._take(rows)
+        self.guidance = None if self.guidance is None else self.guidance.index_select(1, rows)
+        self.memory = self.memory.index_select(2, contexts)
+        self.mask = None if self.mask is None else self.mask.index_select(0, contexts)
+        self.contexts = len(contexts)
+
+    def branch(self, parents: Tensor) -> None:
+        """Go on from other responses to the same contexts: int64 [C, width'], which of its present ones."""
+        first = torch.arange(self.contexts, device=parents.device)[:, None] * self.width
+        rows = (first + parents).flatten()
+        self._take(rows)
+        if self.guidance is not None and parents.shape[1] != self.width:
+            self.guidance = self.guidance.index_select(1, rows)
+        self.width = parents.shape[1]
+
+    def _take(self, rows: Tensor) -> None:
+        filled = self.words[..., : self.length, :].index_select(2, rows)
+        if len(rows) != self.words.shape[2]:
+            blocks, two, _, heads, room, width = self.words.shape
+            self.words = self.words.new_empty(blocks, two, len(rows), heads, room, width)
+        self.words[..., : self.length, :] = filled
 
 
 class DecoderBlock(nn.Module):
@@ -68,19 +120,36 @@ class DecoderBlock(nn.Module):
         self.feed_forward = FeedForward(config.dim, config.feed_forward or 4 * config.dim)
         self.dropout = Dropout(config.dropout)
 
-    def rest(
-        self,
-        y: Tensor,
-        cross_keys: Tensor,
-        cross_values: Tensor,
-        mask: Tensor,
-        guidance: Tensor | None,
-    ) -> Tensor:
-        """All after self-attention."""
-        attended = self.cross_attention(self.cross_norm(y), cross_keys, cross_values, mask)
-        joined = self.join_context(attended)
+    def forward(self, y: Tensor, memory: Tensor, mask: Tensor, guidance: Tensor | None) -> Tensor:
+        """y [B, T, D], memory [B, S, D], mask [B, 1, 1, S] bool, guidance [B, 1, D] -> [B, T, D]."""
+        normed = self.self_norm(y)
+        keys_values = self.self_attention.keys_values(normed)
+        y = y + self.dropout(self.self_attention(normed, *keys_values, causal=True))
+        keys_values = self.cross_attention.keys_values(memory)
+        joined = self.join_context(self.cross_attention(self.cross_norm(y), *keys_values, mask))
         y = y + self.dropout(joined if guidance is None else joined + guidance)
         return y + self.dropout(self.feed_forward(self.feed_forward_norm(y)))
+
+    def weights(self) -> BlockWeights:
+        """What :meth:`Decoder.step` takes; queries, keys and values are copied, the rest is shared."""
+        own, cross = self.self_attention, self.cross_attention
+        parts = (own.query, own.key, own.value)
+        return BlockWeights(
+            _affine(self.self_norm),
+            (torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts])),
+            _affine(own.output),
+            _affine(self.cross_norm),
+            _affine(cross.query),
+            _affine(cross.output),
+            _affine(self.join_context),
+            _affine(self.feed_forward_norm),
+            _affine(self.feed_forward[0]),
+            _affine(self.feed_forward[2]),
+        )
+
+
+def _affine(layer: nn.Linear | nn.LayerNorm) -> Affine:
+    return layer.weight, layer.bias
 
 
 class Decoder(nn.Module):
@@ -114,32 +183,43 @@ class Decoder(nn.Module):
         joins = self._guidance(guidance)
         mask = mask[:, None, None, :]
         for i, block in enumerate(self.blocks):
-            normed = block.self_norm(y)
-            keys_values = block.self_attention.keys_values(normed)
-            y = y + block.dropout(block.self_attention(normed, *keys_values, causal=True))
-            cross = block.cross_attention.keys_values(memory)
-            y = block.rest(y, *cross, mask, None if joins is None else joins[i])
+            y = block(y, memory, mask, None if joins is None else joins[i])
         return self.norm(y)
 
     def start(self, memory: Tensor, mask: Tensor, guidance: Tensor | None, max_length: int) -> DecoderCache:
-        """The cache of responses of at most ``max_length`` words, none decoded yet."""
-        cross = [block.cross_attention.keys_values(memory) for block in self.blocks]
-        return DecoderCache(cross, self._guidance(guidance), mask[:, None, None, :], max_length)
+        """The cache of responses of at most ``max_length`` words, none decoded yet; arguments as for forward."""
+        cross = [torch.stack(block.cross_attention.keys_values(memory)) for block in self.blocks]
+        guided = self._guidance(guidance)
+        added: Tensor | None = None
+        if memory.is_cuda or not mask.all():  # on GPU looking would wait for it
+            added = torch.zeros_like(mask, dtype=cross[0].dtype).masked_fill_(~mask, -torch.inf)
+            added = added[:, None, None, :].repeat(1, cross[0].shape[2], 1, 1)
+        return DecoderCache(
+            torch.stack(cross),
+            added,
+            None if guided is None else torch.stack(guided)[:, :, 0],
+            [block.weights() for block in self.blocks],
+            max_length,
+        )
 
     def step(self, y: Tensor, cache: DecoderCache) -> Tensor:
-        """Decode one more word: y [B, D] embedded -> s_t [B, D]; the cache grows by it."""
-        y = y[:, None]
-        position = cache.length
-        for i, block in enumerate(self.blocks):
-            normed = block.self_norm(y)
-            keys, values = block.self_attention.keys_values(normed)
-            cache.self_keys[i][:, :, position] = keys[:, :, 0]
-            cache.self_values[i][:, :, position] = values[:, :, 0]
-            seen = slice(0, position + 1)
-            y = y + block.dropout(
-                block.self_attention(normed, cache.self_keys[i][:, :, seen], cache.self_values[i][:, :, seen])
-            )
-            join = None if cache.guidance is None else cache.guidance[i]
-            y = block.rest(y, cache.cross_keys[i], cache.cross_values[i], cache.mask, join)
-        cache.length += 1
-        return self.norm(y[:, 0])
+        """Decode one more word, without dropout: y [C * width, D] embedded -> s_t; the cache grows by it."""
+        heads, size = cache.words.shape[3], y.shape[1:]
+        for i, w in enumerate(cache.weights):
+            projected = project(F.layer_norm(y, size, *w.self_norm), *w.query_key_value)
+            projected = projected.unflatten(1, (3, heads, -1))
+            own = cache.append(i, projected[:, 1:].transpose(0, 1))
+            attended = attend(projected[:, 0, :, None], *own).flatten(0, 1)
+            y = y + project(attended, *w.self_output)
+
+            query = project(F.layer_norm(y, size, *w.cross_norm), *w.cross_query)
+            query = query.view(cache.contexts, cache.width, heads, -1).transpose(1, 2)
+            attended = attend(query, *cache.memory[i], cache.mask).flatten(0, 1)
+            y = y + project(project(attended, *w.cross_output), *w.join)
+            if cache.guidance is not None:
+                y = y + cache.guidance[i]
+
+            hidden = F.relu_(project(F.layer_norm(y, size, *w.feed_forward_norm), *w.expand))
+            y = y + project(hidden, *w.contract)
+        cache.advance()
+        return self.norm(y)

@@ -21,6 +21,7 @@ from ecore.model.encoder import Embedding, Encoder
 from ecore.model.graph_network import Correlation, EmotionAttention, FirstPass, GraphNetwork
 from ecore.model.losses import Losses, correlation_loss, vocabulary_losses
 from ecore.model.perceptron import Perception, Perceptron
+from ecore.model.transformer import project
 from ecore_kernels import EmotionGraph, otsu
 
 SOFT_RELEVANT = 3
@@ -137,6 +138,7 @@ class ECore(nn.Module):
         graph = perceives and "graph" not in config.ablations
         self.embedding = Embedding(config, words, embeddings)
         self.encoder = Encoder(config)
+        self.correlation = self.graph = self.perceptron = None
         if perceives:
             self.correlation = Correlation(emotions)
             self.graph = GraphNetwork(config) if graph else EmotionAttention(config)
@@ -326,9 +328,10 @@ class ECore(nn.Module):
         return self.decoder.start(encoding.memory, encoding.memory_mask, encoding.guidance, max_length)
 
     def step(self, words: Tensor, cache: DecoderCache) -> Tensor:
-        """Logits [B, V] of the next word after ``words`` [B]."""
-        embedded = self.embedding(words[:, None], start=cache.length)[:, 0]
-        return self.output(self.decoder.step(embedded, cache))
+        """Logits [B, V] of the next word after ``words`` [B], without dropout; the caller may change them."""
+        position = self.embedding.position[cache.position]
+        embedded = torch.add(position, self.embedding.word(words), alpha=self.embedding.scale)
+        return project(self.decoder.step(embedded, cache), self.output.weight, self.output.bias)
 
     # Files and answers ------------------------------------------------------------------------------------------
 
@@ -371,20 +374,24 @@ class ECore(nn.Module):
             if not turn.strip():
                 raise InputError(f"respond: turn {i + 1} is empty")
         batch = context_batch([list(turns)], self.vocabulary, self.tables).to(self.device)
-        training = self.training
-        self.eval()
+        settings, training = Decoding(**decoding), self.training
+        if training:  # going through all modules takes as long as some words
+            self.eval()
         try:
             encoding = self.encode(batch)
-            words = generate(self, batch, Decoding(**decoding), encoding)[0]
+            words = generate(self, batch, settings, encoding)[0]
         finally:
-            self.train(training)
+            if training:
+                self.train()
         reply = Reply(detokenize(self.vocabulary.decode(words)))
         reply.emotions, reply.relevant = [], []
         if encoding.main is None:
             return reply
+        # As lists, because every look at an element would wait for a GPU.
         probability = encoding.main[0].float().softmax(-1)
-        names = self.vocabulary.emotions
-        reply.emotions = [(names[i], float(probability[i])) for i in probability.argsort(descending=True)]
-        ranked = encoding.attention[0].argsort(descending=True)
-        reply.relevant = [names[i] for i in ranked if encoding.relevant[0, i]]
+        names, shares = self.vocabulary.emotions, probability.tolist()
+        reply.emotions = [(names[i], shares[i]) for i in probability.argsort(descending=True).tolist()]
+        relevant = encoding.relevant[0].tolist()
+        ranked = encoding.attention[0].argsort(descending=True).tolist()
+        reply.relevant = [names[i] for i in ranked if relevant[i]]
         return reply

@@ -98,20 +98,25 @@ class GraphNetwork(nn.Module):
             history.append(following.attention.edge_update(nodes))
         return nodes, history
 
-    def perceive(self, words: Tensor, emotions: Tensor, graph: EmotionGraph) -> FirstPass:
+    def perceive(
+        self, words: Tensor, emotions: Tensor, graph: EmotionGraph, per_word: bool = False
+    ) -> FirstPass:
         """First pass. The last layer's attention is never read, so it is not computed.
 
         Args:
             words: [B, M, D], Eq. 1's embeddings.
             emotions: [P, D], embeddings of the emotions' own words.
             graph: with the initial edges of Eq. 3.
+            per_word: give ``word_to_emotion`` for each word, [B, M, P], and not their sum.
         """
         emotions = self.emotion_norm(emotions).expand(len(words), -1, -1)
         nodes = torch.cat([self.word_norm(words), emotions], dim=1)
         first = self.layers[0].attention
         update, values = first.edge_update(nodes), first.values(nodes)
         _, history = self._layers(nodes, update, values, graph)
-        return FirstPass(nodes, update, values, *edge_readout(graph, history, scale=first.scale))
+        return FirstPass(
+            nodes, update, values, *edge_readout(graph, history, scale=first.scale, per_word=per_word)
+        )
 
     def guide(self, first: FirstPass, graph: EmotionGraph) -> Tensor:
         """Second pass, over the improved graph: word node features [B, M, D] (the input of Eq. 24)."""

@@ -45,6 +45,50 @@ class MultiHeadAttention(nn.Module):
         return self.output(attended.transpose(1, 2).flatten(2))
 
 
+def attend(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Attention of few queries, without gradients.
+
+    Args:
+        query: [B, heads, T, d].
+        keys, values: [B, heads, S, d]; on CPU B and heads are one dimension in memory.
+        bias: what is added to the scores, broadcasts to [B, heads, T, S]; None means nothing.
+
+    Returns:
+        [B, T, heads * d].
+    """
+    batch, heads = query.shape[:2]
+    if batch == 1 or query.is_cuda:
+        attended = F.scaled_dot_product_attention(query, keys, values, attn_mask=bias)
+    else:  # many products too small for blocked attention to win: this takes half the time
+        keys, values = keys.flatten(0, 1), values.flatten(0, 1)
+        added = query.new_zeros(()) if bias is None else bias.expand(batch, heads, -1, -1).flatten(0, 1)
+        scores = torch.baddbmm(added, query.flatten(0, 1), keys.mT, alpha=query.shape[3] ** -0.5)
+        attended = torch.bmm(scores.softmax(-1), values).unflatten(0, (batch, heads))
+    return attended.transpose(1, 2).flatten(2)
+
+
+_FEW_ROWS = 128
+_LARGE = 2**16
+
+
+def project(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``linear(x, weight, bias)`` of few rows: x [B, D], weight [O, D] -> [B, O].
+
+    On CPU such a product takes as long as reading the weights, and the libraries read a large matrix on one
+    thread where there is one row and in an order that suits many rows where there are a few. Here every
+    thread multiplies its part of the weights, as they lie, by all rows.
+    """
+    parts = torch.get_num_threads()
+    if x.is_cuda or parts == 1 or len(x) > _FEW_ROWS or weight.numel() < _LARGE:
+        return F.linear(x, weight, bias)
+    even = len(weight) - len(weight) % parts
+    shared, own = weight[:even].view(parts, -1, weight.shape[1]), x.mT.expand(parts, -1, -1)
+    product = torch.baddbmm(bias[:even].view(parts, -1, 1), shared, own).flatten(0, 1).mT
+    if even == len(weight):
+        return product.contiguous()
+    return torch.cat([product, F.linear(x, weight[even:], bias[even:])], dim=1)
+
+
 class FeedForward(nn.Sequential):
     """Linear, ReLU, linear."""
 
