@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from ecore.cli import about, annotate, answers, evaluate, figures, human, prepare, train
+from ecore.cli import about, annotate, answers, evaluate, figures, human, prepare, reproduce, train
 from ecore.errors import InputError
 
 # torch takes seconds to import: commands import what they need, and `ecore --help` answers at once.
@@ -103,6 +103,11 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callab
         "run a human evaluation: sheets for raters, and their scores",
         human.declare_human,
         human.run_human,
+    ),
+    "reproduce": (
+        "train and show the paper's experiments",
+        reproduce.declare_reproduce,
+        reproduce.run_reproduce,
     ),
     "annotate": (
         "label dialogues with several emotions",

@@ -128,7 +128,7 @@ def prepare(
             "intensity": intensity,
             "intensity_file": None if intensity_file is None else Path(intensity_file).name,
             "intensity_floor": intensity_floor,
-            **_intensity_statistics(temporary, bare, floored),
+            **intensity_statistics(temporary, bare, floored),
             "relations": None if relations is None else Path(relations).name,
             "glove": [Path(file).name for file in glove],
             "splits": splits,
@@ -141,7 +141,7 @@ def prepare(
                 zip(("types", "tokens"), coverage(vectors, occurrences), strict=True)
             )
         known.save(temporary / "vocabulary.json")
-        meta["fingerprint"] = _fingerprint(temporary)
+        meta["fingerprint"] = fingerprint(temporary)
         write_json(temporary / "meta.json", meta)
         os.replace(temporary, out)
     finally:
@@ -230,7 +230,7 @@ def _spread(lengths: npt.NDArray[np.int64]) -> dict[str, float]:
     return {"mean": float(lengths.mean()), "p90": float(p90), "p99": float(p99), "max": int(lengths.max())}
 
 
-def _intensity_statistics(
+def intensity_statistics(
     folder: Path, bare: npt.NDArray[np.float32], floored: npt.NDArray[np.float32]
 ) -> dict[str, Any]:
     """Matched thresholds and what passes each threshold, over the words of all training contexts.
@@ -265,7 +265,7 @@ def _intensity_statistics(
     }
 
 
-def _fingerprint(folder: Path) -> str:
+def fingerprint(folder: Path) -> str:
     """Sixteen hexadecimal digits of every file's content: data prepared alike have the same."""
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):

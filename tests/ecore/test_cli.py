@@ -19,7 +19,10 @@ from ecore.data.prepare import VOCABULARIES
 from ecore.model import ECore
 from ecore.training.metrics_log import read_metrics
 
-COMMANDS = ("prepare", "train", "evaluate", "generate", "chat", "figures", "human", "annotate", "demo", "info")
+COMMANDS = (
+    *("prepare", "train", "evaluate", "generate", "chat"),
+    *("figures", "human", "reproduce", "annotate", "demo", "info"),
+)
 ROOT = Path(__file__).parents[2]
 SMALL = [
     "--preset",

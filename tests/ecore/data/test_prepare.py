@@ -118,7 +118,7 @@ def test_interrupted_it_leaves_nothing(error, jsonl_folder, tmp_path, monkeypatc
         assert list(folder.iterdir())
         raise error
 
-    monkeypatch.setattr(module, "_fingerprint", interrupted)
+    monkeypatch.setattr(module, "fingerprint", interrupted)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(error):
         run(jsonl_folder, tmp_path / "deep" / "out")

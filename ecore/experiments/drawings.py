@@ -1,0 +1,59 @@
+"""The paper's figures and cases from the runs of a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ecore.data.batches import PreparedData
+from ecore.evaluation.cases import PREDICTIONS, cases, write_cases
+from ecore.evaluation.predictions import read_predictions
+from ecore.experiments.paper import HARD, SOFT
+from ecore.experiments.plan import Variant
+from ecore.files import write_json
+
+PAPERS_CASES = ("hit:1430_conv:2860", "hit:10320_conv:20641", "hit:5011_conv:10022")
+"""EmpatheticDialogues' names of the dialogues in Tables 5 and 10."""
+DRAWINGS = ("figure2", "figure4", "figure5", "figure6")
+CASES = "cases"
+_SOFT, _HARD = Variant("soft"), Variant("hard")
+
+
+def drawn_from(name: str) -> tuple[Variant, ...]:
+    """The variants whose first seed a figure or the cases show; none for what shows the data alone, or a table."""
+    if name == CASES:
+        return _SOFT, _HARD
+    return (_SOFT,) if name in DRAWINGS and name != "figure2" else ()
+
+
+def draw(name: str, folders: Mapping[Variant, Path], data: PreparedData, out: Path, sample: int) -> None:
+    """Write a figure to ``out`` as PDF and PNG, its numbers as JSON; or the cases as Markdown and JSON. Say where.
+
+    Args:
+        folders: the run of each of :func:`drawn_from`'s variants.
+        sample: the dialogue of Figures 5 and 6: number, from 0, in the test split.
+
+    Raises:
+        InputError: it cannot be drawn.
+    """
+    if name == CASES:
+        _write_cases({SOFT: folders[_SOFT], HARD: folders[_HARD]}, out)
+        return
+    from ecore.figures import draw_run, draw_secondary, mentions, save, secondary_shares
+    from ecore.figures.secondary import prepared_conversations
+
+    if name == "figure2":
+        shares = secondary_shares(mentions(prepared_conversations(data.folder)))
+        write_json(out / f"{name}.json", shares.to_json())
+        print(save(draw_secondary(shares), out, name)[0], flush=True)
+    else:
+        draw_run(folders[_SOFT], out, only=[name.removeprefix("figure")], sample=sample, data=data.folder)
+
+
+def _write_cases(systems: Mapping[str, Path], out: Path) -> None:
+    """The paper's dialogues where they were scored, each at its last answered turn, and five drawn at random."""
+    scored = {r["conv_id"] for r in read_predictions(next(iter(systems.values())) / PREDICTIONS)}
+    known = [conv_id for conv_id in PAPERS_CASES if conv_id in scored]
+    chosen = cases(systems, known) if known else []
+    write_cases(out, [*chosen, *(case for case in cases(systems) if case.conv_id not in known)])
+    print(out / "cases.md", flush=True)
