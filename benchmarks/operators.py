@@ -13,8 +13,8 @@ the edges' update.
 A candidate is timed only after its outputs, and where they are timed its gradients, passed the float64 oracle
 in this very run on the very inputs; otherwise its place says why. Times are medians of interleaved measurements
 over rotating sets of inputs, Python and launches included; on CUDA the same calls are replayed from a CUDA
-graph too, which leaves those out. Ratios are a rival's time over ours: below 1 we lose, and the row says so.
-Results are written after every row.
+graph too, which leaves those out. Ratios are a rival's time over ours, of medians and of minima: where the
+medians' is below 1 we lose, and the row says so. Results are written after every row.
 """
 
 from __future__ import annotations
@@ -218,7 +218,7 @@ class Runner:
         if not replays:
             return
         for name, timing in timed({n: lambda _, r=r: r() for n, r in replays.items()}).items():
-            per_call = {x: getattr(timing, x) / repeated for x in ("median", "p20", "p80")}
+            per_call = {x: getattr(timing, x) / repeated for x in ("minimum", "median", "p20", "p80")}
             result["candidates"][name]["replay"] = dataclasses.replace(timing, **per_call)
 
     def _compare(self, counted: floors.Work, result: dict[str, Any]) -> None:
@@ -232,7 +232,9 @@ class Runner:
                 if kind in entry:
                     entry[f"{kind}_floor_reached"] = seconds / entry[kind].median
                     if name != "fused" and kind in ours:
-                        result["ratios"].setdefault(name, {})[kind] = entry[kind].median / ours[kind].median
+                        ratios = result["ratios"].setdefault(name, {})
+                        ratios[kind] = entry[kind].median / ours[kind].median
+                        ratios[f"{kind}_minimum"] = entry[kind].minimum / ours[kind].minimum
             if name != "fused" and "timing" in entry and "timing" in ours:
                 result["ratios"][name]["memory"] = entry["peak_memory"] / max(1, ours["peak_memory"])
 
@@ -266,6 +268,7 @@ def run(
     """
     deadline = None if budget is None else time.monotonic() + budget
     results: list[dict[str, Any]] = []
+    harness.keep_freed_memory()
     for problem, direction in wanted:
         if deadline is not None and time.monotonic() > deadline:
             what = {**dataclasses.asdict(problem), "masks": " and ".join(masks), "direction": direction}
@@ -330,14 +333,14 @@ HEADER = [
         "launches",
         "memory",
     ),
-    *(f"{rival} / ours" for rival in candidates.NAMES[1:]),
+    *(f"{rival} / ours: medians (minima)" for rival in candidates.NAMES[1:]),
     "memory, reference / ours",
     "",
 ]
 
 
 def show(result: dict[str, Any]) -> list[str]:
-    """One line of the table; ratios of replayed graphs in parentheses; without ours, rivals' times instead."""
+    """One line of the table; after a semicolon ratios of replayed graphs; without ours, rivals' times instead."""
     entries, ratios = result["candidates"], result["ratios"]
     ours = entries.get("fused", {})
     passes = {"forward": "F", "forward+backward": "F+B"}[result["direction"]]
@@ -358,9 +361,10 @@ def show(result: dict[str, Any]) -> list[str]:
     for rival in candidates.NAMES[1:]:
         ratio = ratios.get(rival)
         if ratio:
-            cells.append(
-                f"{ratio['timing']:.2f}" + (f" ({ratio['replay']:.2f})" if "replay" in ratio else "")
-            )
+            both = [
+                f"{ratio[k]:.2f} ({ratio[f'{k}_minimum']:.2f})" for k in ("timing", "replay") if k in ratio
+            ]
+            cells.append("; ".join(both))
         elif "timing" in entries.get(rival, {}):
             cells.append(harness.duration(entries[rival]["timing"].median))
         else:

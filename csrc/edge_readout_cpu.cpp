@@ -1,5 +1,8 @@
 #include "edge_readout_cpu.h"
 
+#include <algorithm>
+
+#include "parts.h"
 #include "simd_choice.h"
 #include "thread_pool.h"
 #include "workspace.h"
@@ -58,21 +61,43 @@ struct Pair {
 template <typename T>
 void edge_readout_forward(const EdgeReadout<T>& call, T* to_word, T* to_emotion, int threads) {
   const EmotionGraph<T>& graph = call.graph;
-  const int64_t word_size = (call.per_word ? graph.words : 1) * graph.emotions;
-  const int64_t emotion_size = graph.emotions * graph.emotions;
-  parallel_for(graph.batch, 1, threads, [&](int64_t batch, int64_t end) {
-    const Workspace<T> scratch(kernels<T>().scratch(Pair<T>(call, batch * graph.resolutions).of, false));
-    for (; batch < end; ++batch) {
-      T* const words = to_word + batch * word_size;
-      T* const emotions = to_emotion + batch * emotion_size;
-      std::fill_n(words, word_size, static_cast<T>(0));
-      std::fill_n(emotions, emotion_size, static_cast<T>(0));
+  const int64_t emotions = graph.emotions, word_size = (call.per_word ? graph.words : 1) * emotions;
+  // A part is some of the words of one batch, in all resolutions; the first has the emotions, too. Parts of one batch
+  // add up the words that they share an emotion's sum with.
+  const int64_t parts = std::min(parts_of(graph.nodes()), graph.words);
+  const bool adds_up = parts > 1 && !call.per_word;
+  const Workspace<T> sums(adds_up ? graph.batch * parts * emotions : 0);
+  parallel_tasks(graph.batch * parts, threads, [&](Tasks& tasks) {
+    int64_t task;
+    if (!tasks.next(&task)) return;
+    const Workspace<T> scratch(kernels<T>().scratch(Pair<T>(call, 0).of, false));
+    do {
+      const int64_t batch = task / parts, part = task % parts;
+      const int64_t begin = graph.words * part / parts, end = graph.words * (part + 1) / parts;
+      T* const words = adds_up ? sums.get() + task * emotions : to_word + batch * word_size;
+      T* const its_emotions = to_emotion + batch * emotions * emotions;
+      if (call.per_word) {
+        std::fill_n(words + begin * emotions, (end - begin) * emotions, static_cast<T>(0));
+      } else {
+        std::fill_n(words, emotions, static_cast<T>(0));
+      }
+      if (part == 0) std::fill_n(its_emotions, emotions * emotions, static_cast<T>(0));
       for (int64_t head = 0; head < graph.resolutions; ++head) {
         const Pair<T> pair(call, batch * graph.resolutions + head);
-        kernels<T>().forward(pair.of, scratch.get(), call.per_word, words, emotions);
+        const auto place = [&](int64_t word) {
+          const auto first = pair.order.begin() + pair.of.emotion_count + 1, last = pair.order.begin() + pair.of.count;
+          return std::lower_bound(first, last, word) - pair.order.begin();
+        };
+        kernels<T>().forward(pair.of, part == 0 ? 0 : place(begin), place(end), scratch.get(), call.per_word, words,
+                             its_emotions);
       }
-    }
+    } while (tasks.next(&task));
   });
+  for (int64_t i = 0; adds_up && i < graph.batch * emotions; ++i) {
+    const T* const its_sums = sums.get() + i / emotions * parts * emotions + i % emotions;
+    to_word[i] = its_sums[0];
+    for (int64_t part = 1; part < parts; ++part) to_word[i] += its_sums[part * emotions];
+  }
 }
 
 template <typename T>
@@ -81,9 +106,11 @@ void edge_readout_backward(const EdgeReadout<T>& call, const T* grad_to_word, co
   const EmotionGraph<T>& graph = call.graph;
   const int64_t nodes = graph.nodes(), emotions = graph.emotions, words = graph.words;
   const int64_t word_size = (call.per_word ? words : 1) * emotions;
-  parallel_for(graph.pairs(), 1, threads, [&](int64_t index, int64_t end) {
+  parallel_tasks(graph.pairs(), threads, [&](Tasks& tasks) {
+    int64_t index;
+    if (!tasks.next(&index)) return;
     const Workspace<T> scratch(kernels<T>().scratch(Pair<T>(call, index).of, true));
-    for (; index < end; ++index) {
+    do {
       const Pair<T> pair(call, index);
       const std::vector<Rows<T>> grad_queries = rows_of(gradients.queries, pair.batch, pair.head);
       const std::vector<Rows<T>> grad_keys = rows_of(gradients.keys, pair.batch, pair.head);
@@ -103,7 +130,7 @@ void edge_readout_backward(const EdgeReadout<T>& call, const T* grad_to_word, co
       kernels<T>().backward(pair.of, scratch.get(), call.per_word, grad_to_word + pair.batch * word_size,
                             grad_to_emotion + pair.batch * emotions * emotions, grad_queries.data(), grad_keys.data(),
                             grad_factor, grad_weight, grad_correlation);
-    }
+    } while (tasks.next(&index));
   });
 }
 

@@ -80,8 +80,10 @@ struct GraphAttentionKernels {
 template <typename T>
 struct EdgeReadoutKernels {
   int64_t (*scratch)(const GraphHead<T>& head, bool backward);
-  // Adds to to_word [emotions], or [words, emotions] with per_word, and to to_emotion [emotions, emotions].
-  void (*forward)(const GraphHead<T>& head, T* scratch, bool per_word, T* to_word, T* to_emotion);
+  // Adds what receivers at places first ... last - 1 hear to to_word [emotions], or [words, emotions] with per_word,
+  // and to to_emotion [emotions, emotions].
+  void (*forward)(const GraphHead<T>& head, int64_t first, int64_t last, T* scratch, bool per_word, T* to_word,
+                  T* to_emotion);
   // Writes the gradients of nodes that take part; of keys, the emotions' alone. The last three may be null.
   void (*backward)(const GraphHead<T>& head, T* scratch, bool per_word, const T* grad_to_word, const T* grad_to_emotion,
                    const Rows<T>* grad_queries, const Rows<T>* grad_keys, T* grad_row_factor, T* grad_emotion_weight,

@@ -103,7 +103,8 @@ T factor_of(const GraphHead<T>& head, int64_t node) {
 }
 
 template <typename T>
-void readout_forward(const GraphHead<T>& head, T* scratch, bool per_word, T* to_word, T* to_emotion) {
+void readout_forward(const GraphHead<T>& head, int64_t first, int64_t last, T* scratch, bool per_word, T* to_word,
+                     T* to_emotion) {
   using V = Vector<T>;
   const Emotions<T> emotions(head);
   const ReadoutScratch<T> at(head, false, scratch);
@@ -112,8 +113,8 @@ void readout_forward(const GraphHead<T>& head, T* scratch, bool per_word, T* to_
                 emotions.count, head.dim);
   }
   for (int64_t j = 0; j < rounded_up(emotions.count, kLanes<T>); ++j) at.sums[j] = 0;
-  for (int64_t begin = 0; begin < head.count; begin += kTileRows) {
-    const int64_t rows = smaller_of(kTileRows, head.count - begin);
+  for (int64_t begin = first; begin < last; begin += kTileRows) {
+    const int64_t rows = smaller_of(kTileRows, last - begin);
     for (int64_t start = 0; start < emotions.count; start += kTileColumns) {
       const int64_t columns = smaller_of(kTileColumns, emotions.count - start);
       multiply_history(head, at, head.order + begin, rows, start, columns);

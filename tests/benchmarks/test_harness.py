@@ -23,10 +23,18 @@ def test_interleaved_times_each_candidate_in_turn():
     )
     for name, seconds in (("short", 0.001), ("long", 0.004)):
         timing = timings[name]
-        assert seconds <= timing.p20 <= timing.median <= timing.p80
+        assert seconds <= timing.minimum <= timing.p20 <= timing.median <= timing.p80
         assert (timing.measurements, timing.calls) == (5, 1)
     # After the warm-up, strictly one after the other, each with its own running number.
     assert order[-10:] == [(name, number) for number in range(5) for name in ("short", "long")]
+
+
+def test_the_minimum_is_the_quickest_measurement():
+    seconds = iter([0.0] * 5 + [0.02, 0.001, 0.01])
+    timing = harness.interleaved(
+        {"uneven": lambda number: time.sleep(next(seconds))}, measurements=3, seconds_each=0.0
+    )["uneven"]
+    assert 0.001 <= timing.minimum < timing.p20 < 0.01 <= timing.median < 0.02
 
 
 def test_quick_calls_are_repeated():
@@ -50,7 +58,7 @@ def test_table_is_markdown():
 
 
 def test_results_name_the_machine(tmp_path):
-    timing = harness.Timing(1.0, 0.5, 2.0, 3, 4)
+    timing = harness.Timing(0.25, 1.0, 0.5, 2.0, 3, 4)
     harness.write_json(
         tmp_path / "new" / "result.json", "otsu", [{"rows": 16, "timings": {"native": timing}}]
     )

@@ -50,6 +50,8 @@ def test_rows_say_everything(tmp_path):
         assert set(result["ratios"]) == timed - {"fused"}
         ours, reference = entries["fused"], entries["reference"]
         assert result["ratios"]["reference"]["timing"] == reference["timing"].median / ours["timing"].median
+        least = reference["timing"].minimum / ours["timing"].minimum
+        assert result["ratios"]["reference"]["timing_minimum"] == least
         assert 0 < ours["timing_floor_reached"] < 1
         assert ours["peak_memory"] >= 2 * 2 * 17 * 17 * 4
         assert ours["error"] < problems.LIMITS["ieee"]
@@ -106,7 +108,8 @@ def test_a_failing_candidate_does_not_stop_the_others(monkeypatch):
 
 def test_losses_are_marked():
     def entry(seconds, memory, **more):
-        return {"timing": harness.Timing(seconds, seconds, seconds, 3, 1), "peak_memory": memory, **more}
+        timing = harness.Timing(seconds / 2, seconds, seconds, seconds, 3, 1)
+        return {"timing": timing, "peak_memory": memory, **more}
 
     result = {
         **dataclasses.asdict(TINY),
@@ -118,12 +121,21 @@ def test_losses_are_marked():
             "compiled": entry(1e-3, 2**22),
             "flex": {"refused": "out of memory"},
         },
-        "ratios": {"reference": {"timing": 4.0, "memory": 8.0}, "compiled": {"timing": 0.5, "memory": 4.0}},
+        "ratios": {
+            "reference": {
+                "timing": 4.0,
+                "timing_minimum": 3.9,
+                "replay": 6.0,
+                "replay_minimum": 7.0,
+                "memory": 8.0,
+            },
+            "compiled": {"timing": 0.5, "timing_minimum": 1.1, "memory": 4.0},
+        },
     }
     cells = operators.show(result)
     assert cells[-1] == "LOST to compiled"
     assert cells[5:10] == ["2 ms (2 ms – 2 ms)", "–", "25.0 % (memory)", "1", "1 MiB"]
-    assert cells[10:14] == ["4.00", "0.50", "–", "8.0"]
+    assert cells[10:14] == ["4.00 (3.90); 6.00 (7.00)", "0.50 (1.10)", "–", "8.0"]
     report = operators.report([result])
     assert "- flex: out of memory [17 all ieee forward depth 1]" in report
 

@@ -42,6 +42,9 @@ SIZES = [
     (1, 295, 30, 4, 3),
     (1, 20, 330, 5, 6),
     (1, 560, 9, 3, 2),
+    # Rows that are read and written where they lie: whole vectors, or four elements more.
+    (2, 190, 30, 12, 8),
+    (1, 560, 9, 4, 8),
 ]
 
 
@@ -106,7 +109,8 @@ def test_edge_readout(make, assert_same, size, layers, per_word):
 @pytest.mark.usefixtures("uninitialized_is_nan")
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize(
-    "nodes, dim, value_dim", [(1, 1, 1), (7, 3, 9), (64, 100, 100), (321, 7, 4), (330, 4, 4), (600, 2, 3)]
+    "nodes, dim, value_dim",
+    [(1, 1, 1), (7, 3, 9), (64, 100, 100), (321, 7, 4), (330, 4, 4), (600, 2, 3), (200, 12, 8)],
 )
 @pytest.mark.parametrize("edge_lead", [(2, 2), (2, 1), (1, 2), (1, 1)])
 def test_edge_attention(assert_same, nodes, dim, value_dim, edge_lead, gated):
@@ -319,6 +323,62 @@ def test_several_python_threads_at_once(make, threads):
     for worker in workers:
         worker.join()
     assert not wrong
+
+
+WITHOUT_TORCH = """
+import array, ctypes, importlib.util, sys
+spec = importlib.util.spec_from_file_location("_native", sys.argv[1])
+native = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(native)
+assert "torch" not in sys.modules
+own = not hasattr(ctypes.CDLL(None), "GOMP_parallel")
+rows, columns = 20000, 7
+values = array.array("f", ((i * 7919 % 10007) / 10007 for i in range(rows * columns)))
+def split(threads):
+    mask, count = bytearray(rows * columns), array.array("q", bytes(8 * rows))
+    threshold = array.array("f", bytes(4 * rows))
+    at = [ctypes.addressof((ctypes.c_char * 1).from_buffer(x)) for x in (values, mask, count, threshold)]
+    native.otsu_cpu_float32(at[0], rows, columns, columns, 5, *at[1:], threads)
+    return bytes(mask), bytes(count), bytes(threshold)
+threads = lambda: len(__import__("os").listdir("/proc/self/task"))
+one, alone = split(1), threads()
+assert all(split(3) == one for _ in range(20))
+print(own, threads() - alone)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+def test_without_torch_the_pool_is_our_own():
+    """What runs where torch brings no OpenMP: as many threads as asked for, and the same result."""
+    done = run_python("-c", WITHOUT_TORCH, native._native.__file__)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["True", "2"]
+
+
+TORCHS_THREADS = """
+import os, torch
+from ecore_kernels import EmotionGraph, graph_attention
+torch.set_num_threads(3)
+torch.randn(2**22).exp()
+before = len(os.listdir("/proc/self/task"))
+graph = EmotionGraph(torch.rand(9, 30), torch.ones(9, 2, 30, dtype=torch.bool), torch.rand(9, 4), torch.rand(4, 4))
+x = torch.randn(9, 2, 34, 8)
+for _ in range(3):
+    graph_attention(x, x, x, graph, backend="native")
+print(before, len(os.listdir("/proc/self/task")))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+@pytest.mark.skipif(
+    "openmp" not in torch.__config__.parallel_info().lower(), reason="torch has no OpenMP threads"
+)
+def test_torchs_own_threads_do_the_work():
+    """No thread beside torch's, which spin for a while after each operation: they would share the cores."""
+    done = run_python("-c", TORCHS_THREADS)
+    assert done.returncode == 0, done.stderr
+    before, after = map(int, done.stdout.split())
+    assert before == after
 
 
 def _attend_in_child(arguments, sender):

@@ -1,0 +1,105 @@
+"""Training batches for whole-step benchmarks: of real data where there is some, else made up in the same sizes."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ecore.config import PRESETS
+from ecore.data.batches import CLS_STATE, LISTENER, SPEAKER, Batch, PreparedData, WordTables, length_buckets
+from ecore.data.vocabulary import CLS, EOS, PAD, SPECIAL_WORDS, Vocabulary
+from ecore.model import ECore
+
+WORDS, EMOTIONS = 23_714, 32
+"""Of EmpatheticDialogues under the `literature` vocabulary."""
+CONTEXT_WORDS, RESPONSE_WORDS = 36, 14
+"""Their means there; both are about log-normal."""
+
+
+def unit() -> float:
+    """u, in seconds: one float32 matrix product [256, 300] x [300, 23714], the least of nine.
+
+    It makes steps on different machines comparable.
+    """
+    a, b = torch.randn(256, 300), torch.randn(300, WORDS)
+    times = []
+    for _ in range(9):
+        begin = time.perf_counter()
+        a @ b
+        times.append(time.perf_counter() - begin)
+    return min(times)
+
+
+@dataclasses.dataclass
+class Workload:
+    """What to train and on what: ``model()`` makes the same model each time; ``batches`` come with their words."""
+
+    model: Callable[..., ECore]
+    batches: list[tuple[Batch, int]]
+    name: str
+
+
+def workload(data: Path | None, preset: str, batch_size: int = 16, number: int = 24) -> Workload:
+    """``number`` batches in the order of a first epoch; of ``data``, a prepared folder, or made up where it is None."""
+    config, _ = PRESETS[preset]
+    made: Any
+    if data is not None:
+        prepared = PreparedData.load(data)
+        config = dataclasses.replace(config, thresholds=prepared.thresholds(config.thresholds))
+        made = (prepared.vocabulary, prepared.tables, prepared.embeddings)
+        chosen = length_buckets(prepared.train, batch_size, seed=0, epoch=0)[:number]
+        batches = [
+            (prepared.train.batch(rows), int(prepared.train.response_lengths[rows].sum())) for rows in chosen
+        ]
+        name = f"{len(prepared.vocabulary):,} words, {prepared.meta['intensity']}"
+    else:
+        made = (*_made_up_words(), None)
+        batches = [made_up_batch(batch_size, seed=i) for i in range(number)]
+        name = f"made up, {WORDS:,} words"
+
+    def model(**settings: Any) -> ECore:
+        torch.manual_seed(0)
+        vocabulary, tables, embeddings = made
+        return ECore(dataclasses.replace(config, **settings), vocabulary, tables, embeddings).train()
+
+    return Workload(model, batches, name)
+
+
+def made_up_batch(rows: int, seed: int, context: int | None = None) -> tuple[Batch, int]:
+    """Samples of similar length, as length buckets have them; each context of ``context`` words where that is given."""
+    random = np.random.default_rng(seed)
+    middle = CONTEXT_WORDS * float(np.exp(random.normal(-0.15, 0.5)))
+    spread = np.clip(middle * np.exp(random.normal(0.0, 0.03, rows)), 2, 500).astype(np.int64)
+    lengths = 1 + (spread if context is None else np.full(rows, context))
+    answers = 1 + np.clip(RESPONSE_WORDS * np.exp(random.normal(-0.2, 0.6, rows)), 1, 120).astype(np.int64)
+
+    def ids(counts: np.ndarray) -> torch.Tensor:
+        words = random.integers(len(SPECIAL_WORDS), WORDS, (rows, int(counts.max())))
+        return torch.from_numpy(np.where(np.arange(words.shape[1]) < counts[:, None], words, PAD))
+
+    words, response, related = ids(lengths), ids(answers), ids(random.integers(0, 11, rows))
+    words[:, 0] = CLS
+    response[torch.arange(rows), torch.from_numpy(answers) - 1] = EOS
+    state = torch.where(torch.arange(words.shape[1]) < words.shape[1] // 2, SPEAKER, LISTENER) * (
+        words != PAD
+    )
+    state[:, 0] = CLS_STATE
+    emotion = torch.from_numpy(random.integers(0, EMOTIONS, rows))
+    return Batch(words, state, torch.from_numpy(lengths), related, response, emotion), int(answers.sum())
+
+
+def _made_up_words() -> tuple[Vocabulary, WordTables]:
+    """A vocabulary of the real size, of which a few per cent are over the finer thresholds, as in real text."""
+    emotions = tuple(f"emotion{i}" for i in range(EMOTIONS))
+    others = tuple(f"word{i}" for i in range(WORDS - EMOTIONS - len(SPECIAL_WORDS)))
+    vocabulary = Vocabulary(SPECIAL_WORDS + emotions + others, emotions)
+    intensity = torch.full((WORDS,), 0.01)
+    intensity[::20] = 0.1
+    intensity[::60] = 0.2
+    return vocabulary, WordTables(intensity, torch.zeros(WORDS, 0, dtype=torch.int32), torch.zeros(WORDS, 0))
