@@ -188,14 +188,14 @@ class Decoder(nn.Module):
 
     def start(self, memory: Tensor, mask: Tensor, guidance: Tensor | None, max_length: int) -> DecoderCache:
         """The cache of responses of at most ``max_length`` words, none decoded yet; arguments as for forward."""
-        cross = [torch.stack(block.cross_attention.keys_values(memory)) for block in self.blocks]
+        cross = [part for block in self.blocks for part in block.cross_attention.keys_values(memory)]
         guided = self._guidance(guidance)
         added: Tensor | None = None
         if memory.is_cuda or not mask.all():  # on GPU looking would wait for it
             added = torch.zeros_like(mask, dtype=cross[0].dtype).masked_fill_(~mask, -torch.inf)
-            added = added[:, None, None, :].repeat(1, cross[0].shape[2], 1, 1)
+            added = added[:, None, None, :].repeat(1, cross[0].shape[1], 1, 1)
         return DecoderCache(
-            torch.stack(cross),
+            torch.stack(cross).unflatten(0, (-1, 2)),
             added,
             None if guided is None else torch.stack(guided)[:, :, 0],
             [block.weights() for block in self.blocks],

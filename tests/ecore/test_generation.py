@@ -3,9 +3,13 @@ a cache."""
 
 from __future__ import annotations
 
+import copy
+import gc
 import itertools
 import math
 from collections import Counter
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import pytest
 import torch
@@ -15,23 +19,31 @@ from ecore.data.batches import Batch, WordTables, context_batch
 from ecore.data.text import detokenize, tokenize
 from ecore.data.vocabulary import BOS, EOS, Vocabulary
 from ecore.errors import InputError
-from ecore.generation import NEVER, Decoding, generate
+from ecore.generation import NEVER, Decoding, _Steps, generate
 from ecore.model import ECore
+from ecore.model.step_graph import StaticCache, step_graph
+from ecore.model.transformer import attend, project
 
 WORDS = (5, 6, 7)
 SIZE = 8
 
 
 class Cache:
-    """The words so far of every row, and how many rows were stepped."""
+    """The contexts, the words so far of ``width`` rows of each, and how many rows were stepped."""
 
     def __init__(self, context: torch.Tensor) -> None:
-        self.context = context
+        self.context, self.width = context, 1
         self.words = torch.zeros(len(context), 0, dtype=torch.int64)
         self.stepped: list[int] = []
 
-    def select(self, rows: torch.Tensor) -> None:
-        self.context, self.words = self.context[rows], self.words[rows]
+    def select(self, contexts: torch.Tensor) -> None:
+        self.words = self.words.unflatten(0, (-1, self.width))[contexts].flatten(0, 1)
+        self.context = self.context[contexts]
+
+    def branch(self, parents: torch.Tensor) -> None:
+        words = self.words.unflatten(0, (-1, self.width))
+        self.words = torch.cat([row[parent] for row, parent in zip(words, parents, strict=True)])
+        self.width = parents.shape[1]
 
 
 class Table:
@@ -54,7 +66,7 @@ class Table:
     def step(self, tokens: torch.Tensor, cache: Cache) -> torch.Tensor:
         cache.words = torch.cat([cache.words, tokens[:, None]], 1)
         cache.stepped.append(len(tokens))
-        return self.logits(cache.context, cache.words)
+        return self.logits(cache.context.repeat_interleave(cache.width, 0), cache.words)
 
     def logits(self, context: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
         position = words.shape[1] - 1
@@ -155,6 +167,24 @@ def test_beam_against_a_plain_one(power: float) -> None:
         assert tuple(answer) == tuple(w for w in best if w != EOS)
 
 
+def test_ends_with_the_longest_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where finished rows stay in the batch: what they are fed is EOS, and they do not come back."""
+    monkeypatch.setattr("ecore.generation.KEEP_ROWS", 0.0)
+    model = Table(length=20, eos=1.5)
+    answers = generate(model, make_batch(10), Decoding(max_length=20))
+    assert model.cache.stepped == [10] * (max(map(len, answers)) + 1)
+    assert len(model.cache.stepped) < 20
+
+
+def test_beam_rows_that_are_done_cost_nothing() -> None:
+    model = Table(length=20, eos=2.0)
+    generate(model, make_batch(40), Decoding("beam", beams=3, length_penalty=0.0, max_length=20))
+    stepped = model.cache.stepped
+    assert stepped[:2] == [40, 120]
+    assert stepped[-1] < 40
+    assert sum(stepped) < 0.5 * 120 * 20
+
+
 def test_beam_stops_early() -> None:
     model = Table(length=20, eos=8.0)
     generate(model, make_batch(8), Decoding("beam", beams=3, length_penalty=0.0, max_length=20))
@@ -199,7 +229,7 @@ class Fixed(Table):
         self.scores[list(WORDS)] = torch.tensor([0.3, 0.5, 0.2], dtype=torch.float64).log()
 
     def logits(self, context: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
-        return self.scores.expand(len(context), -1)
+        return self.scores.repeat(len(context), 1)
 
 
 @pytest.mark.parametrize(
@@ -224,6 +254,30 @@ def test_sampled_shares(limits: dict[str, float], expected: tuple[float, ...]) -
         # Five standard deviations; exact where a word must or must not come.
         allowed = 5 * math.sqrt(share * (1 - share) / len(flat))
         assert abs(float((flat == word).double().mean()) - share) <= allowed
+
+
+def test_top_p_over_a_vocabulary_larger_than_it_sorts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Words are the same whether the likeliest are found among a few, among more or by sorting all."""
+    answers = []
+    for first in (1, 3, 400):
+        monkeypatch.setattr("ecore.generation.NUCLEUS", first)
+        model = Table(size=400, spread=3.0)
+        answers.append(generate(model, make_batch(30), Decoding("sample", max_length=5, seed=2, top_p=0.9)))
+    assert answers[0] == answers[1] == answers[2]
+    assert len({word for answer in answers[0] for word in answer}) > 50
+
+
+@pytest.mark.parametrize("look", [2, 3, 50])
+@pytest.mark.parametrize("method", ["greedy", "beam", "sample"])
+def test_looking_seldom_for_the_end_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, method: str, look: int
+) -> None:
+    decoding = Decoding(method, max_length=9, seed=3, **({"beams": 3} if method == "beam" else {}))
+    batch, models = make_batch(30), [Table(length=9, eos=1.5) for _ in range(2)]
+    answers = generate(models[0], batch, decoding)
+    monkeypatch.setattr(_Steps, "looks", lambda self, position: (position + 1) % look == 0)
+    assert generate(models[1], batch, decoding) == answers
+    assert sum(models[1].cache.stepped) > sum(models[0].cache.stepped)
 
 
 @pytest.mark.parametrize(
@@ -352,3 +406,164 @@ def test_respond(real: ECore) -> None:
     assert reply == detokenize(real.vocabulary.decode(words))
     with pytest.raises(InputError, match="beams"):
         real.respond(CONTEXTS[0], method="beam", beams=0)
+
+
+# The parts of a step ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("rows", [1, 2, 5, 200])
+@pytest.mark.parametrize("columns", [7, 64, 701])
+def test_project_is_linear(monkeypatch: pytest.MonkeyPatch, rows: int, columns: int, threads: int) -> None:
+    monkeypatch.setattr("ecore.model.transformer._LARGE", 1000)  # the smallest stays under it
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        x, weight, bias = (torch.randn(shape).double() for shape in ((rows, 24), (columns, 24), (columns,)))
+        result = project(x, weight, bias)
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(result, x @ weight.mT + bias)
+    assert result.is_contiguous()
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("queries", [1, 4])
+@pytest.mark.parametrize("masked", ["nothing", "per row", "for all rows"])
+def test_attend_is_attention(batch: int, queries: int, masked: str) -> None:
+    shape = (batch, 2, queries, 5)
+    query, keys, values = (torch.randn(shape if i == 0 else (batch, 2, 6, 5)).double() for i in range(3))
+    bias = None
+    if masked != "nothing":
+        bias = torch.zeros(batch if masked == "per row" else 1, 1, 1, 6).double()
+        bias[..., 4:] = -math.inf
+        bias[0, ..., 3:] = -math.inf
+    scores = query @ keys.mT * 5**-0.5 + (0.0 if bias is None else bias)
+    expected = (scores.softmax(-1) @ values).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(attend(query, keys, values, bias), expected)
+
+
+def step_both(real: ECore, cache: Any, static: StaticCache, words: torch.Tensor) -> None:
+    expected = real.step(words, cache)
+    torch.testing.assert_close(real.step(words, static), expected)
+
+
+@torch.no_grad()
+def test_static_cache_steps_as_the_growing_one(real: ECore) -> None:
+    """It holds more room and more context than asked, and what a former call left there."""
+    old = real.start(real.encode(real_batch(real, CONTEXTS[1::2])), 11)
+    old.branch(torch.zeros(2, 3, dtype=torch.int64))
+    static = StaticCache(old)
+    static.words.fill_(math.nan)
+    static.memory.fill_(math.nan)
+    cache = real.start(real.encode(real_batch(real, CONTEXTS[::2])), 9)
+    real.step(torch.full((2,), BOS), cache)
+    cache.branch(torch.zeros(2, 3, dtype=torch.int64))
+    assert cache.words.shape[4] < static.words.shape[4]
+    assert cache.memory.shape[4] < static.memory.shape[4]
+    static.load(cache)
+    held = [static.words.data_ptr(), static.memory.data_ptr(), static.mask.data_ptr()]
+    for i in range(4):
+        step_both(real, cache, static, torch.tensor([5, 6, 7, 8, 9, 10]) + i)
+        parents = torch.tensor([[2, 0, 0], [1, 1, 2]])
+        cache.branch(parents)
+        static.branch(parents)
+    assert static.length == cache.length == int(static.position)
+    assert held == [static.words.data_ptr(), static.memory.data_ptr(), static.mask.data_ptr()]
+
+
+@torch.no_grad()
+def test_beams_share_their_context(real: ECore) -> None:
+    cache = real.start(real.encode(real_batch(real, CONTEXTS)), 4)
+    memory = cache.memory.data_ptr()
+    real.step(torch.full((4,), BOS), cache)
+    cache.branch(torch.zeros(4, 5, dtype=torch.int64))
+    assert (cache.memory.shape[2], cache.words.shape[2], cache.memory.data_ptr()) == (4, 20, memory)
+    cache.select(torch.tensor([3, 1]))
+    assert (cache.memory.shape[2], cache.words.shape[2]) == (2, 10)
+
+
+class Uncaptured:
+    """A StepGraph that steps eagerly: what surrounds a capture, on any machine."""
+
+    made = 0
+
+    def __init__(self, model: ECore, cache: Any) -> None:
+        self.model, self.cache = model, StaticCache(cache)
+        Uncaptured.made += 1
+
+    def __call__(self, words: torch.Tensor) -> torch.Tensor:
+        return self.model.step(words, self.cache)
+
+
+@pytest.mark.parametrize("method", ["greedy", "beam", "sample"])
+def test_answers_from_a_static_cache(real: ECore, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    decoding = Decoding(method, seed=4, max_length=12, **({"beams": 3} if method == "beam" else {}))
+    turns = [CONTEXTS, CONTEXTS[::-1], CONTEXTS[:2], CONTEXTS[2:], CONTEXTS]
+    expected = [generate(real, real_batch(real, contexts), decoding) for contexts in turns]
+    monkeypatch.setattr(_Steps, "waits", True)
+    monkeypatch.setattr("ecore.generation.LOOK_EVERY", 3)
+    monkeypatch.setattr("ecore.model.step_graph.StepGraph", Uncaptured)
+    monkeypatch.setattr("ecore.model.step_graph._graphs", WeakKeyDictionary())
+    Uncaptured.made = 0
+    assert [generate(real, real_batch(real, contexts), decoding) for contexts in turns] == expected
+    assert Uncaptured.made == 2  # of four contexts and of two, each at its second call
+
+
+def test_graphs_follow_the_weights_and_are_few(real: ECore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ecore.model.step_graph.StepGraph", Uncaptured)
+    monkeypatch.setattr("ecore.model.step_graph._graphs", graphs := WeakKeyDictionary())
+    model, batch = copy.deepcopy(real), real_batch(real, CONTEXTS)
+    cache = model.start(model.encode(batch), 9)
+    assert step_graph(model, cache) is None
+    first = step_graph(model, cache)
+    assert step_graph(model, model.start(model.encode(batch), 16)) is first  # the same room, rounded
+    model.output.weight = torch.nn.Parameter(model.output.weight.clone())
+    assert step_graph(model, cache) is None
+    assert step_graph(model, cache) is not first
+    with torch.autocast("cpu"):
+        assert step_graph(model, cache) is None
+    for room in range(1, 200, 8):
+        step_graph(model, model.start(model.encode(batch), room))
+    assert len(graphs[model]) == 8
+    del model, first
+    gc.collect()
+    assert len(graphs) == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "decoding",
+    [
+        Decoding(max_length=13),
+        Decoding("beam", beams=3, max_length=13),
+        Decoding("sample", seed=4, top_p=0.9),
+    ],
+    ids=lambda decoding: decoding.method,
+)
+def test_graphs_answer_as_the_cpu_does(real: ECore, decoding: Decoding) -> None:
+    """The first call steps eagerly, the second captures, the third and those on new weights replay."""
+    cuda = copy.deepcopy(real).cuda()
+    for _ in range(2):
+        for contexts in (CONTEXTS, CONTEXTS[::-1], CONTEXTS, CONTEXTS[::-1]):
+            batch = real_batch(real, contexts)
+            assert generate(cuda, batch.to("cuda"), decoding) == generate(real, batch, decoding)
+        with torch.no_grad():  # in place: a graph has to see it
+            real.decoder.blocks[0].self_attention.query.weight.mul_(0.5)
+            cuda.decoder.blocks[0].self_attention.query.weight.mul_(0.5)
+    with torch.no_grad():
+        real.decoder.blocks[0].self_attention.query.weight.mul_(4.0)
+
+
+@pytest.mark.gpu
+@torch.inference_mode()
+def test_graph_replays_the_eager_step(real: ECore) -> None:
+    cuda = copy.deepcopy(real).cuda()
+    words = torch.tensor([5, 6, 7, 8], device="cuda")
+    for turn in range(4):
+        cache = cuda.start(cuda.encode(real_batch(real, CONTEXTS).to("cuda")), 9)
+        cuda.step(words + turn, cache)
+        graph = step_graph(cuda, cache)
+        assert (graph is None) == (turn == 0)
+        for i in range(5 if graph else 0):
+            torch.testing.assert_close(graph(words + i), cuda.step(words + i, cache))
