@@ -65,6 +65,10 @@ class ModelConfig:
     graph_dropout: float = setting(0.1, "dropout on graph features")
     tie_embeddings: bool = setting(False, "share the output weights with the word embedding")
     commonsense: bool = setting(True, "append related words where the prepared data has relations")
+    backbone: str | None = setting(
+        None,
+        "pre-trained GPT-2 to build on: a folder, or a name on the Hugging Face hub (default: from scratch)",
+    )
 
     def __post_init__(self) -> None:
         _check_choices(self)

@@ -32,6 +32,7 @@ def declare_train(parser: argparse.ArgumentParser) -> None:
       ecore train --data prepared --out run --preset tiny
       ecore train --data prepared --out run --preset paper --strategy hard --warmup 1000 --max-steps 5000
       ecore train --data prepared --out run --ablate co-p co-g
+      ecore train --data prepared --out run --backbone microsoft/DialoGPT-small --factor 0.03 --warmup 1000
       ecore train --out run --resume
       ecore train --out run --resume --max-steps 10000
       torchrun --nproc-per-node 2 -m ecore train --data prepared --out run     on two GPUs, or two CPU processes
@@ -79,7 +80,10 @@ def run_train(arguments: argparse.Namespace) -> int:
         _check_resumed(arguments, settings, data)
     else:
         model_config, training = PRESETS[arguments.preset or "paper"]
-        model_config = dataclasses.replace(model_config, **overrides(arguments, ModelConfig))
+        given = overrides(arguments, ModelConfig)
+        model_config = dataclasses.replace(model_config, **given)
+        if model_config.backbone is not None:
+            _check_backbone(given)
         training = dataclasses.replace(training, **overrides(arguments, TrainingConfig))
         thresholds = data.thresholds(model_config.thresholds, arguments.literal_thresholds)
         model_config = dataclasses.replace(model_config, thresholds=thresholds)
@@ -112,6 +116,15 @@ def run_train(arguments: argparse.Namespace) -> int:
     )
     print(f"next: ecore evaluate {arguments.out}   or   ecore chat {arguments.out}")
     return 0
+
+
+def _check_backbone(given: dict[str, Any]) -> None:
+    """Refuse flags that a backbone has no use for."""
+    from ecore.backbone.model import UNUSED
+
+    for name in UNUSED:
+        if name in given:
+            raise InputError(f"--{name.replace('_', '-')}: of no use with --backbone, which has its own")
 
 
 def _check_resumed(arguments: argparse.Namespace, settings: Settings, data: PreparedData) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
+from ecore.data.text import detokenize
 from ecore.errors import InputError
 from ecore.files import read_json, write_json
 
@@ -62,6 +63,10 @@ class Vocabulary:
     def decode(self, ids: Iterable[int]) -> list[str]:
         """Words of ``ids``, the special ones dropped."""
         return [self.words[i] for i in ids if i >= len(SPECIAL_WORDS)]
+
+    def text(self, ids: Iterable[int]) -> str:
+        """Readable text of ``ids``, the special words dropped."""
+        return detokenize(self.decode(ids))
 
     @cached_property
     def emotion_words(self) -> list[int]:

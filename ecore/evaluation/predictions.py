@@ -25,7 +25,7 @@ import torch
 from tqdm import tqdm
 
 from ecore.data.batches import Split
-from ecore.data.text import detokenize, tokenize
+from ecore.data.text import tokenize
 from ecore.errors import InputError
 from ecore.evaluation.metrics import accuracy, distinct, mean_length
 from ecore.evaluation.multi_emotion import multi_emotion_recall, read_multi_emotion
@@ -62,6 +62,7 @@ def predict(
         name = "limit" if count < 1 else "batch_size"
         raise InputError(f"{name}: expected at least 1, got {count if count < 1 else batch_size}")
     model.eval()
+    split = model.view(split, progress)
     order = np.lexsort((split.response_lengths[:count], split.context_lengths[:count]))[::-1]
     records: list[Record] = [{}] * count
     with tqdm(total=count, desc="evaluate", unit=" samples", disable=None if progress else True) as bar:
@@ -79,7 +80,7 @@ def predict(
                     "turn": text["turn"],
                     "context": text["context"],
                     "reference": text["response"],
-                    "prediction": detokenize(model.vocabulary.decode(answers[row])),
+                    "prediction": model.vocabulary.text(answers[row]),
                     "emotion": text["emotion"],
                     **perceived[row],
                     "nll": nll[row],

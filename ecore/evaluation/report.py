@@ -97,8 +97,8 @@ def evaluate_run(
         "checkpoint": weights_file(run, "best").stem,
         "strategy": model.config.strategy,
         "vocabulary": {
-            "kind": prepared.meta["vocabulary"],
-            "words": len(prepared.vocabulary),
+            "kind": "subword" if model.config.backbone else prepared.meta["vocabulary"],
+            "words": len(model.vocabulary),
             "fingerprint": prepared.vocabulary.fingerprint,
         },
         "decoding": asdict(decoding),
@@ -108,7 +108,10 @@ def evaluate_run(
         metrics["multi_emotion"] = multi_emotion_recall(records, labels)
     if yardsticks:
         samples = np.arange(len(records))
-        metrics["yardsticks"] = count_yardsticks(prepared.train, chosen, prepared.vocabulary, samples)
+        counted = count_yardsticks(prepared.train, chosen, prepared.vocabulary, samples)
+        if model.config.backbone:  # the others are perplexities of words
+            counted = {"naive_bayes_accuracy": counted["naive_bayes_accuracy"]}
+        metrics["yardsticks"] = counted
     write_records(out / "predictions.jsonl", records)
     write_json(out / "metrics.json", metrics)
     print(format_run(metrics), f"\nmetrics and predictions: {out}", sep="\n")
@@ -158,14 +161,15 @@ def run_metrics(records: Sequence[Record], emotions: Sequence[str]) -> dict[str,
 def format_run(metrics: dict[str, Any]) -> str:
     """:func:`evaluate_run`'s metrics as a table to read."""
     vocabulary, decoding, human = metrics["vocabulary"], metrics["decoding"], metrics["human"]
+    unit, table = ("subwords", " (Table 6)") if vocabulary["kind"] == "subword" else ("words", "")
     lines = [
         f"{metrics['split']}: {metrics['samples']:,} samples, {metrics['checkpoint']}, "
-        f"{metrics['strategy']} strategy, {decoding['method']}, at most {decoding['max_length']} words",
-        f"perplexities are under the {vocabulary['kind']!r} vocabulary of {vocabulary['words']:,} words "
+        f"{metrics['strategy']} strategy, {decoding['method']}, at most {decoding['max_length']} {unit}",
+        f"perplexities are under the {vocabulary['kind']!r} vocabulary of {vocabulary['words']:,} {unit} "
         "and compare only under the same one",
         "",
         _row("ppl", metrics["ppl"], "per token"),
-        _row("ppl_per_sample", metrics["ppl_per_sample"], "<- stands beside the papers' numbers"),
+        _row("ppl_per_sample", metrics["ppl_per_sample"], f"<- stands beside the papers' numbers{table}"),
         _row("Dist-1", metrics["dist_1"], f"human {human['dist_1']:.2f}"),
         _row("Dist-2", metrics["dist_2"], f"human {human['dist_2']:.2f}"),
     ]

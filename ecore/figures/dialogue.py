@@ -71,6 +71,8 @@ def trace(model: ECore, turns: Sequence[str], emotion: str | None = None) -> Tra
         InputError: no turn, or a turn without words.
         NotDrawn: a model without the emotion graph.
     """
+    if model.config.backbone:
+        raise NotDrawn("the run has a pre-trained backbone, whose subwords this figure does not draw")
     tokens = [tokenize(turn) for turn in turns]
     if not tokens or not all(tokens):
         raise InputError("dialogue: expected at least one turn, and words in each")

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ecore.config import ModelConfig
-from ecore.data.batches import Batch, WordTables, context_batch
-from ecore.data.text import detokenize
+from ecore.data.batches import Batch, Split, WordTables, context_batch
 from ecore.data.vocabulary import BOS, PAD, Vocabulary
 from ecore.errors import InputError
 from ecore.model import pretrained
@@ -158,6 +157,16 @@ class ECore(nn.Module):
         """Intensity and related words, as they travel with the weights."""
         return WordTables(*(getattr(self, name) for name in WordTables._fields))
 
+    # Text to batches --------------------------------------------------------------------------------------------
+
+    def view(self, split: Split, progress: bool = True) -> Split:
+        """``split`` as this model reads it: as it is."""
+        return split
+
+    def read(self, contexts: Sequence[Sequence[str]]) -> Batch:
+        """A batch of raw contexts, each a list of turns, the speaker's first."""
+        return context_batch(contexts, self.vocabulary, self.tables)
+
     # Context to encoding ----------------------------------------------------------------------------------------
 
     def encode(self, batch: Batch) -> Encoding:
@@ -183,8 +192,9 @@ class ECore(nn.Module):
         first: FirstPass | None = None
         graph: EmotionGraph | None = None
         if isinstance(self.graph, GraphNetwork):
-            intensity = self.intensity[batch.context]
-            graph = EmotionGraph.from_intensity(intensity, batch.lengths, self.config.thresholds, correlation)
+            graph = EmotionGraph.from_intensity(
+                self._intensity(batch), batch.lengths, self.config.thresholds, correlation
+            )
             first = self.graph.perceive(embedded, emotions, graph)
             perception = self.perceptron(first.word_to_emotion, first.emotion_to_emotion, mean)
         else:
@@ -204,6 +214,10 @@ class ECore(nn.Module):
             relevant,
             perception.gate,
         )
+
+    def _intensity(self, batch: Batch) -> Tensor:
+        """c of every context word, [B, M]."""
+        return self.intensity[batch.context]
 
     def _relevant(self, attention: Tensor) -> Tensor:
         """V' (Sec. 3.4): the top three emotions, or the relevant side of Otsu's split (Eq. 14)."""
@@ -308,7 +322,7 @@ class ECore(nn.Module):
         """Spread of h^g, share of context words whose edges are dead, size of V', mean and spread of the gate."""
         position = torch.arange(batch.context.shape[1], device=batch.context.device)
         words = (position < batch.lengths[:, None]) & (position > 0)
-        dead = words & (self.intensity[batch.context] == 0)
+        dead = words & (self._intensity(batch) == 0)
         return {
             "perception_std": encoding.perception.float().std(),
             "dead_edges": dead.sum() / words.sum().clamp(min=1),
@@ -334,6 +348,10 @@ class ECore(nn.Module):
         return project(self.decoder.step(embedded, cache), self.output.weight, self.output.bias)
 
     # Files and answers ------------------------------------------------------------------------------------------
+
+    def save_parts(self, folder: Path) -> None:
+        """Write what ``folder`` needs besides configuration and weights."""
+        self.vocabulary.save(folder / pretrained.VOCABULARY)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write configuration, vocabulary and weights to ``folder``, for :meth:`from_pretrained`."""
@@ -373,7 +391,7 @@ class ECore(nn.Module):
         for i, turn in enumerate(turns):
             if not turn.strip():
                 raise InputError(f"respond: turn {i + 1} is empty")
-        batch = context_batch([list(turns)], self.vocabulary, self.tables).to(self.device)
+        batch = self.read([list(turns)]).to(self.device)
         settings, training = Decoding(**decoding), self.training
         if training:  # going through all modules takes as long as some words
             self.eval()
@@ -383,7 +401,7 @@ class ECore(nn.Module):
         finally:
             if training:
                 self.train()
-        reply = Reply(detokenize(self.vocabulary.decode(words)))
+        reply = Reply(self.vocabulary.text(words))
         reply.emotions, reply.relevant = [], []
         if encoding.main is None:
             return reply

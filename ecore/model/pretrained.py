@@ -104,7 +104,7 @@ def save(model: ECore, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     data = {"vocabulary_fingerprint": model.vocabulary.fingerprint}
     write_json(folder / CONFIG, {"format": FORMAT, "model": to_dict(model.config), "data": data})
-    model.vocabulary.save(folder / VOCABULARY)
+    model.save_parts(folder)
     save_weights(model, folder / "checkpoint-final.safetensors")
     write_json(folder / CHECKPOINTS, {"best": None, "last": "checkpoint-final"})
 
@@ -129,6 +129,12 @@ def load(cls: type[ECore], folder: Path, which: str) -> ECore:
             f"{path}: of another vocabulary: {len(state['intensity'])} words, expected the {len(vocabulary)} of "
             f"{folder / VOCABULARY}"
         )
-    model = cls(config, vocabulary, WordTables(*(state[name] for name in WordTables._fields)))
+    tables = WordTables(*(state[name] for name in WordTables._fields))
+    if config.backbone is None:
+        model = cls(config, vocabulary, tables)
+    else:
+        from ecore.backbone import restore  # it needs transformers
+
+        model = restore(config, vocabulary, tables, folder)
     load_weights(model, path)
     return model

@@ -119,6 +119,8 @@ def step_graph(model: ECore, cache: DecoderCache) -> StepGraph | None:
     A capture takes as long as some ten steps, so a shape has to come twice before it gets one. Under autocast
     there is none: its copies of the weights would not outlive the capture.
     """
+    if not isinstance(cache, DecoderCache):  # a pre-trained backbone's
+        return None
     if torch.is_autocast_enabled(cache.words.device.type):
         return None
     parts = (model.embedding, model.decoder, model.output)

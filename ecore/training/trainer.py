@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from ecore.config import ModelConfig, TrainingConfig
-from ecore.data.batches import Batch, PreparedData, ResidentSplit, length_buckets
+from ecore.data.batches import Batch, PreparedData, ResidentSplit, Split, length_buckets
 from ecore.errors import InputError
 from ecore.evaluation.metrics import perplexity
 from ecore.model import ECore
@@ -106,9 +106,11 @@ def train(
         if processes.first:
             run_folder.expect_new(run)
     torch.manual_seed(settings.training.seed)
-    model = ECore(settings.model, data.vocabulary, data.tables, data.embeddings).to(device)
+    model = _model(settings.model, data, run).to(device)
     if not resume and processes.first:  # only now: settings that make no model should leave no folder
         run_folder.start(run, data, settings)
+    if processes.first:
+        model.save_parts(run)
     processes.wait()
     trainer = Trainer(run, data, model, settings, device, progress and processes.first, processes)
     try:
@@ -117,6 +119,14 @@ def train(
         return asdict(trainer.run())
     finally:
         trainer.close()
+
+
+def _model(config: ModelConfig, data: PreparedData, run: Path) -> ECore:
+    if config.backbone is None:
+        return ECore(config, data.vocabulary, data.tables, data.embeddings)
+    from ecore.backbone import build  # it needs transformers
+
+    return build(config, data, run)
 
 
 class Trainer:
@@ -133,6 +143,8 @@ class Trainer:
         processes: Processes,
     ) -> None:
         self.folder, self.data, self.model, self.device = run, data, model, device
+        self.train_split = model.view(data.train, show_progress)
+        self.valid_split = model.view(data.valid, show_progress)
         self.settings, self.config, self.show_progress = settings, settings.training, show_progress
         self.processes = processes
         self.optimizer = adam(p for p in model.parameters() if p.requires_grad)
@@ -166,7 +178,8 @@ class Trainer:
         )
         self.batches = self._epoch_batches()
         # On a GPU the data set lies on the device, and the host sends nothing but the samples' numbers.
-        self.source = ResidentSplit(data.train, device) if device.type == "cuda" else data.train
+        resident = device.type == "cuda" and isinstance(self.train_split, Split)
+        self.source = ResidentSplit(self.train_split, device) if resident else self.train_split
         self.loss: nn.Module = _Loss(model)
         if processes.count > 1:
             self.loss = DistributedDataParallel(
@@ -234,7 +247,7 @@ class Trainer:
             with self.loss.no_sync() if waits else contextlib.nullcontext():
                 with self._autocast(), self._split_may_refuse():
                     losses = self.loss(
-                        self._batch(mine), logs, int(self.data.train.response_lengths[mine].sum())
+                        self._batch(mine), logs, int(self.train_split.response_lengths[mine].sum())
                     )
                 # DistributedDataParallel takes the mean over the processes, whose shares may differ in size.
                 weight = share * self.processes.count / config.accumulate
@@ -274,7 +287,7 @@ class Trainer:
             self._save()
 
     def _epoch_batches(self) -> list[npt.NDArray[np.int64]]:
-        return length_buckets(self.data.train, self.config.batch_size, self.config.seed, self.state.epoch)
+        return length_buckets(self.train_split, self.config.batch_size, self.config.seed, self.state.epoch)
 
     def _next_batch(self) -> npt.NDArray[np.int64]:
         if self.state.batches == len(self.batches):
@@ -368,7 +381,7 @@ class Trainer:
     def _validate(self) -> dict[str, float] | None:
         """Score the whole validation split; None where an interruption came in between."""
         began = time.perf_counter()
-        split = self.data.valid
+        split = self.valid_split
         # Without gradients four times the samples fit.
         batches = length_buckets(split, 4 * self.config.batch_size, seed=0, epoch=0)
         mine = batches[self.processes.rank :: self.processes.count]
@@ -445,9 +458,10 @@ class Trainer:
         parameters = sum(p.numel() for p in self.model.parameters())
         preset = f" (preset {self.settings.preset})" if self.settings.preset else ""
         left_out = f", without {', '.join(model.ablations)}" if model.ablations else ""
+        backbone = f" around {model.backbone}" if model.backbone else ""
         thresholds = ", ".join(f"{t:.3g}" for t in model.thresholds)
         return textwrap.fill(
-            f"{self.folder}: {parameters:,} parameters{preset}, {model.strategy} strategy{left_out}; "
+            f"{self.folder}: {parameters:,} parameters{backbone}{preset}, {model.strategy} strategy{left_out}; "
             f"intensity thresholds {thresholds} on {data.meta['intensity']}; "
             f"{len(data.vocabulary):,} words of the {data.meta['vocabulary']} vocabulary; "
             f"{len(data.train):,} training and {len(data.valid):,} validation samples; "

@@ -1,0 +1,102 @@
+"""The GPT-2 behind a model: from the Hugging Face hub or a folder, and kept in the run's own folder.
+
+A run keeps the tokenizer and GPT-2's configuration in ``RUN/backbone``; GPT-2's weights are in its checkpoints with
+all others. So a run with a checkpoint needs neither the hub nor the folder that it was started from.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ecore.backbone.model import BackboneECore
+from ecore.backbone.subwords import SubwordVocabulary
+from ecore.config import ModelConfig
+from ecore.data.batches import PreparedData, WordTables
+from ecore.data.vocabulary import Vocabulary
+from ecore.errors import InputError
+from ecore.model.pretrained import CHECKPOINTS
+
+if TYPE_CHECKING:
+    from transformers import GPT2Model
+
+FOLDER = "backbone"
+
+
+def build(config: ModelConfig, data: PreparedData, run: Path) -> BackboneECore:
+    """The model of a run: from the backbone that ``config`` names or, where ``run`` has a checkpoint to be loaded,
+    with the backbone that it keeps.
+
+    Raises:
+        InputError: the backbone cannot be used.
+    """
+    if (run / CHECKPOINTS).exists():
+        return restore(config, data.vocabulary, data.tables, run)
+    if config.backbone is None:
+        raise InputError("backbone: expected a model's name or folder")
+    return _model(config, data.vocabulary, data.tables, config.backbone, weights=True)
+
+
+def restore(config: ModelConfig, vocabulary: Vocabulary, tables: WordTables, folder: Path) -> BackboneECore:
+    """The model of a run's or model's folder, its weights still to be loaded.
+
+    Raises:
+        InputError: what the folder keeps of the backbone is missing or damaged.
+    """
+    if not (folder / FOLDER).is_dir():
+        raise InputError(
+            f"{folder / FOLDER}: no such folder; expected the tokenizer and GPT-2's configuration"
+        )
+    return _model(config, vocabulary, tables, str(folder / FOLDER), weights=False)
+
+
+def keep(model: BackboneECore, folder: Path) -> None:
+    """Write what :func:`restore` needs of the backbone, besides weights, into ``folder``."""
+    target, temporary = folder / FOLDER, folder / f"{FOLDER}.new"
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.vocabulary.tokenizer.save_pretrained(temporary)
+    model.gpt2.config.save_pretrained(temporary)
+    shutil.rmtree(target, ignore_errors=True)
+    temporary.rename(target)
+
+
+def _model(
+    config: ModelConfig, vocabulary: Vocabulary, tables: WordTables, source: str, weights: bool
+) -> BackboneECore:
+    try:
+        import transformers
+    except ImportError:
+        raise InputError(
+            "backbone: expected the package transformers; pip install 'ecore[pretrained]'"
+        ) from None
+
+    level, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
+    transformers.logging.set_verbosity_error()  # else it lists the weights of the head, which GPT-2 shares
+    transformers.logging.disable_progress_bar()
+    try:
+        told = transformers.AutoConfig.from_pretrained(source)
+        if told.model_type != "gpt2" or not told.tie_word_embeddings:
+            raise InputError(
+                f"{source}: expected a GPT-2 that shares its word embedding with its head, got {told.model_type}"
+            )
+        told.embd_pdrop = told.resid_pdrop = config.dropout
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+        gpt2: GPT2Model
+        if weights:
+            gpt2 = transformers.GPT2Model.from_pretrained(source, config=told, dtype=torch.float32)
+        else:
+            gpt2 = transformers.GPT2Model(told)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(
+            f"{source}: cannot be loaded ({reason}); expected a folder that transformers saved, or a model of the "
+            "Hugging Face hub"
+        ) from None
+    finally:
+        transformers.logging.set_verbosity(level)
+        if bars:
+            transformers.logging.enable_progress_bar()
+    return BackboneECore(config, SubwordVocabulary(tokenizer, vocabulary), tables, gpt2)
