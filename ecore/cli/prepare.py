@@ -38,7 +38,10 @@ def declare_prepare(parser: argparse.ArgumentParser) -> None:
         "--intensity", choices=INTENSITIES, default="vader", help="source of word intensities"
     )
     parser.add_argument(
-        "--intensity-file", type=Path, metavar="FILE", help="the source's word scores; not for vader and none"
+        "--intensity-file",
+        type=Path,
+        metavar="FILE",
+        help="the source's word scores; not for vader and none (sentiwordnet: default NLTK's corpus)",
     )
     parser.add_argument(
         "--intensity-floor", type=float, default=0.01, metavar="X", help="least intensity of a word"

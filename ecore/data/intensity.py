@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import nltk
 import numpy as np
 import numpy.typing as npt
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
@@ -18,6 +19,8 @@ from ecore.errors import InputError
 SOURCES = ("vader", "sentiwordnet", "vad", "skep", "none")
 FILE_SOURCES = ("sentiwordnet", "vad", "skep")
 """Sources that a user brings as a file; each also takes one of two columns, word and η."""
+NLTK_SENTIWORDNET = "corpora/sentiwordnet/SentiWordNet_3.0.0.txt"
+"""Where NLTK's downloader puts it, under one of ``nltk.data.path``."""
 MATCHED_SHARES = {0.075: 0.10, 0.15: 0.03}
 """The paper's thresholds, and the share of training contexts' words that may pass the one matched to it."""
 
@@ -27,13 +30,16 @@ def word_intensity(
 ) -> npt.NDArray[np.float32]:
     """Intensity c of every word, float32 [V].
 
-    A word that the source does not know is neutral: c = 0. Source ``none`` gives 1 everywhere.
+    A word that the source does not know is neutral: c = 0. Source ``none`` gives 1 everywhere. ``sentiwordnet`` without
+    a file is NLTK's corpus, where that is installed.
 
     Raises:
         InputError: an unknown source, a missing or unexpected file, or a malformed line in it.
     """
     if source not in SOURCES:
         raise InputError(f"intensity: expected one of {', '.join(SOURCES)}, got {source!r}")
+    if source == "sentiwordnet" and file is None:
+        file = _nltk_sentiwordnet()
     if source in FILE_SOURCES and file is None:
         raise InputError(f"intensity: source {source} expects a file of word scores (--intensity-file)")
     if source not in FILE_SOURCES and file is not None:
@@ -59,6 +65,16 @@ def with_floor(intensity: npt.NDArray[np.float32], floor: float) -> npt.NDArray[
     result = np.maximum(intensity, np.float32(floor))
     result[: len(SPECIAL_WORDS)] = intensity[: len(SPECIAL_WORDS)]
     return result
+
+
+def _nltk_sentiwordnet() -> Path:
+    try:
+        return Path(str(nltk.data.find(NLTK_SENTIWORDNET)))
+    except LookupError:
+        raise InputError(
+            "intensity: source sentiwordnet expects a file of word scores (--intensity-file) or NLTK's corpus "
+            "(python -m nltk.downloader sentiwordnet)"
+        ) from None
 
 
 def _vader() -> dict[str, float]:

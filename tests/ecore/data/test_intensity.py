@@ -1,11 +1,18 @@
 import gzip
 
+import nltk
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ecore.data.intensity import MATCHED_SHARES, matched_thresholds, with_floor, word_intensity
+from ecore.data.intensity import (
+    MATCHED_SHARES,
+    NLTK_SENTIWORDNET,
+    matched_thresholds,
+    with_floor,
+    word_intensity,
+)
 from ecore.data.vocabulary import SPECIAL_WORDS
 from ecore.errors import InputError
 
@@ -149,3 +156,16 @@ def test_matched_thresholds_to_the_word():
     assert exact == {0.075: float(values[1]), 0.15: float(values[3])}
     beyond = matched_thresholds(values, np.array([800, 0, 0, 200]))
     assert min(beyond.values()) > values[3]
+
+
+def test_sentiwordnet_of_nltk(tmp_path, monkeypatch):
+    """Without a file NLTK's corpus is read, where its downloader has put it; else both ways are told."""
+    monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
+    with pytest.raises(InputError, match=r"--intensity-file.*nltk\.downloader sentiwordnet"):
+        word_intensity(["good"], "sentiwordnet")
+    file = tmp_path / NLTK_SENTIWORDNET
+    file.parent.mkdir(parents=True)
+    file.write_text("# POS\tID\tPosScore\tNegScore\tSynsetTerms\tGloss\na\t1\t0.75\t0\tgood#1\tfine\n")
+    expected = word_intensity(["good", "table"], "sentiwordnet", file)
+    assert expected[0] == pytest.approx(0.375**2)
+    np.testing.assert_array_equal(word_intensity(["good", "table"], "sentiwordnet"), expected)
