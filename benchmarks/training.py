@@ -197,7 +197,7 @@ def growth(work: Workload, repeats: int = 3) -> list[dict[str, Any]]:
     for rows, words in sizes:
         times = []
         for turn in range(repeats + 1):
-            batch, tokens = made_up_batch(rows, turn, words)
+            batch, tokens = made_up_batch(rows, turn, words, len(one.model.vocabulary))
             begin = time.perf_counter()
             one.take(batch, tokens)
             times.append((time.perf_counter() - begin) / rows)

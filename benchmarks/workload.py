@@ -71,8 +71,13 @@ def workload(data: Path | None, preset: str, batch_size: int = 16, number: int =
     return Workload(model, batches, name)
 
 
-def made_up_batch(rows: int, seed: int, context: int | None = None) -> tuple[Batch, int]:
-    """Samples of similar length, as length buckets have them; each context of ``context`` words where that is given."""
+def made_up_batch(
+    rows: int, seed: int, context: int | None = None, words: int | None = None
+) -> tuple[Batch, int]:
+    """Samples of similar length, as length buckets have them; each context of ``context`` words where that is given.
+
+    ``words``: size of the vocabulary (default :data:`WORDS`).
+    """
     random = np.random.default_rng(seed)
     middle = CONTEXT_WORDS * float(np.exp(random.normal(-0.15, 0.5)))
     spread = np.clip(middle * np.exp(random.normal(0.0, 0.03, rows)), 2, 500).astype(np.int64)
@@ -80,18 +85,16 @@ def made_up_batch(rows: int, seed: int, context: int | None = None) -> tuple[Bat
     answers = 1 + np.clip(RESPONSE_WORDS * np.exp(random.normal(-0.2, 0.6, rows)), 1, 120).astype(np.int64)
 
     def ids(counts: np.ndarray) -> torch.Tensor:
-        words = random.integers(len(SPECIAL_WORDS), WORDS, (rows, int(counts.max())))
-        return torch.from_numpy(np.where(np.arange(words.shape[1]) < counts[:, None], words, PAD))
+        drawn = random.integers(len(SPECIAL_WORDS), words or WORDS, (rows, int(counts.max())))
+        return torch.from_numpy(np.where(np.arange(drawn.shape[1]) < counts[:, None], drawn, PAD))
 
-    words, response, related = ids(lengths), ids(answers), ids(random.integers(0, 11, rows))
-    words[:, 0] = CLS
+    said, response, related = ids(lengths), ids(answers), ids(random.integers(0, 11, rows))
+    said[:, 0] = CLS
     response[torch.arange(rows), torch.from_numpy(answers) - 1] = EOS
-    state = torch.where(torch.arange(words.shape[1]) < words.shape[1] // 2, SPEAKER, LISTENER) * (
-        words != PAD
-    )
+    state = torch.where(torch.arange(said.shape[1]) < said.shape[1] // 2, SPEAKER, LISTENER) * (said != PAD)
     state[:, 0] = CLS_STATE
     emotion = torch.from_numpy(random.integers(0, EMOTIONS, rows))
-    return Batch(words, state, torch.from_numpy(lengths), related, response, emotion), int(answers.sum())
+    return Batch(said, state, torch.from_numpy(lengths), related, response, emotion), int(answers.sum())
 
 
 def _made_up_words() -> tuple[Vocabulary, WordTables]:
