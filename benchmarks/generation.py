@@ -188,14 +188,15 @@ def check(model: ECore, stepper: Any, batch: Batch, words: int = 4) -> None:
 class Contexts:
     """Batches of contexts, of a prepared folder's test split or made up, on a device."""
 
-    def __init__(self, data: Path | None, device: str) -> None:
+    def __init__(self, data: Path | None, vocabulary: int, device: str) -> None:
         self.split = PreparedData.load(data).test if data else None
-        self.device = device
+        self.vocabulary, self.device = vocabulary, device
 
     def __call__(self, rows: int, words: int | None = None) -> Batch:
         """``rows`` contexts: of ``words`` words each, made up, or as they are."""
         if self.split is None or words is not None:
-            return made_up_batch(rows, seed=0, context=words or CONTEXT_WORDS)[0].to(self.device)
+            batch, _ = made_up_batch(rows, seed=0, context=words or CONTEXT_WORDS, words=self.vocabulary)
+            return batch.to(self.device)
         lengths = self.split.context_lengths
         order = np.argsort(lengths, kind="stable")
         middle = int(np.searchsorted(lengths[order], lengths.mean()))
@@ -377,7 +378,7 @@ def run(data: Path | None, preset: str, device: str, rounds: int, compiled: bool
     model = work.model().to(device).eval()
     with torch.no_grad():
         model.output.bias[EOS] = -1e4
-    contexts = Contexts(data, device)
+    contexts = Contexts(data, len(model.vocabulary), device)
     u = [unit()]
     compared = []
     for rows in COMPARED:

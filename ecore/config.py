@@ -108,7 +108,7 @@ class TrainingConfig:
     seed: int = setting(0, "seed of everything random")
     precision: str = setting(
         "float32",
-        "arithmetic of the forward pass; others by autocast on GPU",
+        "arithmetic of the forward pass, by autocast; bfloat16 on a CPU is faster but takes more memory",
         ("float32", "bfloat16", "float16"),
     )
 

@@ -42,7 +42,7 @@ def model() -> ECore:
 
 
 def contexts(rows: int) -> generation.Batch:
-    return generation.Contexts(None, "cpu")(rows)
+    return generation.Contexts(None, 23_000, "cpu")(rows)
 
 
 def test_configurations_decode_the_same(model: ECore) -> None:
@@ -84,8 +84,9 @@ def test_parts_make_up_the_whole(model: ECore) -> None:
 
 
 def test_contexts_have_the_length_asked_for() -> None:
-    batch = generation.Contexts(None, "cpu")(2, 40)
+    batch = generation.Contexts(None, 23_000, "cpu")(2, 40)
     assert batch.lengths.tolist() == [41, 41]
+    assert int(batch.context.max()) < 23_000
 
 
 def test_run(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
