@@ -84,8 +84,8 @@ def project(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     even = len(weight) - len(weight) % parts
     shared, own = weight[:even].view(parts, -1, weight.shape[1]), x.mT.expand(parts, -1, -1)
     product = torch.baddbmm(bias[:even].view(parts, -1, 1), shared, own).flatten(0, 1).mT
-    if even == len(weight):
-        return product.contiguous()
+    if even == len(weight):  # one row gets the strides of a row: with others, a product that reads it is slow
+        return product.reshape(-1).view(len(x), even)
     return torch.cat([product, F.linear(x, weight[even:], bias[even:])], dim=1)
 
 
