@@ -11,12 +11,16 @@ import importlib.metadata
 import inspect
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 
 from ecore.cli import about, annotate, answers, evaluate, figures, human, prepare, reproduce, train
 from ecore.errors import InputError
 
 # torch takes seconds to import: commands import what they need, and `ecore --help` answers at once.
+
+_FIRST_SPEAKS = 30.0
+"""Seconds that torchrun's other processes leave the first one to say what is wrong."""
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -42,8 +46,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (InputError, OSError) as error:
-        if os.environ.get("RANK", "0") != "0":  # torchrun's first process says the same
-            return 2
         return _fail(error, 2)
     except (ArithmeticError, MemoryError) as error:
         return _fail(error, 1)
@@ -54,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(error: object, code: int) -> int:
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        # torchrun ends all processes when one fails: the first, which mostly fails alike, is to speak before that.
+        time.sleep(_FIRST_SPEAKS)
     print(f"ecore: error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
     return code
 

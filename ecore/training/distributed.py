@@ -76,12 +76,11 @@ def join(device: str) -> tuple[Processes, torch.device]:
     """
     mine = torch.device(device)
     if mine.type == "cuda":
-        local = int(os.environ.get("LOCAL_RANK", "0"))
-        if local >= torch.cuda.device_count():
+        if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > torch.cuda.device_count():
             raise InputError(
                 f"--nproc-per-node: expected at most {torch.cuda.device_count()}, one process for each GPU"
             )
-        mine = torch.device("cuda", local)
+        mine = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(mine)
     dist.init_process_group("nccl" if mine.type == "cuda" else "gloo")
     group = dist.new_group(backend="gloo") if mine.type == "cuda" else dist.group.WORLD

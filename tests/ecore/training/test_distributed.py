@@ -44,6 +44,10 @@ FLAGS = [
 
 
 def launch(processes: int, *arguments: str) -> subprocess.CompletedProcess:
+    return torchrun(processes, "-m", "ecore", "train", *arguments)
+
+
+def torchrun(processes: int, *program: str) -> subprocess.CompletedProcess:
     command = [
         sys.executable,
         "-m",
@@ -54,9 +58,8 @@ def launch(processes: int, *arguments: str) -> subprocess.CompletedProcess:
     ]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
     return subprocess.run(
-        [*command, "-m", "ecore", "train", *arguments],
-        env=environment, capture_output=True, text=True, timeout=300, cwd=ROOT,
-    )  # fmt: skip
+        [*command, *program], env=environment, capture_output=True, text=True, timeout=300, cwd=ROOT
+    )
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +126,24 @@ def test_bad_input_is_told_once(tmp_path):
     result = launch(2, "--data", str(tmp_path / "nowhere"), "--out", str(tmp_path / "run"))
     assert result.returncode != 0
     assert result.stderr.count("ecore: error:") == 1
+
+
+@pytest.mark.parametrize("fails", ["both", "second"])
+def test_the_first_process_may_be_slow_or_well(tmp_path, fails):
+    """The first is 3 s late, or has nothing to say; the second leaves it 0.5 s in the latter case."""
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+import os, sys, time
+import ecore.cli
+
+if os.environ["RANK"] == "0":
+    time.sleep({3 if fails == "both" else 60})
+elif {fails == "second"}:
+    ecore.cli._FIRST_SPEAKS = 0.5
+sys.exit(ecore.cli.main(["train", "--data", "nowhere" + os.environ["RANK"], "--out", "run"]))
+""")
+    result = torchrun(2, str(script))
+    assert result.returncode != 0
+    told = [line for line in result.stderr.splitlines() if line.startswith("ecore: error:")]
+    assert len(told) == 1
+    assert ("nowhere0" if fails == "both" else "nowhere1") in told[0]
