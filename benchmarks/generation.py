@@ -62,7 +62,7 @@ class Whole:
             encoding.memory,
             encoding.memory_mask,
             encoding.guidance,
-        )
+        ).states
         return model.output(states[:, -1])
 
 
@@ -91,9 +91,10 @@ class Modules(Whole):
                 for kept, new in zip(self.own[i], block.self_attention.keys_values(normed), strict=True):
                     kept[:, :, self.length] = new[:, :, 0]
                 seen = (kept[:, :, : self.length + 1] for kept in self.own[i])
-                y = y + block.dropout(block.self_attention(normed, *seen))
+                y = y + block.dropout(block.self_attention(block.self_attention.queries(normed), *seen))
             with self.clock("cross-attention"):
-                attended = block.cross_attention(block.cross_norm(y), *self.cross[i], self.mask)
+                queries = block.cross_attention.queries(block.cross_norm(y))
+                attended = block.cross_attention(queries, *self.cross[i], self.mask)
                 joined = block.join_context(attended)
                 y = y + block.dropout(joined if self.guidance is None else joined + self.guidance[i])
             with self.clock("feed-forward"):

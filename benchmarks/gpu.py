@@ -1,10 +1,12 @@
 """Everything that needs a GPU, in one command of nine minutes: tests, compute-sanitizer, benchmarks.
 
-    python -m benchmarks.gpu [--out FOLDER]
+    python -m benchmarks.gpu [--out FOLDER] [--data PREPARED]
 
+With a prepared folder whole training steps are timed on its batches, else on made-up ones, and models trained on it.
 Results go to FOLDER; without one, to the folder that $OUT names, else to benchmarks/results/NAME-OF-THE-GPU.
 Nothing has to be installed but torch, triton and pytest: the packages are imported from this checkout, and the
-compiled extension is built into a temporary folder if it is missing (and done without if that fails).
+compiled extension is built into a temporary folder if it is missing (and done without if that fails). Training
+steps are left out where what `ecore` needs besides is missing.
 
 First come the things that need not be alone on the machine, at the same time: the tests marked ``gpu``,
 compute-sanitizer's memcheck and racecheck on ``benchmarks.sanitize``, and processes that fill torch.compile's
@@ -35,7 +37,9 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 TOTAL_SECONDS = 540.0
 RESERVE_SECONDS = 12.0  # for writing and for processes that take their time to end
-BUILD_SECONDS, CHECK_SECONDS, OTSU_SECONDS = 90.0, 200.0, 45.0
+BUILD_SECONDS, CHECK_SECONDS, OTSU_SECONDS, TRAINING_SECONDS = 90.0, 200.0, 45.0, 130.0
+# Of each whole training; enough to record nearly all shapes and for two validations. The rest is estimated.
+RUN_STEPS = 4000
 # From a problem's start until its rows are written: what the operators' benchmark may overrun its budget by.
 OVERRUN_SECONDS = 45.0
 LOG_BYTES = 2**20  # of each step's output
@@ -172,6 +176,11 @@ class Report:
                     *record["end_of_output"],
                     "```",
                 ]
+        results = self.folder / "training.json"
+        if results.exists():
+            from benchmarks import training_report
+
+            lines += ["", training_report.report(json.loads(results.read_text())["results"][0])]
         results = self.folder / "operators.json"
         if results.exists():
             from benchmarks import operators
@@ -247,8 +256,16 @@ def build_extension(report: Report, scratch: Path) -> Path:
     return built if has_extension(built) else ROOT / "kernels"
 
 
-def checks(folder: Path, seconds: float) -> list[Step]:
-    """What need not be alone on the machine: tests, compute-sanitizer, filling torch.compile's cache."""
+def training(*more: str) -> list[str]:
+    """The command that times whole training steps at the paper's sizes."""
+    return [sys.executable, "-m", "benchmarks.training", "--device", "cuda", "--preset", "paper", *more]
+
+
+def checks(folder: Path, seconds: float, trains: bool) -> list[Step]:
+    """What need not be alone on the machine: tests, compute-sanitizer, filling torch.compile's cache.
+
+    ``trains``: training steps will be timed.
+    """
     cores = len(os.sched_getaffinity(0))
     pytest = [sys.executable, "-m", "pytest", "-m", "gpu", "-v", "--tb=short", "-p", "no:cacheprovider"]
     pytest += ["--junitxml", str(folder / "tests.xml")]
@@ -266,7 +283,15 @@ def checks(folder: Path, seconds: float) -> list[Step]:
                 command = [sys.executable, "-m", "benchmarks.operators", "--device", "cuda", "--compile-only"]
                 command += ["--operators", operator, "--precision", precision, "--nodes", *CACHED_NODES]
                 steps.append(Step(f"compile {operator} {precision}", command, seconds, required=False))
+        if trains:
+            steps.append(Step("compile training", training("--compile-only"), seconds, required=False))
     return steps
+
+
+def imports(module: str, variables: Mapping[str, str]) -> bool:
+    """Whether a step could import ``module``."""
+    command = [sys.executable, "-c", f"import {module}"]
+    return subprocess.run(command, cwd=ROOT, env=dict(variables), capture_output=True).returncode == 0
 
 
 def _importable(name: str) -> bool:
@@ -288,6 +313,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", type=Path, help="folder for the results")
+    parser.add_argument("--data", type=Path, help="a prepared folder (default: made-up training batches)")
     arguments = parser.parse_args(argv)
     if not torch.cuda.is_available():
         print("gpu: there is no CUDA device", file=sys.stderr)
@@ -302,7 +328,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         scratch, packages = Path(temporary), ROOT / "kernels"
         report = Report(folder, environment(scratch, packages), harness.machine(), started=started)
         folder.mkdir(parents=True, exist_ok=True)
-        for stale in ("tests.xml", "operators.json", "otsu.json"):
+        for stale in ("tests.xml", "operators.json", "otsu.json", "training.json"):
             (folder / stale).unlink(missing_ok=True)
         report.write()
         if not has_extension(packages):
@@ -311,7 +337,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         report.run(Step("installation", [sys.executable, "-m", "ecore_kernels.info"], 60.0, required=False))
         if not shutil.which("compute-sanitizer"):
             report.note("compute-sanitizer", "it is not on PATH")
-        report.run(*checks(folder, CHECK_SECONDS))
+        trains = imports("ecore.training.trainer", report.environment)
+        report.run(*checks(folder, CHECK_SECONDS, trains))
         otsu = [
             sys.executable,
             "-m",
@@ -325,6 +352,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             report.run(Step("otsu", otsu, OTSU_SECONDS))
         else:
             report.note("otsu", "there is no compiled extension to compare")
+        if trains:
+            command = training("--out", str(folder / "training.json"))
+            if (
+                len(os.sched_getaffinity(0)) >= 8
+            ):  # else nothing is in the cache, and compiling takes too long
+                command.append("--compile")
+            if arguments.data:
+                command += ["--data", str(arguments.data.resolve()), "--run-steps", str(RUN_STEPS)]
+            report.run(Step("training", command, TRAINING_SECONDS))
+        else:
+            report.note("training", "`import ecore.training.trainer` fails here")
         left = report.left()
         command = [sys.executable, "-m", "benchmarks.operators", "--device", "cuda"]
         command += ["--out", str(folder / "operators.json")]

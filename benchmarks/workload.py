@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from ecore.config import PRESETS
-from ecore.data.batches import CLS_STATE, LISTENER, SPEAKER, Batch, PreparedData, WordTables, length_buckets
+from ecore.data.batches import (
+    CLS_STATE,
+    LISTENER,
+    SPEAKER,
+    Batch,
+    PreparedData,
+    ResidentSplit,
+    Widths,
+    WordTables,
+    length_buckets,
+)
 from ecore.data.vocabulary import CLS, EOS, PAD, SPECIAL_WORDS, Vocabulary
 from ecore.model import ECore
+from ecore.training.captured import LEAST_WIDTH, widened
 
 WORDS, EMOTIONS = 23_714, 32
 """Of EmpatheticDialogues under the `literature` vocabulary."""
@@ -22,27 +35,40 @@ CONTEXT_WORDS, RESPONSE_WORDS = 36, 14
 """Their means there; both are about log-normal."""
 
 
-def unit() -> float:
+def wait(device: str) -> None:
+    """Return when ``device`` has done what it was given: before each look at the clock."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def unit(device: str = "cpu") -> float:
     """u, in seconds: one float32 matrix product [256, 300] x [300, 23714], the least of nine.
 
     It makes steps on different machines comparable.
     """
-    a, b = torch.randn(256, 300), torch.randn(300, WORDS)
+    a, b = torch.randn(256, 300, device=device), torch.randn(300, WORDS, device=device)
     times = []
     for _ in range(9):
+        wait(device)
         begin = time.perf_counter()
         a @ b
+        wait(device)
         times.append(time.perf_counter() - begin)
     return min(times)
 
 
 @dataclasses.dataclass
 class Workload:
-    """What to train and on what: ``model()`` makes the same model each time; ``batches`` come with their words."""
+    """What to train and on what: ``model()`` makes the same model each time; ``batches`` come with their words.
+
+    ``samples(device)`` is the split that ``rows``, an array of indices for each batch, point into.
+    """
 
     model: Callable[..., ECore]
     batches: list[tuple[Batch, int]]
     name: str
+    samples: Callable[[str], Any]
+    rows: list[np.ndarray]
 
 
 def workload(data: Path | None, preset: str, batch_size: int = 16, number: int = 24) -> Workload:
@@ -58,17 +84,58 @@ def workload(data: Path | None, preset: str, batch_size: int = 16, number: int =
             (prepared.train.batch(rows), int(prepared.train.response_lengths[rows].sum())) for rows in chosen
         ]
         name = f"{len(prepared.vocabulary):,} words, {prepared.meta['intensity']}"
+        samples: Callable[[str], Any] = partial(ResidentSplit, prepared.train)
     else:
         made = (*_made_up_words(), None)
         batches = [made_up_batch(batch_size, seed=i) for i in range(number)]
         name = f"made up, {WORDS:,} words"
+        chosen = list(np.arange(number * batch_size).reshape(number, batch_size))
+        samples = partial(MadeUpSplit, [batch for batch, _ in batches])
 
     def model(**settings: Any) -> ECore:
         torch.manual_seed(0)
         vocabulary, tables, embeddings = made
         return ECore(dataclasses.replace(config, **settings), vocabulary, tables, embeddings).train()
 
-    return Workload(model, batches, name)
+    return Workload(model, batches, name, samples, chosen)
+
+
+class MadeUpSplit:
+    """The samples of made-up batches in a row, as :class:`ResidentSplit` has a corpus's."""
+
+    def __init__(self, batches: Sequence[Batch], device: str) -> None:
+        def joined(name: str, room: int = 0) -> torch.Tensor:
+            parts = [getattr(batch, name) for batch in batches]
+            width = max([room, *(part.shape[1] for part in parts)])
+            return torch.cat([F.pad(part, (0, width - part.shape[1]), value=PAD) for part in parts])
+
+        self.concepts = joined("concepts").shape[1]
+        self._lengths = np.concatenate([batch.lengths.numpy() for batch in batches])
+        self._words = np.concatenate([(batch.response != PAD).sum(1).numpy() for batch in batches])
+        context = widened(int(self._lengths.max()), LEAST_WIDTH)
+        response = widened(int(self._words.max()), LEAST_WIDTH)
+        self._all = Batch(
+            joined("context", context),
+            joined("state", context),
+            torch.from_numpy(self._lengths),
+            joined("concepts"),
+            joined("response", response),
+            torch.cat([batch.emotion for batch in batches]),
+        ).to(device)
+
+    def widths(self, indices: np.ndarray) -> Widths:
+        return Widths(int(self._lengths[indices].max()), int(self._words[indices].max()), self.concepts)
+
+    def tokens(self, indices: np.ndarray) -> int:
+        return int(self._words[indices].sum())
+
+    def send(self, indices: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(indices).to(self._all.context.device)
+
+    def gather(self, rows: torch.Tensor, widths: Widths) -> Batch:
+        context, state, lengths, concepts, response, emotion = (part[rows] for part in self._all)
+        context, state = context[:, : widths.context], state[:, : widths.context]
+        return Batch(context, state, lengths, concepts, response[:, : widths.response], emotion)
 
 
 def made_up_batch(

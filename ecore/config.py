@@ -64,6 +64,12 @@ class ModelConfig:
     dropout: float = setting(0.2, "dropout on embeddings and sublayer outputs")
     graph_dropout: float = setting(0.1, "dropout on graph features")
     tie_embeddings: bool = setting(False, "share the output weights with the word embedding")
+    copy: bool = setting(
+        False, "words of the context may be copied (pointer-generator), as in the released code"
+    )
+    emotion_start: bool = setting(
+        False, "the response starts from the predicted emotions' logits, as in the released code"
+    )
     commonsense: bool = setting(True, "append related words where the prepared data has relations")
     backbone: str | None = setting(
         None,
@@ -82,6 +88,8 @@ class ModelConfig:
             raise InputError(f"heads: a width of {width} cannot be split into {self.heads} heads")
         if self.strategy == "none" and self.ablations:
             raise InputError(f"ablations: strategy none has no {self.ablations[0]!r} to leave out")
+        if self.strategy == "none" and self.emotion_start:
+            raise InputError("emotion_start: strategy none predicts no emotions to start from")
         for name in ("dim", "encoder_blocks", "decoder_blocks", "heads", "graph_layers", "max_relevant"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}: expected at least 1, got {getattr(self, name)}")
@@ -111,9 +119,17 @@ class TrainingConfig:
         "arithmetic of the forward pass, by autocast; bfloat16 on a CPU is faster but takes more memory",
         ("float32", "bfloat16", "float16"),
     )
+    cuda_graphs: bool = setting(
+        False, "on a GPU: record each shape's step as a CUDA graph, which spares most of a small step's time"
+    )
+    compile: bool = setting(False, "torch.compile the losses: minutes of compiling before the first steps")
 
     def __post_init__(self) -> None:
         _check_choices(self)
+        if self.cuda_graphs and self.accumulate > 1:
+            raise InputError(f"cuda_graphs: expected accumulate 1, got {self.accumulate}")
+        if self.cuda_graphs and self.precision == "float16":
+            raise InputError("cuda_graphs: expected precision float32 or bfloat16, got float16")
         counts = ("batch_size", "accumulate", "max_steps", "warmup")
         for name in (*counts, "validate_every", "checkpoint_every", "log_every"):
             if getattr(self, name) < 1:

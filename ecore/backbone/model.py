@@ -41,6 +41,8 @@ UNUSED = (
     "attention_dim",
     "feed_forward",
     "tie_embeddings",
+    "copy",
+    "emotion_start",
     "commonsense",
 )
 """Settings of the word-level encoder and decoder, which a backbone has no use for."""

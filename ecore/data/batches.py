@@ -180,17 +180,31 @@ class Split:
         }
 
 
+class Widths(NamedTuple):
+    """How wide a batch's contexts, responses and related words are, padding counted."""
+
+    context: int
+    response: int
+    concepts: int
+
+
 class ResidentSplit:
-    """A split whose arrays lie on a device: batches are gathered there, and only the samples' numbers are sent."""
+    """A split whose arrays lie on a device: batches are gathered there, and only the samples' numbers are sent.
+
+    Attributes:
+        concepts: the most related words that a sample has.
+    """
 
     def __init__(self, split: Split, device: torch.device | str) -> None:
         """Copy what batches need; for all of EmpatheticDialogues some 15 MB."""
 
         def copy(array: npt.NDArray[Any]) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+            # The files are mapped read-only, which torch warns of.
+            return torch.from_numpy(np.array(array)).to(device)
 
-        self._split, self._device = split, device
+        self._split, self._device = split, torch.device(device)
         self._concept_counts = (np.asarray(split._concepts) != PAD).sum(1)
+        self.concepts = int(self._concept_counts.max(initial=0))
         self._words, self._states, self._concepts = map(copy, (split._words, split._states, split._concepts))
         self._start, self._response, self._end, self._emotion = (
             copy(column.astype(np.int64))
@@ -199,33 +213,49 @@ class ResidentSplit:
 
     def batch(self, indices: npt.ArrayLike) -> Batch:
         """As :meth:`Split.batch`, on the device; the host does not wait for it."""
+        return self.gather(self.send(indices), self.widths(indices))
+
+    def widths(self, indices: npt.ArrayLike) -> Widths:
+        """How wide the samples of ``indices`` are; known on the host, so that nobody has to ask the device."""
         chosen = np.asarray(indices, dtype=np.int64)
-        # The widths are known on the host, so that nobody has to ask the device.
-        width = int(self._split.context_lengths[chosen].max())
-        answer = int(self._split.response_lengths[chosen].max())
-        related = int(self._concept_counts[chosen].max(initial=0))
-        rows = torch.from_numpy(chosen)
-        if torch.device(self._device).type == "cuda":
-            rows = rows.pin_memory().to(self._device, non_blocking=True)
+        return Widths(
+            int(self._split.context_lengths[chosen].max()),
+            int(self._split.response_lengths[chosen].max()),
+            int(self._concept_counts[chosen].max(initial=0)),
+        )
+
+    def tokens(self, indices: npt.ArrayLike) -> int:
+        """Words of the responses of ``indices``, EOS counted; likewise."""
+        return int(self._split.response_lengths[np.asarray(indices, dtype=np.int64)].sum())
+
+    def send(self, indices: npt.ArrayLike) -> Tensor:
+        """``indices`` on the device, int64; the host does not wait."""
+        rows = torch.from_numpy(np.array(indices, dtype=np.int64))
+        return rows.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else rows
+
+    def gather(self, rows: Tensor, widths: Widths) -> Batch:
+        """The samples of ``rows``, int64 [B] on the device, padded to ``widths``, which are theirs or more.
+
+        Of tensors' values it asks nothing: it can be captured, and then gathers whatever ``rows`` holds.
+        """
         start, begin, end = self._start[rows], self._response[rows], self._end[rows]
         last = len(self._words) - 1
 
         lengths = begin - start + 1
-        columns = torch.arange(width, device=rows.device)
+        columns = torch.arange(widths.context, device=rows.device)
         source = (start[:, None] + columns - 1).clamp(0, last)
-        inside = columns < lengths[:, None]
+        inside, first = columns < lengths[:, None], columns == 0
         context = torch.where(inside, self._words[source].long(), PAD)
         state = torch.where(inside, self._states[source].long(), NO_STATE)
-        context[:, 0], state[:, 0] = CLS, CLS_STATE
+        context, state = torch.where(first, CLS, context), torch.where(first, CLS_STATE, state)
 
         words = (end - begin)[:, None]
-        columns = torch.arange(answer, device=rows.device)
+        columns = torch.arange(widths.response, device=rows.device)
         source = (begin[:, None] + columns).clamp(max=last)
         response = torch.where(columns < words, self._words[source].long(), PAD)
         response = torch.where(columns == words, EOS, response)
-        return Batch(
-            context, state, lengths, self._concepts[rows, :related].long(), response, self._emotion[rows]
-        )
+        concepts = self._concepts[rows, : widths.concepts].long()
+        return Batch(context, state, lengths, concepts, response, self._emotion[rows])
 
 
 class PreparedData:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ecore.config import ModelConfig
 from ecore.model.dropout import Dropout
-from ecore.model.transformer import FeedForward, MultiHeadAttention, attend, project
+from ecore.model.pointer import Copyable
+from ecore.model.transformer import FeedForward, MultiHeadAttention, attend, mean_scores, project
 
 Affine = tuple[Tensor, Tensor]
 """Weight and bias."""
@@ -31,6 +32,14 @@ class BlockWeights(NamedTuple):
     contract: Affine
 
 
+class Decoded(NamedTuple):
+    """Of the words before each word of a response: s_t of Eq. 15, [..., D], and what copying scores the context's
+    places with, [..., S] (:mod:`ecore.model.pointer`); None where it is not asked for."""
+
+    states: Tensor
+    scores: Tensor | None
+
+
 class DecoderCache:
     """What the decoder keeps of responses in the making: of C contexts, ``width`` responses (rows) each.
 
@@ -44,6 +53,8 @@ class DecoderCache:
             words everywhere.
         guidance: [blocks, C * width, D], W_d's share of the node sum; None without one.
         weights: of each block.
+        copyable: of the contexts, [C, S]; None without copying.
+        first: [C, D], what the first step reads in place of BOS's embedding; None without such.
     """
 
     def __init__(
@@ -53,12 +64,15 @@ class DecoderCache:
         guidance: Tensor | None,
         weights: list[BlockWeights],
         max_length: int,
+        copyable: Copyable | None = None,
+        first: Tensor | None = None,
     ) -> None:
         blocks, _, self.contexts, heads, _, width = memory.shape
         self.width = 1
         self.length = 0
         self.words = memory.new_empty(blocks, 2, self.contexts, heads, max_length, width)
         self.memory, self.mask, self.guidance, self.weights = memory, mask, guidance, weights
+        self.copyable, self.first = copyable, first
 
     @property
     def position(self) -> int:
@@ -84,6 +98,8 @@ class DecoderCache:
         self.guidance = None if self.guidance is None else self.guidance.index_select(1, rows)
         self.memory = self.memory.index_select(2, contexts)
         self.mask = None if self.mask is None else self.mask.index_select(0, contexts)
+        self.copyable = None if self.copyable is None else self.copyable.rows(contexts)
+        self.first = None if self.first is None else self.first.index_select(0, contexts)
         self.contexts = len(contexts)
 
     def branch(self, parents: Tensor) -> None:
@@ -120,15 +136,18 @@ class DecoderBlock(nn.Module):
         self.feed_forward = FeedForward(config.dim, config.feed_forward or 4 * config.dim)
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, y: Tensor, memory: Tensor, mask: Tensor, guidance: Tensor | None) -> Tensor:
-        """y [B, T, D], memory [B, S, D], mask [B, 1, 1, S] bool, guidance [B, 1, D] -> [B, T, D]."""
+    def forward(
+        self, y: Tensor, memory: Tensor, mask: Tensor, guidance: Tensor | None, copies: bool = False
+    ) -> Decoded:
+        """y [B, T, D], memory [B, S, D], mask [B, 1, 1, S] bool, guidance [B, 1, D] -> y and scores if it copies."""
+        own, cross = self.self_attention, self.cross_attention
         normed = self.self_norm(y)
-        keys_values = self.self_attention.keys_values(normed)
-        y = y + self.dropout(self.self_attention(normed, *keys_values, causal=True))
-        keys_values = self.cross_attention.keys_values(memory)
-        joined = self.join_context(self.cross_attention(self.cross_norm(y), *keys_values, mask))
+        y = y + self.dropout(own(own.queries(normed), *own.keys_values(normed), causal=True))
+        queries, (keys, values) = cross.queries(self.cross_norm(y)), cross.keys_values(memory)
+        joined = self.join_context(cross(queries, keys, values, mask))
         y = y + self.dropout(joined if guidance is None else joined + guidance)
-        return y + self.dropout(self.feed_forward(self.feed_forward_norm(y)))
+        y = y + self.dropout(self.feed_forward(self.feed_forward_norm(y)))
+        return Decoded(y, mean_scores(queries, keys) if copies else None)
 
     def weights(self) -> BlockWeights:
         """What :meth:`Decoder.step` takes; queries, keys and values are copied, the rest is shared."""
@@ -157,6 +176,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: ModelConfig, guided: bool) -> None:
         super().__init__()
+        self.copies = config.copy
         self.blocks = nn.ModuleList(DecoderBlock(config, guided) for _ in range(config.decoder_blocks))
         # Eq. 24 is a sum over words: without a norm it grows with the context's length.
         self.guidance_norm = nn.LayerNorm(config.dim) if guided else None
@@ -168,7 +188,7 @@ class Decoder(nn.Module):
         normed = self.guidance_norm(guidance)[:, None]
         return [block.join_guidance(normed) for block in self.blocks]
 
-    def forward(self, y: Tensor, memory: Tensor, mask: Tensor, guidance: Tensor | None) -> Tensor:
+    def forward(self, y: Tensor, memory: Tensor, mask: Tensor, guidance: Tensor | None) -> Decoded:
         """Decode whole responses at once.
 
         Args:
@@ -178,16 +198,26 @@ class Decoder(nn.Module):
             guidance: [B, D], the node sum of Eq. 24, or None.
 
         Returns:
-            [B, T, D], s_t of Eq. 15.
+            [B, T, D] states, and the last block's scores [B, T, S] where the model copies.
         """
         joins = self._guidance(guidance)
-        mask = mask[:, None, None, :]
+        mask, scores = mask[:, None, None, :], None
         for i, block in enumerate(self.blocks):
-            y = block(y, memory, mask, None if joins is None else joins[i])
-        return self.norm(y)
+            copies = self.copies and block is self.blocks[-1]
+            y, scores = block(y, memory, mask, None if joins is None else joins[i], copies)
+        return Decoded(self.norm(y), scores)
 
-    def start(self, memory: Tensor, mask: Tensor, guidance: Tensor | None, max_length: int) -> DecoderCache:
-        """The cache of responses of at most ``max_length`` words, none decoded yet; arguments as for forward."""
+    def start(
+        self,
+        memory: Tensor,
+        mask: Tensor,
+        guidance: Tensor | None,
+        max_length: int,
+        copyable: Copyable | None = None,
+        first: Tensor | None = None,
+    ) -> DecoderCache:
+        """The cache of responses of at most ``max_length`` words, none decoded yet; arguments as for forward and for
+        the cache."""
         cross = [part for block in self.blocks for part in block.cross_attention.keys_values(memory)]
         guided = self._guidance(guidance)
         added: Tensor | None = None
@@ -200,10 +230,12 @@ class Decoder(nn.Module):
             None if guided is None else torch.stack(guided)[:, :, 0],
             [block.weights() for block in self.blocks],
             max_length,
+            copyable,
+            first,
         )
 
-    def step(self, y: Tensor, cache: DecoderCache) -> Tensor:
-        """Decode one more word, without dropout: y [C * width, D] embedded -> s_t; the cache grows by it."""
+    def step(self, y: Tensor, cache: DecoderCache) -> Decoded:
+        """Decode one more word, without dropout: y [C * width, D] embedded -> rows' states; the cache grows by it."""
         heads, size = cache.words.shape[3], y.shape[1:]
         for i, w in enumerate(cache.weights):
             projected = project(F.layer_norm(y, size, *w.self_norm), *w.query_key_value)
@@ -222,4 +254,5 @@ class Decoder(nn.Module):
             hidden = F.relu_(project(F.layer_norm(y, size, *w.feed_forward_norm), *w.expand))
             y = y + project(hidden, *w.contract)
         cache.advance()
-        return self.norm(y)
+        scores = mean_scores(query, cache.memory[-1][0]).flatten(0, 1) if self.copies else None
+        return Decoded(self.norm(y), scores)

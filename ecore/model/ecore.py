@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ecore.config import ModelConfig
@@ -15,11 +16,12 @@ from ecore.data.batches import Batch, Split, WordTables, context_batch
 from ecore.data.vocabulary import BOS, PAD, Vocabulary
 from ecore.errors import InputError
 from ecore.model import pretrained
-from ecore.model.decoder import Decoder, DecoderCache
+from ecore.model.decoder import Decoded, Decoder, DecoderCache
 from ecore.model.encoder import Embedding, Encoder
 from ecore.model.graph_network import Correlation, EmotionAttention, FirstPass, GraphNetwork
 from ecore.model.losses import Losses, correlation_loss, vocabulary_losses
 from ecore.model.perceptron import Perception, Perceptron
+from ecore.model.pointer import Copyable, Copying, Pointer, mixed
 from ecore.model.transformer import project
 from ecore_kernels import EmotionGraph, otsu
 
@@ -39,8 +41,9 @@ class Encoding(NamedTuple):
         attention: h_emo, [B, P].
         relevant: [B, P] bool, V': the co-occurring emotions.
         gate: sigma(W_e h^g), [B, P].
+        copyable: the context's words for copying, [B, S]; None without.
 
-    Under strategy "none" all from ``guidance`` on are None.
+    Under strategy "none" those from ``guidance`` to ``gate`` are None.
     """
 
     memory: Tensor
@@ -51,10 +54,11 @@ class Encoding(NamedTuple):
     attention: Tensor | None = None
     relevant: Tensor | None = None
     gate: Tensor | None = None
+    copyable: Copyable | None = None
 
 
 class ECoreOutput(NamedTuple):
-    """logits [B, T, V] of the response's words, and the encoding."""
+    """logits [B, T, V] of the response's words (with copying their log-probabilities), and the encoding."""
 
     logits: Tensor
     encoding: Encoding
@@ -144,6 +148,8 @@ class ECore(nn.Module):
             self.perceptron = Perceptron(config, emotions)
         self.decoder = Decoder(config, guided=graph)
         self.output = nn.Linear(config.dim, words)
+        self.pointer = Pointer(config.dim) if config.copy else None
+        self.start_word = nn.Linear(emotions, config.dim) if config.emotion_start else None
         if config.tie_embeddings:
             self.output.weight = self.embedding.word.weight
 
@@ -183,8 +189,11 @@ class ECore(nn.Module):
             memory_input = torch.cat([embedded, self.embedding.related(concepts)], dim=1)
             memory_mask = torch.cat([mask, batch.concepts != PAD], dim=1)
         memory = self.encoder(memory_input, memory_mask)
+        copyable = None
+        if self.pointer is not None:
+            copyable = Copyable.of(F.pad(batch.context, (0, memory.shape[1] - words), value=PAD))
         if self.config.strategy == "none":
-            return Encoding(memory, memory_mask, None)
+            return Encoding(memory, memory_mask, None, copyable=copyable)
         # Related words are left out of the mean: it stands for the context.
         mean = (memory[:, :words] * mask[..., None]).sum(1) / batch.lengths[:, None]
 
@@ -213,6 +222,7 @@ class ECore(nn.Module):
             perception.attention,
             relevant,
             perception.gate,
+            copyable,
         )
 
     def _intensity(self, batch: Batch) -> Tensor:
@@ -253,8 +263,19 @@ class ECore(nn.Module):
 
     # Encoding to words ------------------------------------------------------------------------------------------
 
-    def _decode(self, words: Tensor, encoding: Encoding) -> Tensor:
-        """Decoder states [B, T, D] under teacher forcing, from the vectors of the words before each, [B, T, D]."""
+    def _first(self, encoding: Encoding) -> Tensor | None:
+        """What stands for BOS's vector: [B, D] from the emotions' logits; None where BOS stands for itself."""
+        if self.start_word is None:
+            return None
+        return self.start_word(
+            encoding.main.detach() if "gen-loss" in self.config.ablations else encoding.main
+        )
+
+    def _decode(self, words: Tensor, encoding: Encoding) -> Decoded:
+        """States [B, T, D] under teacher forcing, from the vectors of the words before each, [B, T, D]."""
+        first = self._first(encoding)
+        if first is not None:
+            words = torch.cat([first[:, None], words[:, 1:]], dim=1)
         return self.decoder(
             self.embedding.place(words), encoding.memory, encoding.memory_mask, encoding.guidance
         )
@@ -262,8 +283,16 @@ class ECore(nn.Module):
     def forward(self, batch: Batch) -> ECoreOutput:
         """Logits of every response word given the words before it."""
         encoding = self.encode(batch)
-        words = self.embedding.look_up(_shifted(batch))[0]
-        return ECoreOutput(self.output(self._decode(words, encoding)), encoding)
+        states, scores = self._decode(self.embedding.look_up(_shifted(batch))[0], encoding)
+        logits = self.output(states)
+        if self.pointer is not None:
+            rows, length = logits.shape[:2]
+            contexts = torch.arange(rows, device=logits.device).repeat_interleave(length)
+            copying = self.pointer(
+                states.flatten(0, 1), scores.flatten(0, 1), encoding.copyable.rows(contexts)
+            )
+            logits = mixed(logits.flatten(0, 1), copying).unflatten(0, (rows, length))
+        return ECoreOutput(logits, encoding)
 
     def _word_losses(
         self, batch: Batch, tokens: int | None, label_smoothing: float, scale: float
@@ -273,7 +302,12 @@ class ECore(nn.Module):
         encoding = self._encode(batch, *vectors[:3])
         # Padding is dropped before the projection to the vocabulary, which costs most of a step.
         places = _word_places(batch.response, tokens)
-        states = self._decode(vectors[3], encoding).flatten(0, 1)[places]
+        rows = places // batch.response.shape[1]
+        states, scores = self._decode(vectors[3], encoding)
+        states = states.flatten(0, 1)[places]
+        copying: Copying | None = None
+        if self.pointer is not None:
+            copying = self.pointer(states, scores.flatten(0, 1)[places], encoding.copyable.rows(rows))
         smoothed, nll = vocabulary_losses(
             states,
             self.output.weight,
@@ -281,8 +315,9 @@ class ECore(nn.Module):
             batch.response.flatten()[places],
             label_smoothing,
             scale,
+            copying,
         )
-        return smoothed, nll, places // batch.response.shape[1], encoding
+        return smoothed, nll, rows, encoding
 
     def loss(self, batch: Batch, health: bool = False, tokens: int | None = None) -> Losses:
         """The joint loss (Eq. 19) of a batch.
@@ -299,7 +334,7 @@ class ECore(nn.Module):
         emotion = correlation = correct = generation.new_zeros(())
         total = generation
         if encoding.main is not None:
-            emotion = nn.functional.cross_entropy(encoding.main.float(), batch.emotion)
+            emotion = F.cross_entropy(encoding.main.float(), batch.emotion)
             weight = self.correlation.pair_weight(self.config.eco_form)
             correlation = correlation_loss(weight, encoding.relevant)
             correct = (encoding.main.argmax(1) == batch.emotion).sum()
@@ -339,13 +374,34 @@ class ECore(nn.Module):
 
     def start(self, encoding: Encoding, max_length: int) -> DecoderCache:
         """A cache for responses of at most ``max_length`` words; the first :meth:`step` takes BOS."""
-        return self.decoder.start(encoding.memory, encoding.memory_mask, encoding.guidance, max_length)
+        return self.decoder.start(
+            encoding.memory,
+            encoding.memory_mask,
+            encoding.guidance,
+            max_length,
+            encoding.copyable,
+            self._first(encoding),
+        )
 
     def step(self, words: Tensor, cache: DecoderCache) -> Tensor:
-        """Logits [B, V] of the next word after ``words`` [B], without dropout; the caller may change them."""
+        """Logits [B, V] of the next word after ``words`` [B], without dropout; the caller may change them.
+
+        With copying they are log-probabilities.
+        """
         position = self.embedding.position[cache.position]
-        embedded = torch.add(position, self.embedding.word(words), alpha=self.embedding.scale)
-        return project(self.decoder.step(embedded, cache), self.output.weight, self.output.bias)
+        if cache.length == 0 and cache.first is not None:
+            embedded = position + cache.first
+        else:
+            embedded = torch.add(position, self.embedding.word(words), alpha=self.embedding.scale)
+        states, scores = self.decoder.step(embedded, cache)
+        logits = project(states, self.output.weight, self.output.bias)
+        if self.pointer is None:
+            return logits
+        copyable = cache.copyable
+        if cache.width > 1:
+            contexts = torch.arange(cache.contexts, device=words.device)
+            copyable = copyable.rows(contexts.repeat_interleave(cache.width))
+        return mixed(logits, self.pointer(states, scores, copyable))
 
     # Files and answers ------------------------------------------------------------------------------------------
 

@@ -79,7 +79,8 @@ class EncoderBlock(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         normed = self.attention_norm(x)
-        x = x + self.dropout(self.attention(normed, *self.attention.keys_values(normed), mask))
+        attention = self.attention
+        x = x + self.dropout(attention(attention.queries(normed), *attention.keys_values(normed), mask))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
 

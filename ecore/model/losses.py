@@ -6,10 +6,12 @@ import math
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ecore.data.vocabulary import PAD
+from ecore.model.pointer import Copyable, Copying, copied
 
 
 class Losses(NamedTuple):
@@ -40,6 +42,7 @@ CHUNK = 128
 """Words whose logits exist at once: enough to keep a matrix product busy, and 12 MB at 23,714 words of vocabulary."""
 
 
+@torch.compiler.disable  # chunked by hand: traced, it would be compiled anew for every number of words
 def vocabulary_losses(
     states: Tensor,
     weight: Tensor,
@@ -47,6 +50,7 @@ def vocabulary_losses(
     targets: Tensor,
     label_smoothing: float = 0.0,
     scale: float = 1.0,
+    copying: Copying | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Output layer and cross entropy in one (Eqs. 16, 17), without the logits of all words at once.
 
@@ -62,6 +66,7 @@ def vocabulary_losses(
         targets: int64 [T]; where it is PAD, all is 0.
         label_smoothing: share of the target's probability that is spread evenly over the vocabulary.
         scale: factor on the smoothed loss; applied later it would be a pass over the weight's gradient.
+        copying: makes it the loss of the mixture of generating and copying (:mod:`ecore.model.pointer`), [T].
 
     Returns:
         The smoothed loss, summed over the words and scaled, scalar; and the plain negative log-likelihood of each
@@ -69,7 +74,11 @@ def vocabulary_losses(
     """
     kind = states.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
-    return _VocabularyLosses.apply(states, weight, bias, targets, label_smoothing, scale, dtype)
+    gate, scores, context = copying or (None, None, None)
+    words, slots = context or (None, None)
+    return _VocabularyLosses.apply(
+        states, weight, bias, gate, scores, targets, words, slots, label_smoothing, scale, dtype
+    )
 
 
 class _VocabularyLosses(torch.autograd.Function):
@@ -79,12 +88,16 @@ class _VocabularyLosses(torch.autograd.Function):
         states: Tensor,
         weight: Tensor,
         bias: Tensor,
+        gate: Tensor | None,
+        scores: Tensor | None,
         targets: Tensor,
+        words: Tensor | None,
+        slots: Tensor | None,
         label_smoothing: float,
         scale: float,
         dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
-        needed = ctx.needs_input_grad[:3]
+        needed = ctx.needs_input_grad[:5]
         with torch.autocast(states.device.type, enabled=False):
             matrix, offset = weight.to(dtype), bias.to(dtype)
             counted = targets != PAD
@@ -93,7 +106,8 @@ class _VocabularyLosses(torch.autograd.Function):
             losses, plain = [], []
             # Of a batch without words there is no first chunk to write them.
             make = torch.empty_like if len(states) else torch.zeros_like
-            grads = [make(x) if n else None for x, n in zip((states, weight, bias), needed, strict=True)]
+            inputs = (states, weight, bias, gate, scores)
+            grads = [make(x) if n else None for x, n in zip(inputs, needed, strict=True)]
             size = _chunk(len(states))
             for begin in range(0, len(states), size):
                 part = slice(begin, begin + size)
@@ -107,11 +121,24 @@ class _VocabularyLosses(torch.autograd.Function):
                 if label_smoothing:
                     spread = torch.where(count, normalizer - logits.mean(1, keepdim=True), 0.0)
                     loss = loss + label_smoothing * spread
+                if gate is not None:
+                    at_slots = Copying(gate[part, None], scores[part], Copyable(words[part], slots[part]))
+                    mixture = _mixture(at_slots, logits, normalizer, target, label_smoothing)
+                    loss = loss + torch.where(count, mixture.loss, 0.0)
+                    nll = nll + torch.where(count, mixture.nll, 0.0)
                 losses.append(loss)
                 plain.append(nll)
                 if not any(needed):
                     continue
-                error = probability.sub_(smooth) if label_smoothing else probability
+                error = probability
+                if gate is not None:
+                    error = error.mul_(1.0 - mixture.moved.sum(1, keepdim=True))
+                    error = error.scatter_add_(1, words[part], mixture.moved)
+                    if needed[3]:
+                        grads[3][part] = (mixture.gate_error * (scale * count))[:, 0]
+                    if needed[4]:
+                        grads[4][part] = mixture.scores_error * (scale * count)
+                error = error.sub_(smooth) if label_smoothing else error
                 error = error.scatter_add_(1, target, torch.full_like(nll, label_smoothing - 1.0)).to(dtype)
                 weighting = (scale * count).to(dtype)
                 if needed[0]:
@@ -138,7 +165,50 @@ class _VocabularyLosses(torch.autograd.Function):
             for one in grads:
                 if one is not None:
                     one *= grad
-        return (*grads, None, None, None, None)
+        return (*grads, None, None, None, None, None, None)
+
+
+class _Mixture(NamedTuple):
+    """What copying adds to the smoothed and the plain loss, each [n, 1], and to the errors.
+
+    With t the smoothed target and s_w the chance that w, if said, was generated, the loss is
+    -sum t log P = -sum t log softmax(logits) - log p + sum t log s, and s is 1 outside of the context:
+    all that is new happens at the context's slots.
+
+    Attributes:
+        moved: [n, S], t (1 - s) at slots: what the logits no longer answer for.
+        gate_error: [n, 1], the loss's derivative by the gate.
+        scores_error: [n, S], by the scores.
+    """
+
+    loss: Tensor
+    nll: Tensor
+    moved: Tensor
+    gate_error: Tensor
+    scores_error: Tensor
+
+
+def _mixture(
+    copying: Copying, logits: Tensor, normalizer: Tensor, target: Tensor, label_smoothing: float
+) -> _Mixture:
+    """Of n response words: gate [n, 1], logits [n, V], normalizer and target [n, 1]."""
+    gate, words = copying.gate.to(logits.dtype), copying.context.words
+    attention, sums = copied(copying)
+    # log of p softmax(logits)_w over (1 - p) sums_w; infinite where nothing is copied.
+    odds = gate + logits.gather(1, words) - normalizer - sums.log()
+    log_generated = F.logsigmoid(odds)
+    right = (words == target).to(logits.dtype)
+    goal = (1.0 - label_smoothing) * right + label_smoothing / logits.shape[1]
+    moved = goal * torch.sigmoid(-odds)
+    total = moved.sum(1, keepdim=True)
+    share = attention / sums.gather(1, copying.context.slots).clamp(min=torch.finfo(sums.dtype).tiny)
+    return _Mixture(
+        loss=(goal * log_generated).sum(1, keepdim=True) - F.logsigmoid(gate),
+        nll=(right * log_generated).sum(1, keepdim=True) - F.logsigmoid(gate),
+        moved=moved,
+        gate_error=torch.sigmoid(gate) - 1.0 + total,
+        scores_error=attention * total - share * moved.gather(1, copying.context.slots),
+    )
 
 
 def _chunk(words: int) -> int:

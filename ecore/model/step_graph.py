@@ -9,7 +9,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from ecore.data.vocabulary import PAD
 from ecore.model.decoder import DecoderCache
+from ecore.model.pointer import Copyable
 
 if TYPE_CHECKING:
     from ecore.model.ecore import ECore
@@ -23,8 +25,8 @@ _ROOM, _CONTEXT = 8, 64
 class StaticCache(DecoderCache):
     """A cache whose tensors stay where they are and whose length is known on the device too.
 
-    Steps attend to all of its room, masked. Contexts may branch, as many ways as before; :meth:`select` would
-    move tensors.
+    Steps attend to all of its room, masked. It is for steps after the first. Contexts may branch, as many ways as
+    before; :meth:`select` would move tensors.
     """
 
     def __init__(self, cache: DecoderCache) -> None:
@@ -35,7 +37,11 @@ class StaticCache(DecoderCache):
             w._replace(query_key_value=tuple(map(torch.empty_like, w.query_key_value))) for w in cache.weights
         ]
         guidance = None if cache.guidance is None else torch.empty_like(cache.guidance)
-        super().__init__(memory, mask, guidance, weights, room)
+        copyable = cache.copyable
+        if copyable is not None:
+            ids = copyable.words.new_zeros(cache.contexts, context)
+            copyable = Copyable(ids, ids.clone())
+        super().__init__(memory, mask, guidance, weights, room, copyable)
         self.width = cache.width
         self.words = memory.new_zeros(*cache.words.shape[:4], room, memory.shape[5])
         self._places = torch.arange(room, device=memory.device)
@@ -55,6 +61,10 @@ class StaticCache(DecoderCache):
         self.mask[..., :context] = 0.0 if cache.mask is None else cache.mask
         if self.guidance is not None:
             self.guidance.copy_(cache.guidance)
+        if self.copyable is not None:
+            for mine, given, rest in zip(self.copyable, cache.copyable, (PAD, 0), strict=True):
+                mine[:, context:] = rest
+                mine[:, :context] = given
         for mine, given in zip(self.weights, cache.weights, strict=True):
             for target, source in zip(mine.query_key_value, given.query_key_value, strict=True):
                 target.copy_(source)
@@ -123,7 +133,9 @@ def step_graph(model: ECore, cache: DecoderCache) -> StepGraph | None:
         return None
     if torch.is_autocast_enabled(cache.words.device.type):
         return None
-    parts = (model.embedding, model.decoder, model.output)
+    parts = [
+        part for part in (model.embedding, model.decoder, model.output, model.pointer) if part is not None
+    ]
     # A graph reads the weights where they lay when it was captured.
     places = tuple(x.data_ptr() for part in parts for x in (*part.parameters(), *part.buffers()))
     key = (cache.contexts, cache.width, *_rounded(cache), cache.words.dtype, places)

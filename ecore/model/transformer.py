@@ -35,14 +35,24 @@ class MultiHeadAttention(nn.Module):
         """Keys and values [B, heads, S, width / heads] of source [B, S, D]."""
         return self._split(self.key(source)), self._split(self.value(source))
 
+    def queries(self, x: Tensor) -> Tensor:
+        """Queries [B, heads, T, width / heads] of x [B, T, D]."""
+        return self._split(self.query(x))
+
     def forward(
-        self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, causal: bool = False
+        self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, causal: bool = False
     ) -> Tensor:
-        """Attend from x [B, T, D]; mask is bool and broadcasts to [B, heads, T, S], True where to look."""
-        attended = F.scaled_dot_product_attention(
-            self._split(self.query(x)), keys, values, attn_mask=mask, is_causal=causal
-        )
+        """What queries attend to, [B, T, D]; mask is bool and broadcasts to [B, heads, T, S], True where to look."""
+        attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=causal)
         return self.output(attended.transpose(1, 2).flatten(2))
+
+
+def mean_scores(queries: Tensor, keys: Tensor) -> Tensor:
+    """The heads' scaled products of queries [B, heads, T, d] and keys [B, heads, S, d], averaged: [B, T, S]."""
+    heads, width = queries.shape[1], queries.shape[3]
+    # The sum over the heads is one product of rows as wide as all of them.
+    queries, keys = queries.transpose(1, 2).flatten(2), keys.transpose(1, 2).flatten(2)
+    return (queries * (width**-0.5 / heads)) @ keys.mT
 
 
 def attend(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import resource
 import sys
-import textwrap
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -16,28 +14,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 from tqdm import tqdm
 
 from ecore.config import ModelConfig, TrainingConfig
 from ecore.data.batches import Batch, PreparedData, ResidentSplit, Split, length_buckets
 from ecore.errors import InputError
-from ecore.evaluation.metrics import perplexity
 from ecore.model import ECore
-from ecore.model.losses import Losses
-from ecore.training import checkpoint, run_folder
+from ecore.training import checkpoint, run_folder, validation
+from ecore.training.captured import CapturedStep, Recorder, Taken, recorder
 from ecore.training.checkpoint import Progress
 from ecore.training.distributed import Processes
 from ecore.training.interrupt import Interrupt
 from ecore.training.metrics_log import MetricsLog
+from ecore.training.objective import objective
 from ecore.training.run_folder import Settings
-from ecore.training.schedule import adam, noam
-
-TERMS = ("generation", "emotion", "correlation", "total")
-"""The losses, parts before their sum: the first that is not finite is the one to name."""
-SUMS = (*TERMS, "nll", "tokens", "correct")
-"""What is added up for the log: means over a batch, then sums over it."""
+from ecore.training.schedule import adam, noam, set_rate
+from ecore.training.window import Window, sums
 
 
 class NotFinite(ArithmeticError):
@@ -105,6 +98,9 @@ def train(
         settings = Settings(model_config or ModelConfig(), training, run_folder.describe(data), preset)
         if processes.first:
             run_folder.expect_new(run)
+    captures = recorder(settings.training, settings.model.backbone, device, processes.count, resumed=resume)
+    if settings.training.compile and processes.count > 1:
+        raise InputError(f"--compile: expected one process, these are {processes.count}")
     torch.manual_seed(settings.training.seed)
     model = _model(settings.model, data, run).to(device)
     if not resume and processes.first:  # only now: settings that make no model should leave no folder
@@ -112,7 +108,7 @@ def train(
     if processes.first:
         model.save_parts(run)
     processes.wait()
-    trainer = Trainer(run, data, model, settings, device, progress and processes.first, processes)
+    trainer = Trainer(run, data, model, settings, device, progress and processes.first, processes, captures)
     try:
         if processes.first:
             settings.write(run)
@@ -141,6 +137,7 @@ class Trainer:
         device: torch.device,
         show_progress: bool,
         processes: Processes,
+        captures: Recorder | None,
     ) -> None:
         self.folder, self.data, self.model, self.device = run, data, model, device
         self.train_split = model.view(data.train, show_progress)
@@ -158,16 +155,12 @@ class Trainer:
             raise InputError(f"{run}: already trained for {self.state.step} steps; {steps} is fewer")
         if self.state.scaler:
             self.scaler.load_state_dict(self.state.scaler)
-        self.schedule = noam(
-            self.optimizer, settings.model.dim, self.config.warmup, self.config.factor, self.state.step
-        )
         self.saved_step = self.state.step if loaded else None
         """Step of the last checkpoint."""
         self.log = (
             MetricsLog(run, self.state.step - (self.state.line is not None)) if processes.first else None
         )
-        self.pending: list[Tensor] = []
-        """Losses of batches not looked at yet, still on the device: looking makes the host wait for it."""
+        self.window = Window(self.state, processes)
         self.interrupt = Interrupt()
         self.bar = tqdm(
             total=self.config.max_steps,
@@ -178,21 +171,20 @@ class Trainer:
         )
         self.batches = self._epoch_batches()
         # On a GPU the data set lies on the device, and the host sends nothing but the samples' numbers.
-        resident = device.type == "cuda" and isinstance(self.train_split, Split)
-        self.source = ResidentSplit(self.train_split, device) if resident else self.train_split
-        self.loss: nn.Module = _Loss(model)
-        if processes.count > 1:
-            self.loss = DistributedDataParallel(
-                self.loss,
-                broadcast_buffers=False,  # they are constants
-                # Otsu's split has no gradient, and ablations leave parts unused.
-                find_unused_parameters=settings.model.strategy == "hard" or bool(settings.model.ablations),
+        self.source = self._source(self.train_split, device.type == "cuda" or captures is not None)
+        self.valid_source = self._source(self.valid_split, device.type == "cuda")
+        self.loss = objective(model, self.config.compile, processes.count)
+        self.captured: CapturedStep | None = None
+        if captures is not None:
+            self.captured = CapturedStep(
+                self.source, self.config.batch_size, self._whole_step, self.optimizer, captures
             )
 
     def run(self) -> Summary:
         """Train until the last step, the end of patience or an interruption."""
         self._print(self._opening())
-        began = self.clock = time.perf_counter()
+        began = time.perf_counter()
+        self.window.restart_clock()
         with self.interrupt:
             self._conclude_step()  # an interrupted run may still owe its validation
             while not (self.state.step >= self.config.max_steps or self._stale() or self._interrupted()):
@@ -237,36 +229,61 @@ class Trainer:
             state.step == 1 or state.step % config.log_every == 0 or state.step % config.validate_every == 0
         )
         logs = regular or state.step == config.max_steps
-        rate = self.schedule.get_last_lr()[0]
-        self.model.train()
+        rate = noam(state.step, self.settings.model.dim, config.warmup, config.factor)
+        set_rate(self.optimizer, rate)
+        if not self.model.training:  # going through all modules takes its time
+            self.model.train()
+        health = self._captured_step(self.captured) if self.captured else self._accumulated_step(logs)
+        self.window.count(steps=1)
+        self.bar.update()
+        if logs:
+            self._settle()
+            state.line = self._line(rate) | {f"health_{name}": float(v) for name, v in health.items()}
+            self.bar.set_postfix({k: f"{state.line[k]:.2f}" for k in ("loss", "emotion")}, refresh=False)
+            # The last step may log early; should the run be prolonged, its next regular line must not notice.
+            if regular:
+                self.window.close()
+
+    def _accumulated_step(self, health: bool) -> dict[str, Tensor]:
+        """Forward and backward on each batch of a step, then the optimiser; the values of health where asked for."""
+        config = self.config
         for number in range(config.accumulate):
             indices = self._next_batch()
             mine, share = self._share(indices)
             # Gradients travel between processes once a step.
             waits = self.processes.count > 1 and number + 1 < config.accumulate
             with self.loss.no_sync() if waits else contextlib.nullcontext():
-                with self._autocast(), self._split_may_refuse():
+                with self._forward():
                     losses = self.loss(
-                        self._batch(mine), logs, int(self.train_split.response_lengths[mine].sum())
+                        self._batch(mine), health, int(self.train_split.response_lengths[mine].sum())
                     )
                 # DistributedDataParallel takes the mean over the processes, whose shares may differ in size.
                 weight = share * self.processes.count / config.accumulate
                 self.scaler.scale(losses.total if weight == 1.0 else losses.total * weight).backward()
-            self.pending.append(_sums(losses, share))
-            self._count(samples=len(indices), batches=1)
+            self.window.add(sums(losses, share))
+            self.window.count(samples=len(indices), batches=1)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        self.schedule.step()
-        self._count(steps=1)
-        self.bar.update()
-        if logs:
-            self._settle()
-            state.line = self._line(rate) | {f"health_{name}": float(v) for name, v in losses.health.items()}
-            self.bar.set_postfix({k: f"{state.line[k]:.2f}" for k in ("loss", "emotion")}, refresh=False)
-            # The last step may log early; should the run be prolonged, its next regular line must not notice.
-            if regular:
-                state.window = {}
+        return losses.health
+
+    def _captured_step(self, step: CapturedStep) -> dict[str, Tensor]:
+        """The same on one batch, as a graph where there is one."""
+        indices = self._next_batch()
+        with self._split_may_refuse():
+            taken = step(indices)
+        self.window.add(taken.sums)
+        self.window.count(samples=len(indices), batches=1)
+        return taken.health
+
+    def _whole_step(self, batch: Batch, tokens: int) -> Taken:
+        """What is captured. Health is always in it: it costs less than graphs with it and graphs without."""
+        with self._autocast():
+            losses = self.loss(batch, True, tokens)
+        losses.total.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return Taken(sums(losses, 1.0), losses.health)
 
     def _conclude_step(self) -> None:
         """Validate, log and save where the step just taken asks for it."""
@@ -302,13 +319,27 @@ class Trainer:
         mine = indices[self.processes.rank :: self.processes.count]
         return (mine, len(mine) / len(indices)) if len(mine) else (indices[:1], 0.0)
 
+    def _source(self, split: Any, resident: bool) -> Any:
+        """What gives ``split``'s batches: the split, or a copy of it on the device."""
+        return ResidentSplit(split, self.device) if resident and isinstance(split, Split) else split
+
     def _batch(self, indices: npt.NDArray[np.int64]) -> Batch:
         return self.source.batch(indices).to(self.device)
+
+    @contextlib.contextmanager
+    def _forward(self) -> Iterator[None]:
+        """What every forward pass stands in."""
+        with self._autocast(), self._split_may_refuse():
+            yield
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.config.precision == "float32":
             return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=getattr(torch, self.config.precision))
+        # Copies of weights that autocast keeps would be a graph's own, and gone in other steps.
+        kept = self.captured is None
+        return torch.autocast(
+            self.device.type, dtype=getattr(torch, self.config.precision), cache_enabled=kept
+        )
 
     @contextlib.contextmanager
     def _split_may_refuse(self) -> Iterator[None]:
@@ -320,26 +351,14 @@ class Trainer:
                 self._settle()
             raise self._diverged(self.state.step, str(error)) from None
 
-    # The log's window: sums since the last line
-
-    def _count(self, **amounts: float) -> None:
-        for name, amount in amounts.items():
-            self.state.window[name] = self.state.window.get(name, 0.0) + amount
+    # The log
 
     def _settle(self) -> None:
-        """Look at the pending losses: add them to the window, or stop where one is not finite."""
-        rows = self.processes.sum(torch.stack(self.pending)).tolist() if self.pending else []
-        self.pending = []
-        now = time.perf_counter()
-        self._count(seconds=now - self.clock)
-        self.clock = now
-        for i, row in enumerate(rows):
-            values = dict(zip(SUMS, row, strict=True))
-            for name in TERMS:
-                if not math.isfinite(values[name]):
-                    step = self.state.step - (len(rows) - 1 - i) // self.config.accumulate
-                    raise self._diverged(step, f"the {name} loss is {values[name]}")
-            self._count(**values)
+        """Look at the losses of the steps since the last look, or stop where one is not finite."""
+        found = self.window.settle()
+        if found is not None:
+            step = self.state.step - found.later // self.config.accumulate
+            raise self._diverged(step, f"the {found.name} loss is {found.value}")
 
     def _diverged(self, step: int, what: str) -> NotFinite:
         kept = (
@@ -351,25 +370,11 @@ class Trainer:
         )
 
     def _line(self, rate: float) -> dict[str, Any]:
-        window = self.state.window
-        return {
-            "step": self.state.step,
-            "epoch": self.state.epoch,
-            "loss": window["total"] / window["batches"],
-            "generation": window["generation"] / window["batches"],
-            "emotion": window["emotion"] / window["batches"],
-            "correlation": window["correlation"] / window["batches"],
-            "nll_per_token": window["nll"] / window["tokens"],
-            **self._accuracy("emotion_accuracy", window["correct"] / window["samples"]),
-            "lr": rate,
-            "samples_per_second": window["samples"] / window["seconds"],
-            "seconds_per_step": window["seconds"] / window["steps"],
-            "peak_memory_mib": self._peak_memory(),
-        }
-
-    def _accuracy(self, name: str, share: float) -> dict[str, float]:
-        """An accuracy in percent, where the model tells emotions at all."""
-        return {} if self.settings.model.strategy == "none" else {name: 100 * share}
+        averages = self.window.averages()
+        if self.settings.model.strategy == "none":  # it tells no emotions
+            del averages["emotion_accuracy"]
+        where = {"step": self.state.step, "epoch": self.state.epoch}
+        return {**where, **averages, "lr": rate, "peak_memory_mib": self._peak_memory()}
 
     def _peak_memory(self) -> float:
         if self.device.type == "cuda":
@@ -381,41 +386,30 @@ class Trainer:
     def _validate(self) -> dict[str, float] | None:
         """Score the whole validation split; None where an interruption came in between."""
         began = time.perf_counter()
-        split = self.valid_split
-        # Without gradients four times the samples fit.
-        batches = length_buckets(split, 4 * self.config.batch_size, seed=0, epoch=0)
+        # Without gradients four times the samples fit; a GPU takes many as quickly as few.
+        size = (16 if self.device.type == "cuda" else 4) * self.config.batch_size
+        batches = length_buckets(self.valid_split, size, seed=0, epoch=0)
         mine = batches[self.processes.rank :: self.processes.count]
-        scored, interrupted = [], False
-        self.model.eval()
-        with torch.no_grad():
-            for indices in tqdm(mine, "validating", leave=False, unit="batch", **self._bar_style()):
-                interrupted = self.interrupt.requested
-                if interrupted:
-                    break
-                batch = split.batch(indices).to(self.device)
-                with self._autocast(), self._split_may_refuse():
-                    scores = self.model.score(batch, int(split.response_lengths[indices].sum()))
-                main = scores.encoding.main
-                correct = (
-                    (main.argmax(-1) == batch.emotion)
-                    if main is not None
-                    else torch.zeros_like(batch.emotion)
-                )
-                scored.append(torch.stack([scores.nll, scores.tokens.double(), correct.double()]))
-        if self.processes.any(interrupted):
+        shown = tqdm(mine, "validating", leave=False, unit="batch", **self._bar_style())
+        scored = validation.score(
+            self.model,
+            self.valid_split,
+            self.valid_source,
+            shown,
+            self._forward,
+            lambda: self.interrupt.requested,
+        )
+        shown.close()
+        if self.processes.any(scored is None):
             return None
-        shares = self.processes.gather([part.cpu() for part in scored])
-        nll, tokens, correct = torch.cat([part for share in shares for part in share], dim=1)
-        if not nll.isfinite().all():
+        shares = self.processes.gather(scored)
+        results = validation.results([part for share in shares for part in share])
+        if results is None:
             raise self._diverged(self.state.step, "the validation loss is not finite")
-        per_token, per_sample = perplexity(nll.numpy(), tokens.long().numpy())
-        self.clock = time.perf_counter()
-        return {
-            "valid_ppl": per_token,
-            "valid_ppl_per_sample": per_sample,
-            **self._accuracy("valid_emotion_accuracy", correct.mean().item()),
-            "valid_seconds": self.clock - began,
-        }
+        if self.settings.model.strategy == "none":  # it tells no emotions
+            del results["valid_emotion_accuracy"]
+        self.window.restart_clock()
+        return results | {"valid_seconds": time.perf_counter() - began}
 
     def _judge(self, results: dict[str, float]) -> None:
         """Note whether this validation is the best so far."""
@@ -441,7 +435,7 @@ class Trainer:
             self.log.sync()
             checkpoint.save(self.folder, self.model, self.optimizer, self.state, random)
         self.saved_step = self.state.step
-        self.clock = time.perf_counter()
+        self.window.restart_clock()
 
     # What the user sees
 
@@ -454,40 +448,12 @@ class Trainer:
             self.bar.write(text, file=sys.stderr)
 
     def _opening(self) -> str:
-        model, config, data = self.settings.model, self.config, self.data
-        parameters = sum(p.numel() for p in self.model.parameters())
-        preset = f" (preset {self.settings.preset})" if self.settings.preset else ""
-        left_out = f", without {', '.join(model.ablations)}" if model.ablations else ""
-        backbone = f" around {model.backbone}" if model.backbone else ""
-        thresholds = ", ".join(f"{t:.3g}" for t in model.thresholds)
-        return textwrap.fill(
-            f"{self.folder}: {parameters:,} parameters{backbone}{preset}, {model.strategy} strategy{left_out}; "
-            f"intensity thresholds {thresholds} on {data.meta['intensity']}; "
-            f"{len(data.vocabulary):,} words of the {data.meta['vocabulary']} vocabulary; "
-            f"{len(data.train):,} training and {len(data.valid):,} validation samples; "
-            f"steps {self.state.step:,} to {config.max_steps:,} of {config.batch_size} × {config.accumulate} "
-            f"samples; {config.precision} on {self._where()}.",
-            width=100,
-        )
-
-    def _where(self) -> str:
+        options = [
+            name for name, on in (("CUDA graphs", self.captured), ("compiled", self.config.compile)) if on
+        ]
         several = f"{self.processes.count} processes, each " if self.processes.count > 1 else ""
-        return f"{several}{self.device}, {torch.get_num_threads()} CPU threads"
-
-
-class _Loss(nn.Module):
-    """:meth:`ECore.loss` as a module's forward, which is what DistributedDataParallel looks after."""
-
-    def __init__(self, model: ECore) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, batch: Batch, health: bool, tokens: int) -> Losses:
-        return self.model.loss(batch, health, tokens)
-
-
-def _sums(losses: Losses, share: float) -> Tensor:
-    """:data:`SUMS` of one process's part of a batch, such that the processes' add up to the batch's; [7]."""
-    values = torch.stack([getattr(losses, name).detach().float() for name in SUMS])
-    means = len(TERMS)
-    return torch.cat([values[:means] * share, values[means:] * (share > 0)])
+        where = f"{several}{self.device}, {torch.get_num_threads()} CPU threads"
+        parameters = sum(p.numel() for p in self.model.parameters())
+        return run_folder.opening(
+            self.folder, self.settings, self.data, parameters, self.state.step, ", ".join([where, *options])
+        )

@@ -147,11 +147,59 @@ def test_steps_import_this_checkout(monkeypatch, tmp_path):
 def test_checks_run_what_is_there(monkeypatch, tmp_path):
     monkeypatch.setattr(gpu.shutil, "which", lambda name: f"/bin/{name}")
     monkeypatch.setattr(gpu.os, "sched_getaffinity", lambda _: set(range(16)))
-    names = [step.name for step in gpu.checks(tmp_path, 10.0)]
+    names = [step.name for step in gpu.checks(tmp_path, 10.0, trains=True)]
     assert names[:3] == ["tests", "compute-sanitizer memcheck", "compute-sanitizer racecheck"]
-    assert len(names) == 9
+    assert len(names) == 10
+    assert names[-1] == "compile training"
+    assert len(gpu.checks(tmp_path, 10.0, trains=False)) == 9
     monkeypatch.setattr(gpu.shutil, "which", lambda name: None)
     monkeypatch.setattr(gpu.os, "sched_getaffinity", lambda _: {0, 1})
-    (tests,) = gpu.checks(tmp_path, 10.0)
+    (tests,) = gpu.checks(tmp_path, 10.0, trains=True)
     assert "-n" not in tests.command
     assert str(tmp_path / "tests.xml") in tests.command
+
+
+def test_what_a_step_can_import(tmp_path):
+    variables = gpu.environment(tmp_path, gpu.ROOT / "kernels")
+    assert gpu.imports("ecore_kernels", variables)
+    assert not gpu.imports("ecore_kernels.no_such_module", variables)
+
+
+def test_training_results_are_told(report):
+    report.folder.mkdir()
+    timing = {"minimum": 0.01, "median": 0.012, "p20": 0.011, "p80": 0.013, "measurements": 7, "calls": 1}
+    row = {"configuration": "all, CUDA graphs", "timing": timing, "u": 90.0, "speedup_median": 5.0}
+    document = {"preset": "paper", "device": "cuda", "data": "made up", "u_seconds": 1e-4, "growth": []}
+    document |= {"configurations": [row | {"peak_memory_mib": 900.0, "warm_up_seconds": 4.0}]}
+    document["parts"] = {"plain": {"optimiser": 0.1}, "all": {"optimiser": 0.2}}
+    (report.folder / "training.json").write_text(json.dumps({"results": [document]}))
+    report.note("something", "there is none")
+    (told,) = [line for line in (report.folder / "summary.md").read_text().splitlines() if "CUDA" in line]
+    assert [cell.strip() for cell in told.split("|")[1:4]] == ["all, CUDA graphs", "90.00", "12 ms"]
+
+
+@pytest.mark.parametrize("cores, data", [(16, True), (2, False)])
+def test_training_is_timed_where_ecore_can_be_imported(monkeypatch, tmp_path, cores, data):
+    run, steps = Report.run, []
+
+    def stand_in(self, *given):
+        steps.extend(given)
+        run(self, *(python(step.name, "pass") for step in given))
+
+    monkeypatch.setattr(Report, "run", stand_in)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("benchmarks.harness.machine", lambda: {"gpu": "a GPU"})
+    monkeypatch.setattr(gpu, "has_extension", lambda _: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(gpu.os, "sched_getaffinity", lambda _: set(range(cores)))
+    assert gpu.main(["--out", str(tmp_path / "out"), *(["--data", "prepared"] if data else [])]) == 0
+    names = [step.name for step in steps]
+    assert names.index("otsu") < names.index("training") < names.index("operators")
+    command = steps[names.index("training")].command
+    assert ("--compile" in command) == (cores == 16)
+    assert ("--run-steps" in command) == ("--data" in command) == data
+    steps.clear()
+    monkeypatch.setattr(gpu, "imports", lambda *_: False)
+    assert gpu.main(["--out", str(tmp_path / "out")]) == 0
+    assert "training" not in [step.name for step in steps]
+    assert "training: left out" in (tmp_path / "out/summary.md").read_text()

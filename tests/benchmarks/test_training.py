@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import training, workload
+from benchmarks import training, training_report, whole_run, workload
 from benchmarks.training import WITHOUT, Steps
 from ecore.config import PRESETS
+from ecore.data.batches import Widths
+from ecore.data.prepare import prepare
 from ecore.data.vocabulary import CLS, EOS, PAD
+from ecore.demo import sample_corpus
 
 
 @pytest.fixture(autouse=True)
@@ -33,10 +37,20 @@ def small():
         yield workload.workload(None, "released", batch_size=8, number=6)
 
 
+class Again:
+    """In a CUDA graph's place: the step once more."""
+
+    def warm_up(self, work):
+        return work()
+
+    def record(self, work):
+        return work
+
+
 def losses(work, parts, steps=50):
     settings = {"dropout": 0.0, "graph_dropout": 0.0, "dim": 24, "feed_forward": 32}
-    one = Steps(work, parts, **settings)
-    return np.array([float(one.take(*work.batches[i % len(work.batches)])) for i in range(steps)])
+    one = Steps(work, parts, recorder=Again(), **settings)
+    return np.array([float(one.take_number(i)) for i in range(steps)])
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +58,11 @@ def plain(small):
     return losses(small, [])
 
 
-@pytest.mark.parametrize("parts", [[part] for part in WITHOUT] + [list(WITHOUT)], ids=lambda p: ", ".join(p))
+@pytest.mark.parametrize(
+    "parts",
+    [[part] for part in WITHOUT] + [list(WITHOUT), [*WITHOUT, "CUDA graphs"]],
+    ids=lambda p: ", ".join(p),
+)
 def test_fifty_steps_have_the_plain_losses(small, plain, parts):
     assert plain[48] < 0.98 * plain[0]  # the same batch
     np.testing.assert_allclose(losses(small, parts), plain, rtol=2e-4)
@@ -86,7 +104,7 @@ def test_made_up_batches_are_like_real_ones():
 def test_report(small, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(training, "workload", lambda *_: small)
     monkeypatch.setattr(training, "peak_memory", lambda *_: 123.0)
-    monkeypatch.setattr(training, "unit", lambda: 0.01)
+    monkeypatch.setattr(training, "unit", lambda *_: 0.01)
     monkeypatch.setattr(
         training, "growth", lambda *_: [{"batch": 1, "context_words": None, "seconds_a_sample": 0.1}]
     )
@@ -103,3 +121,96 @@ def test_report(small, tmp_path, monkeypatch, capsys):
     image.unlink()
     training.main(["--from", str(out), "--plot", str(image)])
     assert image.read_bytes() == before
+
+
+def test_passes(small):
+    """What a GPU's configurations go through, here on the CPU and without a recording."""
+    named = {
+        name: training.configurations(False, "cuda")[name] for name in ("plain PyTorch", "all, CUDA graphs")
+    }
+    u, rows = training.compare_passes(small, named, passes=3, device="cpu", recorder=Again())
+    assert [row["configuration"] for row in rows] == list(named)
+    for row in rows:
+        assert row["timing"].measurements == 3
+        assert row["u"] == pytest.approx(row["mean_seconds"] / u)
+        assert 0.0 < row["mean_seconds"] * len(small.batches) < row["warm_up_seconds"] * 3
+    assert rows[0]["speedup_median"] == 1.0
+
+
+def test_configurations_of_a_gpu():
+    names = list(training.configurations(True, "cuda"))
+    for name in ("plain PyTorch", "plain, torch.compile", "all", "all, bfloat16", "all, CUDA graphs"):
+        assert name in names
+    assert "all, CUDA graphs, bfloat16" in names
+    assert "+ quick dropout masks" not in names, "they are a CPU's"
+    assert not any("CUDA" in name for name in training.configurations(True))
+
+
+def test_made_up_samples_are_the_batches(small):
+    samples = small.samples("cpu")
+    for rows, (batch, tokens) in zip(small.rows, small.batches, strict=True):
+        widths = samples.widths(rows)
+        assert samples.tokens(rows) == tokens
+        gathered = samples.gather(samples.send(rows), widths)
+        extra = samples.concepts - batch.concepts.shape[1]
+        wanted = batch._replace(concepts=torch.nn.functional.pad(batch.concepts, (0, extra), value=PAD))
+        for ours, theirs in zip(gathered, wanted, strict=True):
+            assert torch.equal(ours, theirs)
+        wider = samples.gather(samples.send(rows), Widths(32, 32, samples.concepts))
+        assert wider.context.shape[1] == wider.response.shape[1] == 32
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "prepared"
+    prepare(sample_corpus(), folder, vocabulary="train", progress=False)
+    return folder
+
+
+def test_a_whole_run_and_what_26000_steps_would_take(prepared, monkeypatch):
+    model, settings = PRESETS["tiny"]
+    monkeypatch.setitem(
+        PRESETS, "released", (model, dataclasses.replace(settings, log_every=2, validate_every=4))
+    )
+    (run,) = whole_run.whole_runs(prepared, "released", 8, "cpu")
+    assert (run["steps"], run["configuration"]) == (8, "as preset")
+    # 25,992 steps and 6,498 validations more.
+    more = 25_992 * run["seconds_per_step"] + 6498 * run["validation_seconds"]
+    assert run["paper_seconds"] == pytest.approx(run["seconds"] + more)
+    assert run["seconds"] > 2 * run["validation_seconds"]
+    assert "as preset" in whole_run.report([run])
+
+
+def test_a_whole_run_needs_data(capsys):
+    for flags in (["--run-steps", "5"], ["--run-steps", "1", "--data", "prepared"]):
+        with pytest.raises(SystemExit):
+            training.main(flags)
+        assert "--run-steps: expected at least 2, and --data" in capsys.readouterr().err
+
+
+def test_a_gpus_results_are_drawn_in_milliseconds(tmp_path):
+    timing = {"median": 0.012, "p20": 0.011, "p80": 0.013}
+    rows = [{"configuration": "all", "timing": timing, "u_median": 3.0}]
+    images = []
+    for device in ("cpu", "cuda"):
+        training_report.plot(rows, "released", tmp_path / f"{device}.svg", device)
+        images.append((tmp_path / f"{device}.svg").read_text())
+    assert images[0] != images[1]
+    assert "ms a training step" in images[1]
+    assert "u a training step" in images[0]
+
+
+@pytest.mark.gpu
+def test_on_a_gpu(small, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(training, "workload", lambda *_: small)
+    out = tmp_path / "training.json"
+    training.main(["--device", "cuda", "--rounds", "2", "--out", str(out)])
+    assert "all, CUDA graphs, bfloat16" in capsys.readouterr().out
+    kept = json.loads(out.read_text())["results"][0]
+    assert kept["parts"]["all"]["matrix products"] > 0.0
+    assert all(row["peak_memory_mib"] > 0.0 for row in kept["configurations"])
+    captured = Steps(small, [*WITHOUT, "CUDA graphs"], "cuda", dropout=0.0, graph_dropout=0.0)
+    plain = Steps(small, [], "cuda", dropout=0.0, graph_dropout=0.0)
+    for number in range(50):
+        taken, wanted = (float(one.take_number(number)) for one in (captured, plain))
+        assert taken == pytest.approx(wanted, rel=1e-3)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ecore.data.batches import Batch, PreparedData, ResidentSplit, context_batch, length_buckets
+from ecore.data.batches import Batch, PreparedData, ResidentSplit, Widths, context_batch, length_buckets
 from ecore.data.prepare import prepare
 from ecore.data.text import tokenize
 from ecore.data.vocabulary import CLS, EOS, PAD
@@ -230,6 +230,7 @@ def test_buckets_are_alike_in_length_and_change():
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.filterwarnings("error")  # its files are mapped read-only, which torch warns of
 def test_a_split_on_a_device_gives_the_same_batches(data, device):
     for split in (data.train, data.valid):
         resident, random = ResidentSplit(split, device), np.random.default_rng(0)
@@ -238,3 +239,20 @@ def test_a_split_on_a_device_gives_the_same_batches(data, device):
             for ours, wanted in zip(resident.batch(indices), split.batch(indices), strict=True):
                 assert ours.device.type == device
                 assert torch.equal(ours.cpu(), wanted)
+
+
+def test_a_wider_batch_is_padded(data):
+    resident, rows = ResidentSplit(data.train, "cpu"), np.array([3, 1])
+    narrow, split = resident.widths(rows), data.train.batch(rows)
+    assert narrow == (split.context.shape[1], split.response.shape[1], split.concepts.shape[1])
+    assert resident.tokens(rows) == (split.response != PAD).sum()
+    widths = Widths(narrow.context + 5, narrow.response + 3, resident.concepts)
+    assert resident.concepts == 2
+    batch = resident.gather(resident.send(rows), widths)
+    for name, width in zip(("context", "response", "concepts"), widths, strict=True):
+        wide, kept = getattr(batch, name), getattr(split, name)
+        assert wide.shape[1] == width
+        assert torch.equal(wide[:, : kept.shape[1]], kept)
+        assert (wide[:, kept.shape[1] :] == PAD).all()
+    assert (batch.state[:, split.state.shape[1] :] == 0).all()
+    assert torch.equal(batch.lengths, split.lengths)

@@ -1,0 +1,97 @@
+"""A whole training on a prepared folder, with validations and checkpoints: what a user waits for."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import harness
+from ecore.config import PRESETS
+from ecore.data.batches import PreparedData
+from ecore.training.metrics_log import read_metrics
+from ecore.training.trainer import train
+
+PAPER_STEPS = 26_000
+
+
+def whole_run(data: Path, preset: str, steps: int, device: str, **options: Any) -> dict[str, Any]:
+    """Train for ``steps``, with the preset's settings otherwise, and say what the paper's number would take.
+
+    A checkpoint comes with each validation and not more often, since nothing is lost that matters in minutes. The
+    estimate goes on at the pace of the run's second half; where ``steps`` are all, nothing in it is estimated.
+
+    Args:
+        options: of :class:`ecore.config.TrainingConfig`.
+    """
+    prepared = PreparedData.load(data)
+    model, training = PRESETS[preset]
+    model = dataclasses.replace(model, thresholds=prepared.thresholds(model.thresholds))
+    training = dataclasses.replace(
+        training, max_steps=steps, checkpoint_every=training.validate_every, **options
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder, "run")
+        summary = train(run, prepared, model, training, device=device, preset=preset, progress=False)
+        lines = read_metrics(run)
+    pace = statistics.median(line["seconds_per_step"] for line in lines if line["step"] > steps // 2)
+    validations = [line["valid_seconds"] for line in lines if "valid_seconds" in line]
+    more = max(PAPER_STEPS - steps, 0)
+    return {
+        "configuration": ", ".join(f"{name} {value}" for name, value in options.items()) or "as preset",
+        "steps": steps,
+        "seconds": summary["seconds"],
+        "seconds_per_step": pace,
+        "validation_seconds": statistics.median(validations),
+        "peak_memory_mib": summary["peak_memory_mib"],
+        "loss": lines[-1]["loss"],
+        "valid_ppl_per_sample": lines[-1]["valid_ppl_per_sample"],
+        "paper_seconds": summary["seconds"]
+        + more * pace
+        + more // training.validate_every * statistics.median(validations),
+    }
+
+
+def whole_runs(data: Path, preset: str, steps: int, device: str) -> list[dict[str, Any]]:
+    """On a GPU with CUDA graphs, in float32 and bfloat16; on a CPU as the preset is."""
+    if device == "cpu":
+        return [whole_run(data, preset, steps, device)]
+    done = []
+    for precision in ("float32", "bfloat16"):
+        torch.cuda.reset_peak_memory_stats()
+        done.append(whole_run(data, preset, steps, device, precision=precision, cuda_graphs=True))
+    return done
+
+
+def report(runs: list[dict[str, Any]]) -> str:
+    """A table, a row for each run."""
+    header = [
+        "configuration",
+        "steps",
+        "all",
+        "a step",
+        "validation",
+        "26,000 steps",
+        "loss",
+        "valid ppl",
+        "memory",
+    ]
+    rows = [
+        [
+            run["configuration"],
+            f"{run['steps']:,}",
+            harness.duration(run["seconds"]),
+            harness.duration(run["seconds_per_step"]),
+            harness.duration(run["validation_seconds"]),
+            harness.duration(run["paper_seconds"]),
+            f"{run['loss']:.2f}",
+            f"{run['valid_ppl_per_sample']:.1f}",
+            f"{run['peak_memory_mib']:,.0f} MiB",
+        ]
+        for run in runs
+    ]
+    return harness.table(header, rows)

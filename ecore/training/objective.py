@@ -1,0 +1,42 @@
+"""The loss as a module, which torch.compile and DistributedDataParallel can look after."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ecore.data.batches import Batch
+from ecore.model import ECore
+from ecore.model.losses import Losses
+
+
+class Objective(nn.Module):
+    """:meth:`ECore.loss` as a module's forward."""
+
+    def __init__(self, model: ECore) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch, health: bool, tokens: int) -> Losses:
+        """A batch's losses, from words of the responses of at most ``tokens``."""
+        return self.model.loss(batch, health, tokens)
+
+
+def objective(model: ECore, compiled: bool, processes: int) -> Any:
+    """An :class:`Objective` through torch.compile, or with gradients averaged over ``processes`` if there are more."""
+    module = Objective(model)
+    if compiled:
+        # The operators' scales are constants; where torch.compile makes symbols of them, it fails on those.
+        torch._dynamo.config.specialize_float = True
+        return torch.compile(module, dynamic=True)
+    if processes == 1:
+        return module
+    return DistributedDataParallel(
+        module,
+        broadcast_buffers=False,  # they are constants
+        # Otsu's split has no gradient, and ablations leave parts unused.
+        find_unused_parameters=model.config.strategy == "hard" or bool(model.config.ablations),
+    )
