@@ -40,6 +40,7 @@ from ecore.model.dropout import Dropout
 from ecore.model.encoder import Embedding
 from ecore.training.captured import CapturedStep, CudaGraphs, Recorder, Taken
 from ecore.training.objective import objective
+from ecore.training.precision import autocast
 from ecore.training.schedule import adam
 from ecore_kernels import use_backend
 
@@ -101,7 +102,7 @@ class Steps:
                 self.model.parameters(), betas=(0.9, 0.98), eps=1e-9, foreach=True
             )
         self.optimizer.param_groups[0]["lr"] = 1e-4
-        self.dtype = torch.bfloat16 if "bfloat16" in parts else None
+        self.precision = "bfloat16" if "bfloat16" in parts else "float32"
         self.loss = objective(self.model, "torch.compile" in parts, processes=1)
         self._rows = work.rows
         self._batches = [(batch.to(device), tokens) for batch, tokens in work.batches]
@@ -131,9 +132,7 @@ class Steps:
         with contextlib.ExitStack() as stack:
             for take_out in self.off:
                 stack.enter_context(take_out())
-            with torch.autocast(
-                self.device, self.dtype, enabled=self.dtype is not None, cache_enabled=self._captured is None
-            ):
+            with autocast(self.device, self.precision, keep_casts=self._captured is None):
                 losses = self.loss(batch, False, tokens)
             losses.total.backward()
         self.optimizer.step()

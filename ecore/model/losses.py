@@ -108,7 +108,7 @@ class _VocabularyLosses(torch.autograd.Function):
             make = torch.empty_like if len(states) else torch.zeros_like
             inputs = (states, weight, bias, gate, scores)
             grads = [make(x) if n else None for x, n in zip(inputs, needed, strict=True)]
-            size = _chunk(len(states))
+            size = _chunk(len(states), dtype)
             for begin in range(0, len(states), size):
                 part = slice(begin, begin + size)
                 hidden, target, count = states[part].to(dtype), targets[part, None], counted[part, None]
@@ -211,9 +211,14 @@ def _mixture(
     )
 
 
-def _chunk(words: int) -> int:
-    """A size that cuts ``words`` into equal parts of at most :data:`CHUNK`."""
-    return max(1, math.ceil(words / max(1, math.ceil(words / CHUNK))))
+def _chunk(words: int, dtype: torch.dtype) -> int:
+    """A size that cuts ``words`` into equal parts of at most :data:`CHUNK`.
+
+    In low precision the parts may differ: on a CPU each shape of a product has a kernel compiled for it, which takes as
+    long as the product. So there are few sizes.
+    """
+    size = max(1, math.ceil(words / max(1, math.ceil(words / CHUNK))))
+    return min(CHUNK, math.ceil(size / 32) * 32) if dtype.itemsize == 2 else size
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -43,8 +45,21 @@ class MultiHeadAttention(nn.Module):
         self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, causal: bool = False
     ) -> Tensor:
         """What queries attend to, [B, T, D]; mask is bool and broadcasts to [B, heads, T, S], True where to look."""
-        attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=causal)
+        attended = _attention(queries, keys, values, attn_mask=mask, is_causal=causal)
         return self.output(attended.transpose(1, 2).flatten(2))
+
+
+def _attention(queries: Tensor, keys: Tensor, values: Tensor, **options: Any) -> Tensor:
+    """PyTorch's attention, on a CPU always in float32 at least.
+
+    There it multiplies small blocks. In low precision oneDNN would compile a kernel for each shape of those.
+    """
+    kind = queries.dtype
+    if queries.is_cuda or kind.itemsize > 2:
+        return F.scaled_dot_product_attention(queries, keys, values, **options)
+    with torch.autocast("cpu", enabled=False):
+        attended = F.scaled_dot_product_attention(queries.float(), keys.float(), values.float(), **options)
+        return attended.to(kind)
 
 
 def mean_scores(queries: Tensor, keys: Tensor) -> Tensor:

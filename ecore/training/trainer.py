@@ -28,6 +28,7 @@ from ecore.training.distributed import Processes
 from ecore.training.interrupt import Interrupt
 from ecore.training.metrics_log import MetricsLog
 from ecore.training.objective import objective
+from ecore.training.precision import autocast
 from ecore.training.run_folder import Settings
 from ecore.training.schedule import adam, noam, set_rate
 from ecore.training.window import Window, sums
@@ -333,13 +334,8 @@ class Trainer:
             yield
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self.config.precision == "float32":
-            return contextlib.nullcontext()
         # Copies of weights that autocast keeps would be a graph's own, and gone in other steps.
-        kept = self.captured is None
-        return torch.autocast(
-            self.device.type, dtype=getattr(torch, self.config.precision), cache_enabled=kept
-        )
+        return autocast(self.device.type, self.config.precision, keep_casts=self.captured is None)
 
     @contextlib.contextmanager
     def _split_may_refuse(self) -> Iterator[None]:
