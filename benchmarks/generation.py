@@ -2,6 +2,8 @@
 
 ``python -m benchmarks.generation [--data PREPARED] [--preset released] [--device cpu] [--out FILE.json]``
 
+``--plot FILE.svg`` draws how it grows; ``--from FILE.json ... --plot FILE.svg`` what was kept, without measuring.
+
 Weights are random and EOS is ruled out, so that every answer has :data:`WORDS_EACH` words, encoding included.
 Times are in u (benchmarks/workload.py) and in seconds. Configurations run in turn on the same contexts: with
 ``--data`` those of the test split, in batches of similar length about the mean as `ecore evaluate` makes them,
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import harness
+from benchmarks.generation_report import RELEASED_CODE, plot, report
 from benchmarks.workload import CONTEXT_WORDS, made_up_batch, unit, workload
 from ecore.config import PRESETS
 from ecore.data.batches import Batch, PreparedData
@@ -38,8 +42,6 @@ from ecore.model.step_graph import StaticCache
 WORDS_EACH = 30
 COMPARED = (1, 64)
 """Rows of the batches on which configurations are compared."""
-RELEASED_CODE = (84.0, 0.35)
-"""Words a second and u a word of the authors' released code on two CPU cores, one response: measured once, not here."""
 BATCHES, CONTEXTS, BEAMS, SAID = (1, 4, 16, 64, 256), (32, 128, 512, 2048), (1, 2, 4, 8), (1, 30, 300, 1000)
 LOGITS = {"rtol": 1e-3, "atol": 1e-3}
 
@@ -340,39 +342,6 @@ def growth(model: ECore, contexts: Contexts, rounds: int) -> dict[str, dict[int,
     return result
 
 
-def show(result: Mapping[str, Any]) -> str:
-    """The tables, as Markdown."""
-    u = result["u"]
-
-    def cells(seconds: float) -> list[str]:
-        return [harness.duration(seconds), f"{seconds / u:.4f}", f"{1 / seconds:,.0f}"]
-
-    blocks = []
-    for row in result["compared"]:
-        words = row["batch"] * WORDS_EACH
-        lines = [[name, *cells(timing["median"] / words)] for name, timing in row["timings"].items()]
-        blocks.append(
-            f"Batch {row['batch']}, greedy, of a word:\n\n"
-            + harness.table(("", "time", "u", "words/s"), lines)
-        )
-        if row["parts"]:
-            before, after = row["parts"].values()
-            lines = [
-                [part, *(f"{part_of[part] / words / u:.4f}" for part_of in (before, after))] for part in after
-            ]
-            blocks.append(
-                f"Batch {row['batch']}, where it goes (u a word):\n\n"
-                + harness.table(("", *row["parts"]), lines)
-            )
-    for name, times in result["growth"].items():
-        blocks.append(
-            harness.table(
-                (name, "time a word", "u", "words/s"), [[f"{k:,}", *cells(v)] for k, v in times.items()]
-            )
-        )
-    return "\n\n".join(blocks)
-
-
 def run(data: Path | None, preset: str, device: str, rounds: int, compiled: bool) -> dict[str, Any]:
     """All measurements of one preset."""
     work = workload(data, preset, number=1)
@@ -408,7 +377,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="CPU threads (default: 2)")
     parser.add_argument("--compile", action="store_true", help="torch.compile too")
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON file to write")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw how it grows, as .svg or .png")
+    parser.add_argument(
+        "--from",
+        dest="kept",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="draw kept results, up to three presets",
+    )
     options = parser.parse_args(arguments)
+    if options.kept:
+        if options.plot is None:
+            parser.error("--from: expected --plot with it")
+        plot(
+            [result for file in options.kept for result in json.loads(file.read_text())["results"]],
+            options.plot,
+        )
+        return
     if options.rounds < 2:
         parser.error(f"--rounds: expected at least 2, got {options.rounds}")
     torch.set_num_threads(options.threads)
@@ -418,9 +404,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         end="",
     )
     print(f"the released code: {RELEASED_CODE[1]} u a word, {RELEASED_CODE[0]:.0f} words/s, no batches\n")
-    print(show(result))
+    print(report(result, WORDS_EACH))
     if options.out:
         harness.write_json(options.out, "generation", [result])
+    if options.plot:
+        plot([result], options.plot)
 
 
 if __name__ == "__main__":

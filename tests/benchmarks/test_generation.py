@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks import generation
+from benchmarks import generation, generation_report
 from benchmarks.workload import workload
 from ecore.generation import Decoding, generate
 from ecore.model import ECore
@@ -102,3 +102,25 @@ def test_run(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
     per_word = result["compared"][0]["timings"]["all (what ecore does)"]["median"] / 4
     assert f"{per_word / result['u']:.4f}" in printed
     assert "where it goes" in printed
+
+
+def test_plot_of_what_was_kept(tmp_path) -> None:
+    growth = {
+        "batch": {"1": 0.01, "4": 0.004},
+        "context words": {"32": 0.02},
+        "words already said": {"9": 0.03},
+    }
+    kept = tmp_path / "kept.json"
+    kept.write_text(json.dumps({"results": [{"preset": p, "growth": growth} for p in ("one", "two")]}))
+    images = []
+    for name in ("a.svg", "b.svg"):
+        generation.main(["--from", str(kept), "--plot", str(tmp_path / name)])
+        images.append((tmp_path / name).read_text())
+    assert images[0] == images[1]
+    assert "two, context words" in images[0]
+    with pytest.raises(SystemExit):
+        generation.main(["--from", str(kept)])
+
+    throughput, cost = generation_report.drawn(json.loads(kept.read_text())["results"]).axes
+    assert [line.get_xydata().tolist() for line in throughput.lines] == [[[1, 100], [4, 250]]] * 2
+    assert [line.get_xydata().tolist() for line in cost.lines] == [[[32, 20]], [[9, 30]]] * 2
