@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ecore.data.vocabulary import CLS, EOS
+from ecore.model.transformer import MultiHeadAttention
 
 both_strategies = pytest.mark.parametrize("strategy", ["soft", "hard"])
 
@@ -106,6 +107,24 @@ def test_bfloat16_autocast(make, strategy):
         assert getattr(losses, name).dtype == torch.float32
     assert losses.total.item() == pytest.approx(expected.total.item(), rel=0.02)
     assert all(p.grad.dtype == torch.float32 for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_in_low_precision(causal):
+    """It looks where it may, and nowhere else; products in bfloat16, gradients in float32."""
+    attention, x = MultiHeadAttention(8, heads=2, width=8), torch.randn(3, 40, 8, requires_grad=True)
+    mask = None if causal else (torch.arange(40) < torch.tensor([[40], [17], [1]]))[:, None, None]
+
+    def attended():
+        return attention(attention.queries(x), *attention.keys_values(x), mask=mask, causal=causal)
+
+    expected = attended()
+    with torch.autocast("cpu", torch.bfloat16):
+        low = attended()
+    assert low.dtype == torch.bfloat16
+    torch.testing.assert_close(low.float(), expected, rtol=0.02, atol=0.02)
+    ours, wanted = (torch.autograd.grad(y.float().square().sum(), x)[0] for y in (low, expected))
+    torch.testing.assert_close(ours, wanted, rtol=0.05, atol=0.05)
 
 
 def test_the_papers_letter_runs(make):
