@@ -361,6 +361,21 @@ def run(data: Path | None, preset: str, device: str, rounds: int, compiled: bool
     return {"preset": preset, "contexts": work.name, "u": min(u), "compared": compared, "growth": grown}
 
 
+def _kept(path: Path) -> list[dict[str, Any]]:
+    """Results that ``--out`` wrote.
+
+    Raises:
+        ValueError: the file is missing or holds something else.
+    """
+    try:
+        document = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from None
+    if not isinstance(document, dict) or document.get("benchmark") != "generation":
+        raise ValueError(f"{path}: expected results that this benchmark wrote with --out")
+    return document["results"]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print tables and write the file."""
     parser = argparse.ArgumentParser(
@@ -390,10 +405,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.kept:
         if options.plot is None:
             parser.error("--from: expected --plot with it")
-        plot(
-            [result for file in options.kept for result in json.loads(file.read_text())["results"]],
-            options.plot,
-        )
+        try:
+            plot([result for file in options.kept for result in _kept(file)], options.plot)
+        except ValueError as error:
+            parser.error(f"--from: {error}")
         return
     if options.rounds < 2:
         parser.error(f"--rounds: expected at least 2, got {options.rounds}")

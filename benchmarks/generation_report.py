@@ -55,6 +55,9 @@ def plot(results: Sequence[Mapping[str, Any]], path: Path) -> None:
     Args:
         results: of the benchmark, as measured or read back, each of another preset; at most three.
         path: ``.svg`` or ``.png``.
+
+    Raises:
+        ValueError: more than three results.
     """
     import matplotlib
 
@@ -71,6 +74,8 @@ def drawn(results: Sequence[Mapping[str, Any]]) -> Figure:
     throughput, cost = figure.subplots(1, 2)
     # Colours that colour-blind readers tell apart, and a marker each.
     styles = (("#35618f", "o"), ("#c98b2b", "s"), ("#3f7d5b", "^"))
+    if len(results) > len(styles):
+        raise ValueError(f"expected at most {len(styles)} results, got {len(results)}")
     for result, (color, marker) in zip(results, styles, strict=False):
         grown, name = result["growth"], result["preset"]
         look = {"color": color, "marker": marker}

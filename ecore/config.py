@@ -116,7 +116,7 @@ class TrainingConfig:
     seed: int = setting(0, "seed of everything random")
     precision: str = setting(
         "float32",
-        "arithmetic of the forward pass, by autocast; bfloat16 is faster, on a CPU where that has it",
+        "arithmetic of the forward pass, by autocast; bfloat16 is faster on a CPU with instructions for it",
         ("float32", "bfloat16", "float16"),
     )
     cuda_graphs: bool = setting(

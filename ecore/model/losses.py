@@ -214,8 +214,7 @@ def _mixture(
 def _chunk(words: int, dtype: torch.dtype) -> int:
     """A size that cuts ``words`` into equal parts of at most :data:`CHUNK`.
 
-    In low precision the parts may differ: on a CPU each shape of a product has a kernel compiled for it, which takes as
-    long as the product. So there are few sizes.
+    In low precision there are few sizes, and the last part may be smaller: a CPU compiles a kernel for each shape.
     """
     size = max(1, math.ceil(words / max(1, math.ceil(words / CHUNK))))
     return min(CHUNK, math.ceil(size / 32) * 32) if dtype.itemsize == 2 else size

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 
 KEPT_KERNELS = 48
-"""Matrix products of low precision whose kernels a CPU keeps; the shapes of a few steps."""
+"""Shapes of low-precision products whose kernels a CPU keeps: about those of one step."""
 
 
 def autocast(device: str, precision: str, keep_casts: bool = True) -> contextlib.AbstractContextManager[Any]:
     """What a forward pass in ``precision`` stands in: torch.autocast, and for "float32" nothing.
 
-    On a CPU, oneDNN compiles a kernel of about 1 MB for each shape of a product in low precision and keeps 1,024 of
-    them. Batches have new shapes all the time: a training would take 2 GB for kernels that hardly come again. So it
+    On a CPU, oneDNN compiles kernels of 1 to 2 MB for each shape of a product in low precision and keeps those of
+    1,024. Batches have new shapes all the time: a training would take 2 GB for kernels that hardly come again. So it
     keeps :data:`KEPT_KERNELS`, unless the environment says otherwise. oneDNN reads that when its first product comes.
 
     Args:

@@ -111,7 +111,8 @@ def test_plot_of_what_was_kept(tmp_path) -> None:
         "words already said": {"9": 0.03},
     }
     kept = tmp_path / "kept.json"
-    kept.write_text(json.dumps({"results": [{"preset": p, "growth": growth} for p in ("one", "two")]}))
+    results = [{"preset": preset, "growth": growth} for preset in ("one", "two")]
+    kept.write_text(json.dumps({"benchmark": "generation", "results": results}))
     images = []
     for name in ("a.svg", "b.svg"):
         generation.main(["--from", str(kept), "--plot", str(tmp_path / name)])
@@ -121,6 +122,25 @@ def test_plot_of_what_was_kept(tmp_path) -> None:
     with pytest.raises(SystemExit):
         generation.main(["--from", str(kept)])
 
-    throughput, cost = generation_report.drawn(json.loads(kept.read_text())["results"]).axes
+    throughput, cost = generation_report.drawn(results).axes
     assert [line.get_xydata().tolist() for line in throughput.lines] == [[[1, 100], [4, 250]]] * 2
     assert [line.get_xydata().tolist() for line in cost.lines] == [[[32, 20]], [[9, 30]]] * 2
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (None, "No such file"),
+        ("{", "Expecting"),
+        ('{"benchmark": "training", "results": []}', "expected results"),
+        (json.dumps({"benchmark": "generation", "results": [{}] * 4}), "at most 3 results, got 4"),
+    ],
+)
+def test_what_cannot_be_drawn(tmp_path, capsys: pytest.CaptureFixture[str], text, told) -> None:
+    kept, image = tmp_path / "kept.json", tmp_path / "image.svg"
+    if text is not None:
+        kept.write_text(text)
+    with pytest.raises(SystemExit):
+        generation.main(["--from", str(kept), "--plot", str(image)])
+    assert told in capsys.readouterr().err.splitlines()[-1]
+    assert not image.exists()

@@ -111,7 +111,7 @@ def test_bfloat16_autocast(make, strategy):
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_attention_in_low_precision(causal):
-    """It looks where it may, and nowhere else; products in bfloat16, gradients in float32."""
+    """It looks where it may and nowhere else, forward and backward."""
     attention, x = MultiHeadAttention(8, heads=2, width=8), torch.randn(3, 40, 8, requires_grad=True)
     mask = None if causal else (torch.arange(40) < torch.tensor([[40], [17], [1]]))[:, None, None]
 
