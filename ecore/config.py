@@ -57,7 +57,7 @@ class ModelConfig:
     gamma_emotion: float = setting(1.0, "weight of the emotion loss (gamma 1)")
     gamma_correlation: float = setting(1.0, "weight of the emotion correlation loss (gamma 2)")
     label_smoothing: float = setting(0.1, "label smoothing of the generation loss")
-    graph_norm: bool = setting(True, "LayerNorms in the graph; off is the paper's letter")
+    graph_norm: bool = setting(True, "norms of the graph's features and edges; off is the paper's letter")
     score_scale: float | None = setting(
         None, "scale of graph scores (default: 1/sqrt(D/K); 1.0 is the letter)"
     )

@@ -52,7 +52,7 @@ def draw_aggregation(trace: Trace) -> Figure:
     image = heat_map(edges, aggregating, float(np.abs(aggregating[~own]).max(initial=0)) or 1.0)
     edges.plot(range(len(names)), range(len(names)), "x", color=GREY, markersize=3.5, markeredgewidth=0.7)
     edges.set_title(
-        "(b) $E^{e-e}$: what a row receives from columns\n(x: own, always 1; –: negative)", fontsize=8
+        "(b) $E^{e-e}$: what a row receives from columns\n(x: own, not drawn; –: negative)", fontsize=8
     )
     heat_map_bar(figure, image, bar, "")
     _probabilities(told, 100 * trace.perceived_before[order], 100 * trace.perceived[order])

@@ -31,10 +31,12 @@ class Trace:
         words: M, ``[CLS]`` first, as written in the (lower case, tokenized) dialogue.
         turns: M, each word's turn, counted from 0; -1 for ``[CLS]``.
         emotions: P names.
-        word_edges: [M, P], E^{w-e}: what each word receives from each emotion, summed over resolutions.
-        emotion_edges: [P, P], E^{e-e}: row i receives from column j; its diagonal is 1 (Sec. 3.3).
+        word_edges: [M, P], E^{w-e} as Eq. 8 sums it: what each word receives from each emotion, summed over
+            resolutions; 0 for ``[CLS]`` with ``graph_norm``.
+        emotion_edges: [P, P], E^{e-e} as Eq. 8 aggregates by it (``Perceptron.aggregation``): row i receives from
+            column j.
         before: [P], the sum of ``word_edges`` over words.
-        after: [P], h^g = E^{e-e} before (Eq. 8).
+        after: [P], h^g = ``emotion_edges`` ``before`` (Eq. 8).
         perceived_before: [P], Softmax(h^m) were ``before`` in h^g's place in Eq. 9.
         perceived: [P], Softmax(h^m) (Eq. 10).
         emotion: the true emotion, where it is known.
@@ -99,7 +101,7 @@ def trace(model: ECore, turns: Sequence[str], emotion: str | None = None) -> Tra
     # Emotions that hear nobody else: their aggregate is what they were before.
     alone = torch.zeros_like(first.emotion_to_emotion)
     unaided = model.perceptron(before, alone, mean).main
-    emotion_edges = first.emotion_to_emotion[0].clone().fill_diagonal_(1.0)
+    emotion_edges = model.perceptron.aggregation(first.emotion_to_emotion)[0]
     flat = [(word, i) for i, turn in enumerate(tokens) for word in turn][-MAX_CONTEXT_WORDS:]
     return Trace(
         words=("[CLS]", *(word for word, _ in flat)),

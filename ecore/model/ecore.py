@@ -354,12 +354,15 @@ class ECore(nn.Module):
 
     @torch.no_grad()
     def _health(self, batch: Batch, encoding: Encoding) -> dict[str, Tensor]:
-        """Spread of h^g, share of context words whose edges are dead, size of V', mean and spread of the gate."""
+        """What tells whether the graph lives; ``docs/model.md`` has the list."""
         position = torch.arange(batch.context.shape[1], device=batch.context.device)
         words = (position < batch.lengths[:, None]) & (position > 0)
         dead = words & (self._intensity(batch) == 0)
+        perception = encoding.perception.float()
+        normed = F.layer_norm(perception, perception.shape[1:])
         return {
-            "perception_std": encoding.perception.float().std(),
+            "perception_std": perception.std(),
+            "perception_context": normed.var(0, correction=0).mean(),
             "dead_edges": dead.sum() / words.sum().clamp(min=1),
             "relevant": encoding.relevant.sum(1).float().mean(),
             "gate_mean": encoding.gate.float().mean(),

@@ -65,7 +65,7 @@ class FirstPass(NamedTuple):
         nodes: [B, N, D], h0: words, then emotions.
         update: the first layer's queries, keys and gates.
         values: [B, K, N, d], the first layer's values.
-        word_to_emotion: [B, P], sum over words of E^{w-e}.
+        word_to_emotion: [B, P], sum over words of E^{w-e}; or [B, M, P], each word's.
         emotion_to_emotion: [B, P, P], E^{e-e} with a diagonal of 0.
     """
 
@@ -82,6 +82,7 @@ class GraphNetwork(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleList(GraphLayer(config) for _ in range(config.graph_layers))
+        self.normed = config.graph_norm
         self.word_norm = nn.LayerNorm(config.dim) if config.graph_norm else nn.Identity()
         self.emotion_norm = nn.LayerNorm(config.dim) if config.graph_norm else nn.Identity()
 
@@ -103,6 +104,9 @@ class GraphNetwork(nn.Module):
     ) -> FirstPass:
         """First pass. The last layer's attention is never read, so it is not computed.
 
+        With ``graph_norm`` Eq. 8 sums over words without [CLS]. Its edges hardly differ from context to context, and
+        nothing bounds them: training can make them a hundred times those of the words, whose sum then says nothing.
+
         Args:
             words: [B, M, D], Eq. 1's embeddings.
             emotions: [P, D], embeddings of the emotions' own words.
@@ -114,6 +118,9 @@ class GraphNetwork(nn.Module):
         first = self.layers[0].attention
         update, values = first.edge_update(nodes), first.values(nodes)
         _, history = self._layers(nodes, update, values, graph)
+        if self.normed:
+            last = history[-1]
+            history[-1] = last._replace(gate=F.pad(last.gate[..., 1:], (1, 0)))
         return FirstPass(
             nodes, update, values, *edge_readout(graph, history, scale=first.scale, per_word=per_word)
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ecore.config import ModelConfig
@@ -27,31 +28,43 @@ class Perception(NamedTuple):
 
 
 class Perceptron(nn.Module):
-    """From edge weights and context to emotion signals."""
+    """From edge weights and context to emotion signals.
+
+    With ``graph_norm`` an emotion cannot drown the others in h^g however strong its edges: see :meth:`aggregation`.
+    """
 
     def __init__(self, config: ModelConfig, emotions: int) -> None:
         super().__init__()
         self.aggregate = "co-p" not in config.ablations
+        self.normed = config.graph_norm
         self.gated = "gate-g" not in config.ablations
         self.norm = nn.LayerNorm(emotions) if config.graph_norm else nn.Identity()
         self.context = nn.Linear(config.dim, emotions)
         self.main = nn.Linear(2 * emotions, emotions)
         self.gate = nn.Linear(emotions, emotions)
 
+    def aggregation(self, emotion_to_emotion: Tensor) -> Tensor:
+        """What Eq. 8 sums emotions up by, [B, P, P]: E^{e-e} with a diagonal of 1.
+
+        With ``graph_norm`` every row is divided by the sum of its absolute values. Nothing else bounds it: a row of
+        thousands, which training does make, would leave only itself after the LayerNorm on h^g.
+        """
+        own = torch.eye(emotion_to_emotion.shape[-1], dtype=torch.bool, device=emotion_to_emotion.device)
+        edges = torch.where(own, 1.0, emotion_to_emotion)
+        return F.normalize(edges, p=1.0, dim=-1) if self.normed else edges
+
     def forward(self, word_to_emotion: Tensor, emotion_to_emotion: Tensor, context: Tensor) -> Perception:
         """Perceive.
 
         Args:
             word_to_emotion: [B, P], sum over words of E^{w-e}.
-            emotion_to_emotion: [B, P, P], E^{e-e} (row i receives from column j); its diagonal counts as 1.
+            emotion_to_emotion: [B, P, P], E^{e-e} (row i receives from column j), whatever its diagonal.
             context: [B, D], mean of h_X.
         """
         global_signal = word_to_emotion
         if self.aggregate:
-            own = torch.eye(word_to_emotion.shape[1], dtype=torch.bool, device=word_to_emotion.device)
-            edges = torch.where(own, 1.0, emotion_to_emotion)
             # Not a matrix product: under autocast that would round the edge weights.
-            global_signal = (edges * word_to_emotion[:, None]).sum(-1)
+            global_signal = (self.aggregation(emotion_to_emotion) * word_to_emotion[:, None]).sum(-1)
         normed = self.norm(global_signal)
         main = self.main(torch.cat([normed, self.context(context)], dim=1))
         gate = torch.sigmoid(self.gate(normed))

@@ -22,7 +22,7 @@ from ecore.files import atomic_path, read_json, write_json
 if TYPE_CHECKING:
     from ecore.model.ecore import ECore
 
-FORMAT = 1
+FORMAT = 2
 CONFIG, VOCABULARY, CHECKPOINTS = "config.json", "vocabulary.json", "checkpoints.json"
 
 
@@ -35,8 +35,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; expected one that `ecore train` wrote")
     config = read_json(folder / CONFIG)
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise InputError(f"{folder / CONFIG}: not an E-CORE configuration of format {FORMAT}")
+    version = config.get("format") if isinstance(config, dict) else None
+    if version != FORMAT:
+        older = ": of format 1, whose weights would perceive other emotions now; train again"
+        raise InputError(
+            f"{folder / CONFIG}: not an E-CORE configuration of format {FORMAT}{older if version == 1 else ''}"
+        )
     for name in ("model", "data"):
         if not isinstance(config.get(name), dict):
             raise InputError(f"{folder / CONFIG}: damaged: no {name!r} in it")

@@ -27,6 +27,7 @@ def test_graph(make, strategy):
     assert encoding.guidance is None
     emotions = model.embedding.word(model.emotion_words) * 24**0.5
     edges = model.correlation().softmax(1).fill_diagonal_(1.0)
+    edges = edges / edges.sum(1, keepdim=True)
     for b, length in enumerate(batch.lengths):
         words = encoding.memory[b, :length]
         score = model.graph.query(words) @ model.graph.key(emotions).T / 24**0.5

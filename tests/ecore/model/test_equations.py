@@ -22,13 +22,30 @@ CONFIG = ModelConfig(dim=6, heads=2)
 # Perceptron (Eqs. 8, 9, 12) ---------------------------------------------------------------------------------
 
 
-def test_eq_8_by_hand():
+@pytest.mark.parametrize("graph_norm", [True, False])
+def test_eq_8_by_hand(graph_norm):
     """h^g_i = sum_j E^{e-e}_ij (sum of E^{w-e})_j: row i receives from j, and the diagonal is 1."""
     to_emotion = torch.tensor([[1.0, 10.0, 100.0]])
-    between = torch.tensor([[[9.0, 0.2, 0.3], [0.4, 9.0, 0.6], [0.7, 0.8, 9.0]]])
-    perception = Perceptron(CONFIG, 3)(to_emotion, between, torch.zeros(1, 6))
-    expected = [1 + 2 + 30, 0.4 + 10 + 60, 0.7 + 8 + 100]
-    torch.testing.assert_close(perception.global_signal, torch.tensor([expected]))
+    between = torch.tensor([[[9.0, -0.2, 0.3], [0.4, 9.0, 0.6], [0.7, 0.8, 9.0]]])
+    perceptron = Perceptron(dataclasses.replace(CONFIG, graph_norm=graph_norm), 3)
+    expected = torch.tensor([[1 - 2 + 30, 0.4 + 10 + 60, 0.7 + 8 + 100]])
+    if graph_norm:
+        expected = expected / torch.tensor([[1.5, 2.0, 2.5]])
+    signal = perceptron(to_emotion, between, torch.zeros(1, 6)).global_signal
+    torch.testing.assert_close(signal, expected)
+
+
+def test_no_emotion_drowns_the_others():
+    """An emotion with edges of 10^4 leaves h^g telling contexts apart; in the letter nothing else is left of it."""
+    to_emotion, between = torch.randn(64, 8), torch.rand(8, 8) * 0.1
+    between[5] = 1e4 * torch.rand(8)
+    told = {}
+    for graph_norm in (True, False):
+        perceptron = Perceptron(dataclasses.replace(CONFIG, graph_norm=graph_norm), 8)
+        signal = perceptron(to_emotion, between.expand(64, 8, 8), torch.zeros(64, 6)).global_signal
+        told[graph_norm] = F.layer_norm(signal, (8,)).abs().amax(1).mean()
+    assert told[False] > 2.6  # a single 1 among zeros has 7**0.5 after a LayerNorm
+    assert told[True] < 2.3
 
 
 @pytest.mark.parametrize("graph_norm", [True, False])
@@ -237,7 +254,7 @@ def test_the_predicted_emotion_is_the_highest_of_h_m(make):
     """Of h^m and not of h_emo: a gate that is shut for the likeliest emotion does not count."""
     model, batch = make.model(), make.batch()
     model.perceptron.main.bias.fill_(9.0)
-    model.perceptron.main.bias[2] = 10.0
+    model.perceptron.main.bias[2] = 12.0
     model.perceptron.gate.bias.fill_(9.0)
     model.perceptron.gate.bias[2] = -9.0
     encoding = model.encode(batch)
@@ -296,5 +313,18 @@ def test_health_by_hand(make):
     ]
     assert health["dead_edges"].item() == pytest.approx(sum(dead) / len(dead))
     torch.testing.assert_close(health["perception_std"], encoding.perception.std())
+    assert 0 < health["perception_context"] < 1
     torch.testing.assert_close(health["gate_mean"], encoding.gate.mean())
     torch.testing.assert_close(health["gate_std"], encoding.gate.std())
+
+
+@torch.no_grad()
+def test_a_signal_that_is_the_same_for_every_context_shows(make):
+    model, batch = make.model(), make.batch()
+    encoding = model.encode(batch)
+    signal = encoding.perception
+    drowned = 1e6 * signal[:1] + signal
+    assert model._health(batch, encoding._replace(perception=drowned))["perception_context"] < 1e-6
+    opposite = 1e6 * torch.stack([signal[0], -signal[0]])
+    health = model._health(batch, encoding._replace(perception=opposite))
+    assert health["perception_context"].item() == pytest.approx(1.0, abs=1e-4)

@@ -88,7 +88,11 @@ DAMAGES = {
         "not a readable safetensors",
     ),
     "torn config": (lambda f: truncate(f / "config.json"), r"config.json:\d+: not valid JSON"),
-    "other format": (lambda f: edit(f / "config.json", lambda c: c.update(format=99)), "format 1"),
+    "other format": (lambda f: edit(f / "config.json", lambda c: c.update(format=99)), "format 2$"),
+    "older format": (
+        lambda f: edit(f / "config.json", lambda c: c.update(format=1)),
+        "of format 1, .*again$",
+    ),
     "no model": (lambda f: edit(f / "config.json", lambda c: c.pop("model")), "damaged: no 'model'"),
     "no data": (lambda f: edit(f / "config.json", lambda c: c.pop("data")), "damaged: no 'data'"),
     "unknown setting": (

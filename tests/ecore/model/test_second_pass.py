@@ -58,9 +58,11 @@ def encode_in_full(model, batch):
     nodes = torch.cat([x, e.expand(len(x), -1, -1)], 1)
 
     _, last = graph_pass(model, nodes, edge, neighbors)
-    to_emotion = last[:, :, :words, words:].sum((1, 2))
+    to_emotion = last[:, :, config.graph_norm : words, words:].sum((1, 2))  # without [CLS]
     between = last[:, :, words:, words:].sum(1)
     between = between.diagonal_scatter(torch.ones_like(to_emotion), dim1=1, dim2=2)
+    if config.graph_norm:
+        between = between / between.abs().sum(2, keepdim=True)
     perception = torch.einsum("bij,bj->bi", between, to_emotion)  # Eq. 8
     normed = model.perceptron.norm(perception)
     main = model.perceptron.main(torch.cat([normed, model.perceptron.context(mean)], 1))  # Eq. 9

@@ -320,6 +320,7 @@ def test_interrupted_and_resumed_is_as_never_stopped(start, graphs, narrow, numb
 
 def test_checkpoints_serve_with_and_without(start, tiny, graphs, settings, narrow, tmp_path):
     options = {"model_config": still(tiny)}
+    settings, graphs = replace(settings, **SLOW), replace(graphs, **SLOW)
     start(tmp_path / "whole", replace(settings, max_steps=20), **options)
     for name, ours, theirs in (("off", graphs, False), ("on", settings, True)):
         run, records = tmp_path / name, Repeater() if theirs else None

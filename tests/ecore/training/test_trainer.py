@@ -94,7 +94,7 @@ def test_run_folder(reference):
     names = read_json(reference / "checkpoints.json")
     assert names["last"] == "checkpoint-000013"
     config = read_json(reference / "config.json")
-    assert config["format"] == 1
+    assert config["format"] == 2
     assert config["model"]["dim"] == 12
     assert config["training"]["warmup"] == 4
     assert len(config["data"]["fingerprint"]) == 16
