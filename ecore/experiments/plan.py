@@ -13,6 +13,7 @@ from ecore.data.intensity import FILE_SOURCES
 from ecore.errors import InputError
 from ecore.experiments.paper import HARD, SEEDS, SOFT, TABLES, TRANSFORMER
 from ecore.files import read_json, write_json
+from ecore.model.pretrained import FORMAT
 
 SETTINGS = "settings.json"
 STRATEGIES = {SOFT: "soft", HARD: "hard"}
@@ -171,9 +172,21 @@ class Settings:
                 )
             out.mkdir(parents=True, exist_ok=True)
             model, training = to_dict(self.model), to_dict(self.training)
-            write_json(path, {**told, "folder": str(data.folder), "model": model, "training": training})
+            written = {
+                "format": FORMAT,
+                **told,
+                "folder": str(data.folder),
+                "model": model,
+                "training": training,
+            }
+            write_json(path, written)
             return
         stored = read_json(path)
+        if isinstance(stored, dict) and stored.get("format", 1) != FORMAT:
+            raise InputError(
+                f"{path}: its runs are of format {stored.get('format', 1)}, those of now of {FORMAT}: they do not "
+                "belong in one table; take another --out"
+            )
         try:
             before = (
                 {name: stored[name] for name in told}

@@ -360,6 +360,10 @@ def test_settings_that_contradict_are_refused(prepared, tmp_path):
     scores.write_text("happy\t0.95\n")
     with pytest.raises(InputError, match=r"^--data: .* was begun with"):
         settings.agree(tmp_path / "out", with_intensity(data, tmp_path / "skep", "skep", scores))
+    told = tmp_path / "out" / "settings.json"
+    told.write_text(json.dumps(json.loads(told.read_text()) | {"format": 1}))
+    with pytest.raises(InputError, match=r"its runs are of format 1, those of now of .* take another --out$"):
+        settings.agree(tmp_path / "out", data)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
     with pytest.raises(InputError, match="holds something else"):

@@ -159,3 +159,16 @@ def test_fewer_emotions_than_the_top_three(make):
     losses = model.loss(make.random_batch(vocabulary))
     assert losses.total.isfinite()
     assert model.encode(make.random_batch(vocabulary)).relevant.all()
+
+
+@pytest.mark.parametrize("layers, varies", [(1, False), (2, False), (3, True)])
+def test_emotions_hear_of_the_context_in_the_third_layer(make, monkeypatch, layers, varies):
+    """[CLS] hears the words in the first layer, emotions hear that [CLS] in the second, their edges show it next."""
+    model, seen = make.model(graph_layers=layers).double(), []
+    perceive = model.graph.perceive
+    monkeypatch.setattr(model.graph, "perceive", lambda *a: seen.append(perceive(*a)) or seen[0])
+    with torch.no_grad():
+        model.encode(make.batch())
+    among = seen[0].emotion_to_emotion
+    assert among.abs().max() > 0
+    assert torch.allclose(among, among[:1].expand_as(among), rtol=1e-9) != varies
