@@ -105,7 +105,7 @@ class GraphNetwork(nn.Module):
         """First pass. The last layer's attention is never read, so it is not computed.
 
         With ``graph_norm`` Eq. 8 sums over words without [CLS]. Its edges hardly differ from context to context, and
-        nothing bounds them: training can make them a hundred times those of the words, whose sum then says nothing.
+        nothing bounds them: training has made them eighty times those of the words, whose sum then says nothing.
 
         Args:
             words: [B, M, D], Eq. 1's embeddings.
