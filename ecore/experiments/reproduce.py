@@ -96,6 +96,11 @@ def reproduce(
     for name in names:
         for variant in drawn_from(name):
             counts.setdefault(variant, 1)
+    width = 0 if prepared.embeddings is None else prepared.embeddings.shape[1]
+    if width > settings.model.dim and any(variant.backbone is None for variant in counts):
+        raise InputError(
+            f"--dim: expected at least {width}, the width of {data}'s word vectors, got {settings.model.dim}"
+        )
     settings.agree(out, prepared)
     with _alone(out):
         by_source: dict[str | None, PreparedData] = {None: prepared}

@@ -127,7 +127,8 @@ class ECore(nn.Module):
             )
         if embeddings is not None and embeddings.shape[1] > config.dim:
             raise InputError(
-                f"embeddings: expected at most dim = {config.dim} columns, got {embeddings.shape[1]}"
+                f"embeddings: expected at most dim = {config.dim} columns, got {embeddings.shape[1]}; "
+                f"a --dim of {embeddings.shape[1]} or more takes them"
             )
         if embeddings is not None and len(embeddings) != words:
             raise InputError(f"embeddings: expected {words} rows as in the vocabulary, got {len(embeddings)}")

@@ -394,6 +394,21 @@ def test_what_cannot_be_used_is_told_in_a_line(command, tmp_path, capsys):
         command("table6", "--out", out, "--steps", 6)
 
 
+def test_word_vectors_too_wide_are_told_before_any_run(tmp_path):
+    (tmp_path / "glove.txt").write_text("sad " + " ".join(["0.1"] * 13) + "\n")
+    data = tmp_path / "prepared"
+    prepare(sample_corpus(), data, glove=[tmp_path / "glove.txt"], vocabulary="train", progress=False)
+    model, training = PRESETS["tiny"]
+    settings = Settings("tiny", replace(model, dim=12), training)
+    with pytest.raises(
+        InputError, match=r"^--dim: expected at least 13, the width of .*word vectors, got 12$"
+    ):
+        reproduce.reproduce(["table1"], data, tmp_path / "out", settings)
+    assert not (tmp_path / "out").exists()
+    # Where nothing takes them, as on a backbone, their width does not matter.
+    reproduce.reproduce(["table6"], data, tmp_path / "out", settings)
+
+
 # Runs
 
 
