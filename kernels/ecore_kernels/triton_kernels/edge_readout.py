@@ -56,9 +56,9 @@ def _takes_part(node, exists, word_mask, emotion_mask, words):
 
 
 @triton.jit
-def _heard(row, column, receives, sends, emotional):
-    """Which edges there are in a tile: an emotion does not hear itself."""
-    return receives & sends & ((row != column) | (emotional == 0))
+def _heard(receiver, sender, receives, sends):
+    """Which edges there are in a tile: an emotion does not hear itself. Nodes count from the first emotion."""
+    return receives & sends & (receiver != sender)
 
 
 @triton.jit
@@ -140,7 +140,7 @@ def _forward(
         q = _load_all(history_query, offset, node, history_row * VECTOR, receives, DIM, TILE_DIM)
         k = _load_all(history_key, offset, words + column, history_row * VECTOR, sends, DIM, TILE_DIM)
         u = _factors(q, k, SCALE, PRECISION)
-        heard = _heard(i, j, receives[:, None], sends[None, :], emotional)
+        heard = _heard((node - words)[:, None], j, receives[:, None], sends[None, :])
         edge = tl.where(heard, factor[:, None], 0.0)
         for m in tl.static_range(len(u)):
             edge *= u[m]
@@ -258,7 +258,7 @@ def _backward(
             if row_factor is not None:
                 factor = tl.load(row_factor + node, mask=receives, other=0.0)
             i, j = row[None, :], column[:, None]
-            heard = _heard(i, j, receives[None, :], sends[:, None], emotional)
+            heard = _heard((node - words)[None, :], j, receives[None, :], sends[:, None])
             initial = _edge_values(emotion_weight, 0, correlation, i, j, emotional, heard, emotions)
             upstream = _edge_values(grad_to_word, word_row, grad_to_emotion, i, j, emotional, heard, emotions)
             u = _factors(k, q, SCALE, PRECISION)
@@ -288,7 +288,7 @@ def _backward(
             sends = _takes_part(words + column, column < emotions, word_mask, emotion_mask, words)
             k = _load_all(history_key, history_offset, words + column, history_row, sends, DIM, TILE_DIM)
             i, j = row[:, None], column[None, :]
-            heard = _heard(i, j, receives[:, None], sends[None, :], emotional)
+            heard = _heard((node - words)[:, None], j, receives[:, None], sends[None, :])
             initial = _edge_values(emotion_weight, 0, correlation, i, j, emotional, heard, emotions)
             upstream = _edge_values(grad_to_word, word_row, grad_to_emotion, i, j, emotional, heard, emotions)
             u = _factors(q, k, SCALE, PRECISION)
@@ -299,7 +299,7 @@ def _backward(
                 grad_factor += tl.sum(grad_r, 1)
             if grad_correlation is not None:
                 entry = grad_correlation + (pair * emotions + i) * emotions + j
-                tl.store(entry, grad_initial, mask=exists[:, None] & (j < emotions) & emotional)
+                tl.store(entry, grad_initial, mask=(exists & (node >= words))[:, None] & (j < emotions))
         _store_all(
             grad_history_query, gradient_offset, node, gradient_row, grad_q, SCALE, exists, DIM, TILE_DIM
         )
