@@ -198,9 +198,7 @@ def edge_attention(
         raise ValueError("edge_attention: expected gate and edge_scale both given or both left out")
     if gate is not None:
         check_shape("edge_attention", "gate", gate, query.shape[:3])
-        edge_scale = torch.as_tensor(edge_scale, device=gate.device, dtype=reference.compute_type(gate))
         check_scalar("edge_attention", "edge_scale", edge_scale)
-        edge_scale = edge_scale.reshape(())
     full = (batch, resolutions, nodes, nodes)
     if neighbors is not None:
         if neighbors.dtype != torch.bool:
@@ -215,11 +213,14 @@ def edge_attention(
     result = torch.promote_types(torch.promote_types(query.dtype, key.dtype), value.dtype)
     with without_autocast(query.device, kind):
         if chosen == "reference":
+            if gate is not None:
+                number = reference.compute_type(gate)
+                edge_scale = torch.as_tensor(edge_scale, device=gate.device, dtype=number).reshape(())
             output, new_edge = torch.ops.ecore_kernels.edge_attention(
                 query, key, value, edge, neighbors, gate, edge_scale, scale
             )
         else:
-            factor = None if gate is None else gate * edge_scale
+            factor = row_factor([EdgeUpdate(query, key, gate, edge_scale)])
             output, new_edge = fused.edge_attention(query, key, value, edge, neighbors, factor, scale, chosen)
     return output.to(result), None if gate is None else new_edge
 

@@ -6,6 +6,7 @@ that it can. ``ECORE_KERNELS_BACKEND`` (read at import) or :func:`use_backend` n
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -43,19 +44,25 @@ def _triton_graph_attention(
     query: Any = None, key: Any = None, value: Any = None, graph: Any = None, history: Any = (), **_: Any
 ) -> list[str]:
     past = [x for update in history for x in (update.query, update.key)]
-    reasons = triton_kernels.why_not(*(() if query is None else (query, key, value, *past)))
-    deepest = triton_kernels.DEEPEST_OF_WIDE
-    if query is not None and len(history) > deepest and query.shape[-1] > triton_kernels.NARROW_HEAD:
-        widest = triton_kernels.NARROW_HEAD
-        reasons.append(
-            f"takes at most {deepest} earlier layers with heads wider than {widest}, not {len(history)}"
-        )
+    nodes = [] if query is None else [query, key, value, *past]
+    reasons = triton_kernels.why_not(*nodes)
+    if past:
+        reasons += triton_kernels.too_deep("graph_attention", len(history), *_head(nodes))
     return reasons + _no_gradient_to_words(graph)
 
 
 def _triton_edge_readout(graph: Any = None, history: Any = (), **_: Any) -> list[str]:
     past = [x for update in history for x in (update.query, update.key)]
-    return triton_kernels.why_not(*(() if graph is None else (graph.emotion_weight[:, :1], *past)))
+    reasons = triton_kernels.why_not(*(() if graph is None else (graph.emotion_weight[:, :1], *past)))
+    if past:
+        reasons += triton_kernels.too_deep("edge_readout", len(history), *_head(past))
+    return reasons
+
+
+def _head(nodes: list[Tensor]) -> tuple[int, torch.dtype]:
+    """The widest head among queries, keys and values, and the type that they are multiplied in."""
+    kind = functools.reduce(torch.promote_types, (tensor.dtype for tensor in nodes))
+    return max(tensor.shape[-1] for tensor in nodes), kind
 
 
 def _native_edge_attention(

@@ -38,7 +38,11 @@ def _kernels(backend: str, operator: str) -> ModuleType:
 @torch.compiler.assume_constant_result  # torch.compile cannot trace the question; it guards on its answer
 def _matmul_precision() -> str:
     """How float32 matrices are to be multiplied on a GPU: as torch multiplies them."""
-    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    # Since torch 2.9 this knows both ways to ask for tf32; ``get_float32_matmul_precision`` raises after the newer one.
+    chosen = getattr(torch.backends.cuda.matmul, "fp32_precision", None)
+    if chosen is None:
+        chosen = "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    return "tf32" if chosen == "tf32" else "ieee"
 
 
 def _node_type(nodes: list[Tensor], *weights: Tensor | None) -> torch.dtype:
@@ -56,7 +60,14 @@ def _apply(function: type[torch.autograd.Function], setting: tuple[Any, ...], *t
     """``function.apply`` where something wants a gradient, else its forward alone.
 
     Not only cheaper: without gradients torch.compile hands a context to a forward that takes any number of tensors.
+
+    Raises:
+        ValueError: tensors on more than one device: the kernels would take an address for one of their own.
     """
+    devices = [tensor.device for tensor in tensors if tensor is not None]
+    for device in devices:
+        if device != devices[0]:
+            raise ValueError(f"expected all tensors on one device, got {devices[0]} and {device}")
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
         return function.apply(setting, *tensors)
     return function.forward(setting, *tensors)

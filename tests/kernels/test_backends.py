@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,9 @@ from ecore_kernels import (
     available_backends,
     backends,
     edge_attention,
+    edge_readout,
     explain,
+    graph_attention,
     otsu,
     triton_kernels,
     use_backend,
@@ -152,19 +155,95 @@ def test_the_interpreter_runs_only_where_it_is_named(monkeypatch):
         wide = torch.zeros(1, 1, 2, most + 1, dtype=kind)
         with pytest.raises(RuntimeError, match=f"heads of float.. up to {most} wide, not {most + 1}"):
             edge_attention(wide, wide, wide, torch.ones(()), backend="triton")
-    graph = EmotionGraph(
-        torch.ones(1, 1), torch.ones(1, 1, 1, dtype=torch.bool), torch.ones(1, 1), torch.ones(1, 1)
-    )
-    wide, history = (
-        torch.zeros(1, 1, 2, 129),
-        [EdgeUpdate(torch.zeros(1, 1, 2, 129), torch.zeros(1, 1, 2, 129))] * 3,
-    )
-    assert "at most 2 earlier layers" in explain("graph_attention", wide, wide, wide, graph, history)
     monkeypatch.setattr(triton_kernels, "_version", lambda: (3, 4))
     double = torch.zeros(1, 1, 2, 2, dtype=torch.float64)
     assert "needs Triton 3.5 or newer for float64" in explain(
         "edge_attention", double, double, double, double
     )
+
+
+@pytest.mark.skipif(not triton_kernels.INTERPRETED, reason="Triton's interpreter is not in use")
+@pytest.mark.parametrize(
+    ("kind", "head", "attention", "readout"),
+    [
+        (torch.float16, 256, 3, 4),
+        (torch.float32, 128, 3, 4),
+        (torch.float32, 129, 2, 2),
+        (torch.float64, 64, 3, 4),
+        (torch.float64, 65, 2, 2),
+    ],
+)
+def test_triton_refuses_histories_that_do_not_fit(kind, head, attention, readout):
+    graph = EmotionGraph(
+        torch.ones(1, 1), torch.ones(1, 1, 1, dtype=torch.bool), torch.ones(1, 1), torch.ones(1, 1)
+    )
+    nodes = torch.ones(1, 1, 2, head, dtype=kind)
+    update = EdgeUpdate(nodes, nodes)
+    for depth in range(1, readout + 2):
+        said = explain("graph_attention", nodes, nodes, nodes, graph, [update] * depth, backend="triton")
+        assert (f"takes at most {attention} layers of history" in said) == (depth > attention)
+        assert said.startswith("graph_attention: triton") == (depth <= attention)
+        said = explain("edge_readout", graph, [update] * depth, backend="triton")
+        assert (f"takes at most {readout} layers of history" in said) == (depth > readout)
+    # A wide value counts as a wide query does.
+    value = torch.ones(1, 1, 2, 2 * head, dtype=kind)
+    assert "layers of history with heads of" in explain(
+        "graph_attention", nodes, nodes, value, graph, [update] * 3, backend="triton"
+    )
+
+
+@pytest.mark.parametrize("backend", ["native", "triton"])
+def test_tensors_on_two_devices_are_refused(backend):
+    if backend not in available_backends():
+        pytest.skip(f"{backend} does not run here")
+    nodes = torch.ones(1, 1, 2, 4)
+    graph = EmotionGraph(
+        torch.ones(1, 1),
+        torch.ones(1, 1, 1, dtype=torch.bool, device="meta"),
+        torch.ones(1, 1),
+        torch.ones(1, 1),
+    )
+    said = "all tensors on one device, got cpu and meta"
+    with pytest.raises(ValueError, match=said):
+        graph_attention(nodes, nodes, nodes, graph, backend=backend)
+    with pytest.raises(ValueError, match=said):
+        edge_attention(nodes, nodes, nodes, torch.ones(2, 2, device="meta"), backend=backend)
+    with pytest.raises(ValueError, match="all tensors on one device, got meta and cpu"):
+        edge_readout(graph, [EdgeUpdate(nodes, nodes)], backend=backend)
+
+
+@pytest.fixture
+def reasons_afresh():
+    """Reasons are asked for once a process."""
+    caches = triton_kernels._unavailable_reason, triton_kernels._version
+    for cache in caches:
+        cache.cache_clear()
+    yield
+    for cache in caches:
+        cache.cache_clear()
+
+
+@pytest.mark.usefixtures("reasons_afresh")
+def test_what_keeps_triton_from_a_gpu_is_a_reason(monkeypatch):
+    triton = pytest.importorskip("triton")
+
+    class Broken:
+        def get_current_target(self):
+            raise RuntimeError("Failed to find\nC compiler")
+
+    monkeypatch.setattr(triton_kernels, "INTERPRETED", False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(triton.runtime, "driver", SimpleNamespace(active=Broken()))
+    assert triton_kernels._unavailable_reason() == "cannot start Triton's driver: Failed to find C compiler"
+    # Distributions of other names and with a suffix.
+    monkeypatch.setattr(triton, "__version__", "3.2.0+gitabc")
+    triton_kernels._unavailable_reason.cache_clear()
+    triton_kernels._version.cache_clear()
+    assert triton_kernels._unavailable_reason() == "needs Triton 3.3 or newer, not 3.2"
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    triton_kernels._unavailable_reason.cache_clear()
+    assert triton_kernels._unavailable_reason() == "runs on NVIDIA GPUs only"
 
 
 @pytest.mark.usefixtures("fresh_compile")

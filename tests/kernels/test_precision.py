@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ecore_kernels import EdgeUpdate, EmotionGraph, edge_attention, edge_readout, graph_attention
+from ecore_kernels import EdgeUpdate, EmotionGraph, edge_attention, edge_readout, fused, graph_attention
 
 LOW = [torch.bfloat16, torch.float16]
 
@@ -130,6 +130,33 @@ def test_a_float64_graph_keeps_its_precision():
     )
     assert edge_readout(wide, [past])[0].dtype == torch.float64
     assert edge_readout(graph, [past])[0].dtype == torch.float32
+
+
+def test_the_gate_of_dense_edges_is_multiplied_in_float32():
+    query, key, value = torch.randn(3, 1, 2, 6, 4)
+    gate, edge_scale, edge = torch.randn(1, 2, 6).bfloat16(), torch.tensor(1.1), torch.rand(6, 6)
+    _, new_edge = edge_attention(query, key, value, edge, gate=gate, edge_scale=edge_scale)
+    expected = gate.double()[..., None] * 1.1 * edge.double() * (1 + query.double() @ key.double().mT)
+    torch.testing.assert_close(new_edge.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_float32_is_multiplied_as_torch_is_told_to():
+    """By either of torch's settings: after the newer, the older cannot be read."""
+    settings = torch.backends.cuda.matmul
+    if not hasattr(settings, "fp32_precision"):
+        pytest.skip("needs torch 2.9")
+    before = settings.fp32_precision
+    nodes = torch.randn(1, 1, 5, 4)
+    try:
+        for told, expected in (("tf32", "tf32"), ("ieee", "ieee"), (before, "ieee")):
+            settings.fp32_precision = told
+            assert fused._matmul_precision() == expected
+            edge_attention(nodes, nodes, nodes, torch.ones(5, 5))
+    finally:
+        settings.fp32_precision = before
+    for told, expected in (("high", "tf32"), ("medium", "tf32"), ("highest", "ieee")):
+        torch.set_float32_matmul_precision(told)
+        assert fused._matmul_precision() == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])

@@ -6,7 +6,6 @@ Importing this package does not import Triton: where it is missing, :func:`why_n
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import importlib.util
 import os
 
@@ -21,8 +20,10 @@ OLDEST_TRITON_FOR_FLOAT64 = (3, 5)
 OLDEST_ARCHITECTURE = (8, 0)
 LARGEST_HEAD = {torch.float16: 256, torch.bfloat16: 256, torch.float32: 256, torch.float64: 128}
 """By type: beyond, a backward's tiles do not fit into the shared memory of an sm_86."""
-NARROW_HEAD, DEEPEST_OF_WIDE = 128, 2
-"""How many layers of history attention takes with heads wider than that, for the same reason."""
+NARROW_ROW = 512
+DEEPEST = {"graph_attention": (3, 2), "edge_readout": (4, 2)}
+"""How many layers of history an operator takes, for the same reason: with rows of queries of up to that many bytes, as
+tiles hold them (heads of 128 in float32), and with wider ones."""
 
 
 def _spelled(version: tuple[int, ...]) -> str:
@@ -31,7 +32,9 @@ def _spelled(version: tuple[int, ...]) -> str:
 
 @functools.cache
 def _version() -> tuple[int, ...]:
-    return tuple(map(int, importlib.metadata.version("triton").split(".")[:2]))
+    import triton  # its distribution has other names too, and those other versions
+
+    return tuple(map(int, triton.__version__.split(".")[:2]))
 
 
 @torch.compiler.assume_constant_result
@@ -49,14 +52,24 @@ def unavailable_reason() -> str:
 def _unavailable_reason() -> str:
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed: pip install triton"
+    if not INTERPRETED:
+        if torch.version.hip:
+            return "runs on NVIDIA GPUs only"
+        if not torch.cuda.is_available():
+            return "runs on CUDA GPUs (on CPU only under TRITON_INTERPRET=1, for tests): none is visible"
     if _version() < OLDEST_TRITON:
         return f"needs Triton {_spelled(OLDEST_TRITON)} or newer, not {_spelled(_version())}"
-    if INTERPRETED:
-        return ""
-    if torch.version.hip:
-        return "runs on NVIDIA GPUs only"
-    if not torch.cuda.is_available():
-        return "runs on CUDA GPUs (on CPU only under TRITON_INTERPRET=1, for tests): none is visible"
+    return "" if INTERPRETED else _driver_refusal()
+
+
+def _driver_refusal() -> str:
+    """Why Triton cannot reach the GPU: it compiles a part of its driver first, which wants a C compiler."""
+    from triton.runtime import driver
+
+    try:
+        driver.active.get_current_target()
+    except Exception as error:  # whatever a compiler, its absence or the driver raises
+        return f"cannot start Triton's driver: {' '.join(str(error).split()) or type(error).__name__}"
     return ""
 
 
@@ -72,6 +85,18 @@ def _asked_device_refusal(index: int) -> str:
         oldest = "".join(map(str, OLDEST_ARCHITECTURE))
         return f"needs compute capability sm_{oldest} or newer, not sm_{''.join(map(str, capability))}"
     return ""
+
+
+def too_deep(operator: str, depth: int, head: int, kind: torch.dtype) -> list[str]:
+    """The reason against that many layers of history with heads of that type and size; empty if there is none."""
+    narrow, wide = DEEPEST[operator]
+    widest = NARROW_ROW // kind.itemsize
+    if head <= widest:
+        return [] if depth <= narrow else [f"takes at most {narrow} layers of history, not {depth}"]
+    if depth <= wide:
+        return []
+    name = str(kind).removeprefix("torch.")
+    return [f"takes at most {wide} layers of history with heads of {name} wider than {widest}, not {depth}"]
 
 
 def why_not(*tensors: Tensor) -> list[str]:

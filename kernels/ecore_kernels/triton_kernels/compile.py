@@ -26,7 +26,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ecore_kernels.triton_kernels import launch
+from ecore_kernels.triton_kernels import DEEPEST, NARROW_ROW, launch
 from ecore_kernels.triton_kernels.launch import Launch
 
 
@@ -57,8 +57,7 @@ ARCHITECTURES = {
 }
 
 PAPER_HEAD = 100  # padded to 128: what an entry for heads of 128 is compiled for
-# Layers of history at which that entry is compiled, besides its own; the dense operator has none.
-DEPTHS = {"graph_attention": (0, 1, 2, 3), "edge_readout": (0, 1, 2, 3), "edge_attention": (0,)}
+PAPER_DEPTH = 1  # layers of history of the paper's last attention
 _TYPES = {"half": torch.bfloat16, "tf32": torch.float32, "ieee": torch.float32, "float64": torch.float64}
 _SIZES = {"batch": 2, "resolutions": 3, "words": 128, "emotions": 32}  # vary at run time: any will do
 _POINTERS = {
@@ -80,7 +79,8 @@ class Entry(NamedTuple):
     head: int
     depth: int
     architecture: int
-    variant: str = ""  # "shared edge": edges that broadcast over batch and resolutions, with their gradient
+    # "shared edge": edges that broadcast over batch and resolutions, with their gradient; "words": no others receive
+    variant: str = ""
 
     @property
     def operator(self) -> str:
@@ -124,16 +124,17 @@ class Compiled(NamedTuple):
 def entries(architecture: int) -> list[Entry]:
     """All that the launch table holds for an architecture.
 
-    Every entry is there at its own head size and depth (100 standing for 128), and the paper's head size at every depth
-    in ``DEPTHS``, so with the entry that a call of that depth is given. float64 and ieee stay at their own depths: they
-    are for checking, and take the compiler longest.
+    Every entry is there at its own head size and depth (100 standing for 128). In half and tf32 the paper's head size
+    is there at every depth that is not refused, so with the entry that a call of that depth is given, and heads of 256
+    at the greatest. float64 and ieee stay at their own depths: they are for checking, and take the compiler longest.
     """
     found = {}
     for (kernel, arithmetic), rows in launch.table().items():
         operator = kernel.rpartition("_")[0]
         wanted = {(row["head"], row["depth"]) for row in rows if row["architecture"] <= architecture}
         if arithmetic in ("half", "tf32"):
-            wanted |= {(128, depth) for depth in DEPTHS[operator]}
+            wanted |= {(128, depth) for depth in range(_deepest(operator, arithmetic, 128) + 1)}
+            wanted.add((256, _deepest(operator, arithmetic, 256)))
         for head, depth in sorted(wanted):
             if operator == "edge_readout" and arithmetic == "half":
                 depth = max(depth, 1)  # without history there is nothing of that type
@@ -141,7 +142,15 @@ def entries(architecture: int) -> list[Entry]:
             found[entry] = None
             if kernel == "edge_attention_backward" and entry.head == PAPER_HEAD:
                 found[entry._replace(variant="shared edge")] = None
+            if operator == "graph_attention" and (entry.head, depth) == (PAPER_HEAD, PAPER_DEPTH):
+                found[entry._replace(variant="words")] = None
     return list(found)
+
+
+def _deepest(operator: str, arithmetic: str, head: int) -> int:
+    """The most layers of history that the operator takes; the dense one has none."""
+    narrow, wide = DEEPEST.get(operator, (0, 0))
+    return narrow if head * _TYPES[arithmetic].itemsize <= NARROW_ROW else wide
 
 
 def _graph_attention(entry: Entry, rows: Callable[[], Tensor], number: Callable[..., Tensor]) -> None:
@@ -154,13 +163,13 @@ def _graph_attention(entry: Entry, rows: Callable[[], Tensor], number: Callable[
     history = [rows() for _ in range(entry.depth)], [rows() for _ in range(entry.depth)]
     row_factor = number(batch, resolutions, words + emotions) if entry.depth else None
     query, key, value = rows(), rows(), rows()
-    precision = launch.dot_precision(entry.arithmetic)
+    precision, words_only = launch.dot_precision(entry.arithmetic), entry.variant == "words"
     output, *saved = graph_attention.forward(
-        query, key, value, word_weight, mask, emotion_weight, correlation, None, *history, row_factor, 0.1, False,
+        query, key, value, word_weight, mask, emotion_weight, correlation, None, *history, row_factor, 0.1, words_only,
         precision,
     )  # fmt: skip
     graph_attention.backward(
-        output, query, key, value, mask, correlation, None, *history, row_factor, output, *saved, 0.1, False,
+        output, query, key, value, mask, correlation, None, *history, row_factor, output, *saved, 0.1, words_only,
         needs_emotion_weight=True, needs_correlation=True, precision=precision,
     )  # fmt: skip
 
