@@ -2,7 +2,8 @@
 
     python -m benchmarks.gpu [--out FOLDER] [--data PREPARED]
 
-With a prepared folder whole training steps are timed on its batches, else on made-up ones, and models trained on it.
+With a prepared folder whole training steps are timed on its batches, else on made-up ones, and models trained on
+it. A test that needs a package which is missing fails alone.
 Results go to FOLDER; without one, to the folder that $OUT names, else to benchmarks/results/NAME-OF-THE-GPU.
 Nothing has to be installed but torch, triton and pytest: the packages are imported from this checkout, and the
 compiled extension is built into a temporary folder if it is missing (and done without if that fails). Training
@@ -10,25 +11,28 @@ steps are left out where what `ecore` needs besides is missing.
 
 First come the things that need not be alone on the machine, at the same time: the tests marked ``gpu``,
 compute-sanitizer's memcheck and racecheck on ``benchmarks.sanitize``, and processes that fill torch.compile's
-cache, for compiling takes longer than measuring. Then the benchmarks, one after the other. Every step is a
-process of its own with a share of the time; one that fails or hangs is written down, and the next goes on.
-summary.json, summary.md and log.txt are written anew after every step, operators.json after every row.
+cache, for compiling takes longer than measuring. Then the benchmarks, one after the other, the operators first.
+Every step is a process of its own with a share of the time; one that fails or hangs is written down, and the next
+goes on. summary.json, summary.md and log.txt are written anew after every step, tests.jsonl after every test,
+operators.json after every row.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
-import xml.etree.ElementTree as ElementTree
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,9 +41,11 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 TOTAL_SECONDS = 540.0
 RESERVE_SECONDS = 12.0  # for writing and for processes that take their time to end
-BUILD_SECONDS, CHECK_SECONDS, OTSU_SECONDS, TRAINING_SECONDS = 90.0, 200.0, 45.0, 130.0
+BUILD_SECONDS, CHECK_SECONDS, TRAINING_SECONDS, RUNS_SECONDS, OTSU_SECONDS = 90.0, 150.0, 80.0, 70.0, 25.0
 # Of each whole training; enough to record nearly all shapes and for two validations. The rest is estimated.
 RUN_STEPS = 4000
+# The training benchmark's: that much earlier than it is stopped it begins nothing new.
+TRAINING_SLACK = 25.0
 # From a problem's start until its rows are written: what the operators' benchmark may overrun its budget by.
 OVERRUN_SECONDS = 45.0
 LOG_BYTES = 2**20  # of each step's output
@@ -148,14 +154,16 @@ class Report:
     def write(self) -> None:
         """The summary for machines and for people, and all output."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        tests = test_results(self.folder / "tests.xml")
+        tests = test_results(self.folder / "tests.jsonl")
         seconds = round(time.monotonic() - self.started, 1)
         summary = {"machine": self.machine, "seconds": seconds, "tests": tests, "steps": self.records}
         (self.folder / "summary.json").write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
         (self.folder / "summary.md").write_text(self._markdown(tests, seconds))
         (self.folder / "log.txt").write_text("\n".join(self.logs))
         for file in self.folder.iterdir():
-            if file.is_file() and file.stat().st_size > LARGEST_FILE:
+            if file.suffix == ".part":  # of a step that was stopped while it wrote
+                file.unlink()
+            elif file.is_file() and file.stat().st_size > LARGEST_FILE:
                 file.write_text(f"left out: {file.stat().st_size} bytes\n")
 
     def _markdown(self, tests: Mapping[str, Any] | None, seconds: float) -> str:
@@ -167,7 +175,7 @@ class Report:
             lines.append(
                 f"\nTests: {tests['passed']} passed, {tests['skipped']} skipped, {len(tests['failed'])} failed"
             )
-            lines += [f"- {name}" for name in tests["failed"]]
+            lines += [f"- {name}: {why}" for name, why in tests["failed"].items()]
         for record in self.records:
             if record["required"] and record["outcome"] != "ok":
                 lines += [
@@ -176,16 +184,13 @@ class Report:
                     *record["end_of_output"],
                     "```",
                 ]
-        results = self.folder / "training.json"
-        if results.exists():
-            from benchmarks import training_report
-
-            lines += ["", training_report.report(json.loads(results.read_text())["results"][0])]
-        results = self.folder / "operators.json"
-        if results.exists():
-            from benchmarks import operators
-
-            lines += ["", operators.report(operators.load(results))]
+        for name, report in REPORTS.items():
+            results = self.folder / f"{name}.json"
+            if results.exists():
+                try:
+                    lines += ["", report(results)]
+                except Exception as error:  # not for a table's sake is all the rest lost
+                    lines += ["", f"{results.name}: {type(error).__name__}: {error}"]
         return "\n".join(lines) + "\n"
 
 
@@ -203,18 +208,44 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.poll()
 
 
+def _operators(path: Path) -> str:
+    from benchmarks import operators
+
+    return operators.report(operators.load(path))
+
+
+def _training(path: Path) -> str:
+    from benchmarks import training_report
+
+    return training_report.report(json.loads(path.read_text())["results"][0])
+
+
+def _runs(path: Path) -> str:
+    from benchmarks import whole_run
+
+    return whole_run.report(json.loads(path.read_text())["results"])
+
+
+# What tells a step's results, by the name of their file. What they import needs this checkout's packages.
+REPORTS: dict[str, Callable[[Path], str]] = {"operators": _operators, "training": _training, "runs": _runs}
+
+
 def test_results(path: Path) -> dict[str, Any] | None:
-    """Counts, and the names of failed tests, from a JUnit file; None where there is none (yet)."""
-    try:
-        cases = list(ElementTree.parse(path).iter("testcase"))
-    except (OSError, ElementTree.ParseError):
+    """Counts, and why tests failed, from the lines written so far; None where there are none (yet)."""
+    if not path.exists():
         return None
-    failed = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
-    skipped = [case for case in cases if case.find("skipped") is not None]
+    outcomes: dict[str, dict[str, Any]] = {}
+    for line in path.read_text().splitlines():
+        with contextlib.suppress(ValueError):  # the last one may be torn
+            told = json.loads(line)
+            if outcomes.get(told["test"], {}).get("outcome") != "failed":
+                outcomes[told["test"]] = told
+    failed = {name: told for name, told in outcomes.items() if told["outcome"] == "failed"}
+    skipped = sum(told["outcome"] == "skipped" for told in outcomes.values())
     return {
-        "passed": len(cases) - len(failed) - len(skipped),
-        "skipped": len(skipped),
-        "failed": [f"{case.get('classname')}::{case.get('name')}" for case in failed],
+        "passed": len(outcomes) - len(failed) - skipped,
+        "skipped": skipped,
+        "failed": {name: (told["why"].strip().splitlines() or [""])[-1] for name, told in failed.items()},
     }
 
 
@@ -228,9 +259,10 @@ def environment(scratch: Path, packages: Path) -> dict[str, str]:
     """For every step: this checkout's packages, caches of its own, no interpreter in the GPU's place."""
     variables = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     return variables | {
+        # CMake and Ninja may lie beside this Python alone.
+        "PATH": os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)]),
         "PYTHONPATH": python_path(packages),
         "PYTHONUNBUFFERED": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",
         "TORCHINDUCTOR_CACHE_DIR": str(scratch / "inductor"),
         "TORCHINDUCTOR_FX_GRAPH_CACHE": "1",
         "TORCHINDUCTOR_AUTOGRAD_CACHE": "1",
@@ -249,43 +281,76 @@ def has_extension(packages: Path) -> bool:
 def build_extension(report: Report, scratch: Path) -> Path:
     """Build the extension beside a copy of the package in ``scratch``; the folder to import from."""
     built = scratch / "packages"
-    command = [sys.executable, "setup.py", "-q", "build_ext"]
-    command += ["--build-lib", str(built), "--build-temp", str(scratch / "build")]
+    made = scratch / "build"
+    # Straight by CMake: setup.py wants a newer setuptools than may be there.
+    configure = ["cmake", "-S", str(ROOT), "-B", str(made), "-G", "Ninja"]
+    configure += [f"-DPython_EXECUTABLE={sys.executable}"]
+    configure += [f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={built / 'ecore_kernels'}"]
+    nvcc = Path("/usr/local/cuda/bin/nvcc")
+    if not shutil.which("nvcc") and nvcc.exists():
+        configure.append(f"-DCMAKE_CUDA_COMPILER={nvcc}")
+    script = f"{shlex.join(configure)} && {shlex.join(['cmake', '--build', str(made)])}"
+    command = ["sh", "-c", script]
     report.run(Step("build the extension", command, BUILD_SECONDS, required=False))
     shutil.copytree(ROOT / "kernels", built, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     return built if has_extension(built) else ROOT / "kernels"
 
 
-def training(*more: str) -> list[str]:
+def training(data: Path | None, *more: str) -> list[str]:
     """The command that times whole training steps at the paper's sizes."""
-    return [sys.executable, "-m", "benchmarks.training", "--device", "cuda", "--preset", "paper", *more]
+    command = [sys.executable, "-m", "benchmarks.training", "--device", "cuda", "--preset", "paper", *more]
+    return command + (["--data", str(data)] if data else [])
 
 
-def checks(folder: Path, seconds: float, trains: bool) -> list[Step]:
+def checks(folder: Path, seconds: float, trains: bool, data: Path | None = None) -> list[Step]:
     """What need not be alone on the machine: tests, compute-sanitizer, filling torch.compile's cache.
 
-    ``trains``: training steps will be timed.
+    ``trains``: training steps will be timed, on ``data`` where that is given.
     """
     cores = len(os.sched_getaffinity(0))
-    pytest = [sys.executable, "-m", "pytest", "-m", "gpu", "-v", "--tb=short", "-p", "no:cacheprovider"]
-    pytest += ["--junitxml", str(folder / "tests.xml")]
+    few = ["env", "TORCHINDUCTOR_COMPILE_THREADS=2"]  # else every process starts one a core
+    pytest = [*few, sys.executable, "-m", "pytest", "-m", "gpu", "-v", "--tb=short", "-p", "no:cacheprovider"]
+    pytest += ["-p", "benchmarks.pytest_lines", "--lines", str(folder / "tests.jsonl")]
+    pytest += ["--continue-on-collection-errors"]
     if cores >= 8 and _importable("xdist"):
-        pytest += ["-n", "4"]
+        pytest += ["-n", str(cores * 5 // 8)]
+    # What tells most comes first; what is named twice runs once.
+    pytest += ["tests/kernels/triton/test_gpu.py", "tests/kernels/triton", "tests/kernels", "tests"]
     steps = [Step("tests", pytest, seconds)]
     if shutil.which("compute-sanitizer"):
-        for tool in ("memcheck", "racecheck"):
+        # torch asks the driver for what may not be there: such answers are not errors of ours.
+        tools = {"memcheck": ["--report-api-errors", "no"], "racecheck": []}
+        for tool, options in tools.items():
             command = ["env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1", "compute-sanitizer", "--tool", tool]
-            command += ["--error-exitcode", "9", sys.executable, "-m", "benchmarks.sanitize"]
+            command += [*options, "--error-exitcode", "9", sys.executable, "-m", "benchmarks.sanitize"]
             steps.append(Step(f"compute-sanitizer {tool}", command, seconds))
     if cores >= 8:
         for operator in ("graph_attention", "edge_attention", "edge_readout"):
             for precision in ("tf32", "bfloat16"):
-                command = [sys.executable, "-m", "benchmarks.operators", "--device", "cuda", "--compile-only"]
-                command += ["--operators", operator, "--precision", precision, "--nodes", *CACHED_NODES]
+                command = [*few, sys.executable, "-m", "benchmarks.operators", "--device", "cuda"]
+                command += ["--compile-only", "--operators", operator, "--precision", precision]
+                command += ["--nodes", *CACHED_NODES]
                 steps.append(Step(f"compile {operator} {precision}", command, seconds, required=False))
         if trains:
-            steps.append(Step("compile training", training("--compile-only"), seconds, required=False))
+            command = [*few, *training(data, "--compile-only")]
+            steps.append(Step("compile training", command, seconds, required=False))
     return steps
+
+
+def measure_operators(report: Report, folder: Path, reserved: float) -> None:
+    """Time the operators until ``reserved`` seconds are left; once more from where an error took the GPU away."""
+    from benchmarks import operators
+
+    more: list[str] = []
+    while True:
+        left = report.left() - reserved
+        command = [sys.executable, "-m", "benchmarks.operators", "--device", "cuda"]
+        command += ["--out", str(folder / "operators.json"), *more]
+        command += ["--seconds-budget", str(int(max(10.0, left - OVERRUN_SECONDS)))]
+        report.run(Step("operators", command, left))
+        if report.records[-1]["outcome"] != f"exit code {operators.LOST_DEVICE}":
+            return
+        more = ["--resume"]
 
 
 def imports(module: str, variables: Mapping[str, str]) -> bool:
@@ -323,12 +388,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.path.append(str(ROOT / "kernels"))
     from benchmarks import harness
 
+    data = None if arguments.data is None else arguments.data.resolve()
+    if data is not None and not (data / "meta.json").exists():
+        print(f"gpu: --data: {arguments.data}: expected a folder made by `ecore prepare`", file=sys.stderr)
+        return 2
     folder = (arguments.out or default_folder(torch.cuda.get_device_name())).resolve()
     with tempfile.TemporaryDirectory() as temporary:
         scratch, packages = Path(temporary), ROOT / "kernels"
         report = Report(folder, environment(scratch, packages), harness.machine(), started=started)
         folder.mkdir(parents=True, exist_ok=True)
-        for stale in ("tests.xml", "operators.json", "otsu.json", "training.json"):
+        for stale in ("tests.jsonl", "otsu.json", *(f"{name}.json" for name in REPORTS)):
             (folder / stale).unlink(missing_ok=True)
         report.write()
         if not has_extension(packages):
@@ -337,37 +406,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         report.run(Step("installation", [sys.executable, "-m", "ecore_kernels.info"], 60.0, required=False))
         if not shutil.which("compute-sanitizer"):
             report.note("compute-sanitizer", "it is not on PATH")
-        trains = imports("ecore.training.trainer", report.environment)
-        report.run(*checks(folder, CHECK_SECONDS, trains))
-        otsu = [
-            sys.executable,
-            "-m",
-            "benchmarks.otsu",
-            "--device",
-            "cuda",
-            "--out",
-            str(folder / "otsu.json"),
-        ]
-        if has_extension(packages):
-            report.run(Step("otsu", otsu, OTSU_SECONDS))
-        else:
-            report.note("otsu", "there is no compiled extension to compare")
+        trains, compiled = imports("ecore.training.trainer", report.environment), has_extension(packages)
+        report.run(*checks(folder, CHECK_SECONDS, trains, data))
+        after = (TRAINING_SECONDS if trains else 0.0) + (RUNS_SECONDS if trains and data else 0.0)
+        measure_operators(report, folder, after + (OTSU_SECONDS if compiled else 0.0))
         if trains:
-            command = training("--out", str(folder / "training.json"))
-            if (
-                len(os.sched_getaffinity(0)) >= 8
-            ):  # else nothing is in the cache, and compiling takes too long
+            command = training(data, "--out", str(folder / "training.json"))
+            command += ["--seconds-budget", str(int(TRAINING_SECONDS - TRAINING_SLACK))]
+            # Else nothing is in the cache, and compiling takes too long.
+            if len(os.sched_getaffinity(0)) >= 8:
                 command.append("--compile")
-            if arguments.data:
-                command += ["--data", str(arguments.data.resolve()), "--run-steps", str(RUN_STEPS)]
             report.run(Step("training", command, TRAINING_SECONDS))
         else:
             report.note("training", "`import ecore.training.trainer` fails here")
-        left = report.left()
-        command = [sys.executable, "-m", "benchmarks.operators", "--device", "cuda"]
-        command += ["--out", str(folder / "operators.json")]
-        command += ["--seconds-budget", str(int(max(10.0, left - OVERRUN_SECONDS)))]
-        report.run(Step("operators", command, left))
+        if trains and data:
+            command = [sys.executable, "-m", "benchmarks.whole_run", "--device", "cuda", "--data", str(data)]
+            command += ["--preset", "paper", "--steps", str(RUN_STEPS), "--out", str(folder / "runs.json")]
+            report.run(Step("whole trainings", command, RUNS_SECONDS))
+        if compiled:
+            command = [sys.executable, "-m", "benchmarks.otsu", "--device", "cuda"]
+            command += ["--out", str(folder / "otsu.json")]
+            report.run(Step("otsu", command, OTSU_SECONDS))
+        else:
+            report.note("otsu", "there is no compiled extension to compare")
         report.write()
     print(f"results: {folder}")
     return int(report.failed())

@@ -42,9 +42,11 @@ DEPTHS = {"graph_attention": (1,), "edge_readout": (2,), "edge_attention": (1, 0
 BATCH, SINGLE_FROM = 16, 2048
 
 INPUT_BYTES = 2**28  # to rotate among: more than a last-level cache holds
-MOST_SETS = 8
+MOST_SETS = {"cpu": 8, "cuda": 32}
 SECONDS_A_ROW = 6.0
 MEASUREMENTS = (5, 25)
+NO_TIME = "no time was left"
+LOST_DEVICE = 75  # exit code: the same command with --resume goes on
 # Beyond, launches hardly count, and a graph's own memory would.
 LARGEST_REPLAYED = 1024
 
@@ -98,6 +100,21 @@ def free_memory(device: str) -> None:
         torch.cuda.empty_cache()
 
 
+def lost(device: str) -> bool:
+    """Whether an error has left this process without its GPU: nothing runs there any more, whoever calls."""
+    if device != "cuda":
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
+
+
+class LostDeviceError(RuntimeError):
+    """:func:`lost`, and the rows so far are written."""
+
+
 class Runner:
     """Measures all candidates on one problem and direction, for each kind of masks in turn: compiled once for all."""
 
@@ -129,7 +146,7 @@ class Runner:
         try:
             first = problems.draw(problem, 0, self.device)
             size = sum(x.nbytes for x in first.values())
-            count = max(2, min(MOST_SETS, INPUT_BYTES // size))
+            count = max(2, min(MOST_SETS[self.device], INPUT_BYTES // size))
             sets = [first, *(problems.draw(problem, seed, self.device) for seed in range(1, count))]
             counted = floors.work(problem, first, self.backward)
             oracle = problems.oracle(problem, first, self.backward)
@@ -148,12 +165,14 @@ class Runner:
                     calls[name] = candidates.timed_call(candidate, prepared, self.backward)
                     entry |= self._look_at(name, calls[name], len(sets))
             except Exception as error:  # whatever a rival fails with, the others go on
+                if lost(self.device):
+                    raise RuntimeError(f"{name}: {reason(error)}") from error
                 entry["refused"] = reason(error)
                 calls.pop(name, None)
             free_memory(self.device)
         del oracle
         free_memory(self.device)
-        self._time(calls, result)
+        self._time(calls, len(sets), result)
         self._compare(counted, result)
         return result
 
@@ -193,7 +212,7 @@ class Runner:
             entry["launches"] = self.launches[name]
         return entry
 
-    def _time(self, calls: dict[str, Callable[[int], object]], result: dict[str, Any]) -> None:
+    def _time(self, calls: dict[str, Callable[[int], object]], sets: int, result: dict[str, Any]) -> None:
         if not calls:
             return
 
@@ -209,16 +228,16 @@ class Runner:
         if self.device != "cuda" or self.problem.nodes > LARGEST_REPLAYED:
             return
         replays: dict[str, Callable[[int], object]] = {}
-        repeated = 4
         for name, call in calls.items():
             try:
-                replays[name] = harness.replayed(call, repeated)
+                # All sets: a few would stay in a large cache from one replay to the next.
+                replays[name] = harness.replayed(call, sets)
             except Exception as error:
                 result["candidates"][name]["replay_refused"] = reason(error)
         if not replays:
             return
         for name, timing in timed({n: lambda _, r=r: r() for n, r in replays.items()}).items():
-            per_call = {x: getattr(timing, x) / repeated for x in ("minimum", "median", "p20", "p80")}
+            per_call = {x: getattr(timing, x) / sets for x in ("minimum", "median", "p20", "p80")}
             result["candidates"][name]["replay"] = dataclasses.replace(timing, **per_call)
 
     def _compare(self, counted: floors.Work, result: dict[str, Any]) -> None:
@@ -261,30 +280,52 @@ def run(
     names: Sequence[str] = candidates.NAMES,
     budget: float | None = None,
     done: Callable[[list[dict[str, Any]]], None] = lambda results: None,
+    before: Sequence[dict[str, Any]] = (),
 ) -> list[dict[str, Any]]:
     """A result for each problem, direction and kind of masks; ``done`` hears of all so far after each.
 
-    Problems that a budget of seconds leaves no time for get a row that says so.
+    Problems that a budget of seconds leaves no time for get a row that says so. ``before`` are results that need not
+    be measured again.
+
+    Raises:
+        LostDeviceError: an error has taken the GPU away; ``done`` has heard of its row.
     """
     deadline = None if budget is None else time.monotonic() + budget
-    results: list[dict[str, Any]] = []
+    results = [result for result in before if result.get("refused") != NO_TIME]
+    finished = set(map(_identity, results))
     harness.keep_freed_memory()
     for problem, direction in wanted:
-        if deadline is not None and time.monotonic() > deadline:
-            what = {**dataclasses.asdict(problem), "masks": " and ".join(masks), "direction": direction}
-            results.append({**what, "device": device, "refused": "no time was left", "candidates": {}})
+        call = problem, direction, device
+        missing = [kind for kind in masks if _identity(_refused(*call, kind, "")) not in finished]
+        if not missing:
             continue
-        runner = Runner(problem, direction, device, names)
-        for kind in masks:
+        if deadline is not None and time.monotonic() > deadline:
+            results.append(_refused(*call, " and ".join(missing), NO_TIME))
+            continue
+        runner = Runner(*call, names)
+        for kind in missing:
             try:
                 results.append(runner.row(kind))
             except Exception as error:
-                what = {**dataclasses.asdict(problem), "masks": kind, "direction": direction}
-                results.append({**what, "device": device, "refused": reason(error), "candidates": {}})
-            free_memory(device)
+                results.append(_refused(*call, kind, reason(error)))
             done(results)
+            if lost(device):
+                raise LostDeviceError
+            free_memory(device)
     done(results)
     return results
+
+
+def _refused(problem: Problem, direction: str, device: str, masks: str, why: str) -> dict[str, Any]:
+    """The row of what was not measured."""
+    what = {**dataclasses.asdict(problem), "masks": masks, "direction": direction, "device": device}
+    return {**what, "refused": why, "candidates": {}}
+
+
+def _identity(result: dict[str, Any]) -> tuple[Any, ...]:
+    """What was measured in a row."""
+    names = [field.name for field in dataclasses.fields(Problem)]
+    return tuple(result[name] for name in (*names, "direction", "device"))
 
 
 def load(path: Path) -> list[dict[str, Any]]:
@@ -394,6 +435,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds-budget", type=float, help="start no new problem after so many seconds")
     parser.add_argument("--compile-only", action="store_true", help="only fill torch.compile's cache on disk")
     parser.add_argument("--out", type=Path, help="write the results as JSON")
+    parser.add_argument("--resume", action="store_true", help="keep the rows that --out has already")
     arguments = parser.parse_args(argv)
     device = arguments.device
     if device == "cuda" and not torch.cuda.is_available():
@@ -416,7 +458,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments.out:
             harness.write_json(arguments.out, "operators", results)
 
-    results = run(wanted, device, masks=arguments.masks, budget=arguments.seconds_budget, done=done)
+    before = load(arguments.out) if arguments.resume and arguments.out and arguments.out.exists() else ()
+    budget = arguments.seconds_budget
+    try:
+        results = run(wanted, device, masks=arguments.masks, budget=budget, done=done, before=before)
+    except LostDeviceError:
+        parser.exit(LOST_DEVICE, "operators: an error took the GPU away; --resume goes on behind it\n")
     print(report(results))
 
 

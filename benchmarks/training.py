@@ -7,8 +7,9 @@ improvements are taken out one by one by putting back what PyTorch offers in the
 step by step, on the same batches. Peak memory is of a process of its own for each.
 
 On a GPU (``--device cuda``) they run in turn pass by pass over the batches, which lie there; steps as CUDA graphs
-gather theirs. Compilation and recording are before the clock starts, and told beside it. ``--run-steps N`` adds whole
-trainings on PREPARED, validation and checkpoints included.
+gather theirs. Compilation and recording are before the clock starts, and told beside it. A configuration that fails,
+or for which ``--seconds-budget`` leaves no time, is told as such; results are written after every part.
+``benchmarks.whole_run`` times whole trainings.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -32,7 +33,6 @@ from torch.autograd import DeviceType
 
 from benchmarks import harness
 from benchmarks.training_report import plot, report
-from benchmarks.whole_run import whole_runs
 from benchmarks.workload import Workload, made_up_batch, unit, wait, workload
 from ecore.data.batches import Batch
 from ecore.model import ecore as model_module
@@ -74,12 +74,23 @@ WITHOUT: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
 """Each improvement, and how it is taken out: plain PyTorch in its place."""
 
 
+@contextlib.contextmanager
+def _tf32() -> Iterator[None]:
+    """float32 products on a GPU's tensor cores, PyTorch's and the graph operators'."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 class Steps:
     """Training steps of one configuration.
 
     Args:
         work: model and batches.
-        parts: improvements that are on, of :data:`WITHOUT`, and "bfloat16", "torch.compile" or "CUDA graphs".
+        parts: improvements that are on, of :data:`WITHOUT`, and "tf32", "bfloat16", "torch.compile" or "CUDA graphs".
         device: "cpu" or "cuda".
         recorder: what records steps; None makes CUDA graphs.
         **settings: of the model.
@@ -94,6 +105,8 @@ class Steps:
         **settings: Any,
     ) -> None:
         self.off = [take_out for name, take_out in WITHOUT.items() if name not in parts]
+        if "tf32" in parts:
+            self.off.append(_tf32)
         self.device, self.model = device, work.model(**settings).to(device)
         if "fused optimiser" in parts:
             self.optimizer = adam(self.model.parameters())
@@ -141,18 +154,24 @@ class Steps:
 
 
 def configurations(with_compile: bool, device: str = "cpu") -> dict[str, list[str]]:
-    """Plain PyTorch, each improvement alone, all together, all in bfloat16; on a GPU also recorded."""
-    alone = [part for part in WITHOUT if part != "quick dropout masks" or device == "cpu"]
-    named: dict[str, list[str]] = {"plain PyTorch": [], **{f"+ {part}": [part] for part in alone}}
-    named["all"] = list(WITHOUT)
-    named["all, bfloat16"] = [*WITHOUT, "bfloat16"]
-    if device == "cuda":
-        named["all, CUDA graphs"] = [*WITHOUT, "CUDA graphs"]
-        named["all, CUDA graphs, bfloat16"] = [*WITHOUT, "CUDA graphs", "bfloat16"]
+    """Plain PyTorch, each improvement alone, all together, in lower precision; on a GPU also recorded.
+
+    On a GPU what tells most comes first: time may end before the rest.
+    """
+    plain: dict[str, list[str]] = {"plain PyTorch": []}
+    alone = {f"+ {part}": [part] for part in WITHOUT if part != "quick dropout masks" or device == "cpu"}
+    if device == "cpu":
+        named = plain | alone | {"all": list(WITHOUT), "all, bfloat16": [*WITHOUT, "bfloat16"]}
+        return named | ({"all, torch.compile": [*WITHOUT, "torch.compile"]} if with_compile else {})
+    low = ("tf32", "bfloat16")
+    named = plain | {f"plain, {kind}": [kind] for kind in low}
+    for name, parts in {"all": [*WITHOUT], "all, CUDA graphs": [*WITHOUT, "CUDA graphs"]}.items():
+        named |= {name: parts, **{f"{name}, {kind}": [*parts, kind] for kind in low}}
+    named |= alone
     if with_compile:
-        named["all, torch.compile"] = [*WITHOUT, "torch.compile"]
-    if with_compile and device == "cuda":
         named["plain, torch.compile"] = ["torch.compile"]
+        named["plain, torch.compile, bfloat16"] = ["torch.compile", "bfloat16"]
+        named["all, torch.compile"] = [*WITHOUT, "torch.compile"]
         named["all, torch.compile, CUDA graphs"] = [*WITHOUT, "torch.compile", "CUDA graphs"]
     return named
 
@@ -183,22 +202,45 @@ def compare(work: Workload, rounds: int, with_compile: bool) -> tuple[float, lis
 
 
 def compare_passes(
-    work: Workload, named: dict[str, list[str]], passes: int, device: str, recorder: Recorder | None = None
+    work: Workload,
+    named: dict[str, list[str]],
+    passes: int,
+    device: str,
+    recorder: Recorder | None = None,
+    budget: float | None = None,
 ) -> tuple[float, list[dict[str, Any]]]:
     """u, and each configuration's seconds a step over passes over all batches, in turn; for a GPU.
 
     It is looked at after a pass and not after each step, for a training does not wait for its steps either.
+
+    Args:
+        budget: seconds; after half of them no further configuration is made ready, and after all no pass is begun.
     """
+    began = time.perf_counter()
+
+    def spent(share: float) -> bool:
+        return budget is not None and time.perf_counter() - began > share * budget
+
     steps: dict[str, Steps] = {}
-    first, memory = {}, {}
+    first, memory, refused = {}, {}, {}
     for name, parts in named.items():
+        if spent(0.5):
+            refused[name] = "no time was left"
+            continue
         begin, before = time.perf_counter(), _allocated(device)
-        steps[name] = Steps(work, parts, device, recorder)
-        steps[name].warm_up()
+        try:
+            one = Steps(work, parts, device, recorder)
+            one.warm_up()
+        except Exception as error:  # whatever one fails with, the others go on
+            refused[name] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+            continue
+        steps[name] = one
         first[name] = time.perf_counter() - begin
         memory[name] = (_allocated(device, peak=True) - before) / 2**20
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(passes):
+    for turn in range(passes):
+        if turn >= 2 and spent(1.0):
+            break
         for name, one in steps.items():
             wait(device)
             begin = time.perf_counter()
@@ -207,14 +249,11 @@ def compare_passes(
             wait(device)
             times[name].append((time.perf_counter() - begin) / len(work.batches))
     u = unit(device)
-    return u, [
-        {
-            **row,
-            "warm_up_seconds": first[row["configuration"]],
-            "peak_memory_mib": memory[row["configuration"]],
-        }
-        for row in _summaries(times, u)
-    ]
+    rows = _summaries(times, u)
+    for row in rows:
+        name = row["configuration"]
+        row |= {"warm_up_seconds": first[name], "peak_memory_mib": memory[name]}
+    return u, [*rows, *({"configuration": name, "refused": why} for name, why in refused.items())]
 
 
 def _allocated(device: str, peak: bool = False) -> int:
@@ -228,7 +267,7 @@ def _allocated(device: str, peak: bool = False) -> int:
 
 
 def _summaries(times: dict[str, list[float]], u: float) -> list[dict[str, Any]]:
-    plain, results = times["plain PyTorch"], []
+    plain, results = times.get("plain PyTorch"), []
     for name, seconds in times.items():
         p20, p80 = (statistics.quantiles(seconds, n=5, method="inclusive")[i] for i in (0, 3))
         timing = harness.Timing(
@@ -239,7 +278,7 @@ def _summaries(times: dict[str, list[float]], u: float) -> list[dict[str, Any]]:
             measurements=len(seconds),
             calls=1,
         )
-        ratios = [a / b for a, b in zip(plain, seconds, strict=True)]
+        ratios = None if plain is None else [a / b for a, b in zip(plain, seconds, strict=True)]
         results.append(
             {
                 "configuration": name,
@@ -247,7 +286,7 @@ def _summaries(times: dict[str, list[float]], u: float) -> list[dict[str, Any]]:
                 "mean_seconds": statistics.mean(seconds),
                 "u": statistics.mean(seconds) / u,
                 "u_median": timing.median / u,
-                "speedup_median": statistics.median(ratios),
+                "speedup_median": None if ratios is None else statistics.median(ratios),
             }
         )
     return results
@@ -360,7 +399,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--rounds", type=int, help="steps of each configuration (default: 24); passes on a GPU (default: 7)"
     )
     parser.add_argument("--compile", action="store_true", help="torch.compile too (minutes of compilation)")
-    parser.add_argument("--run-steps", type=int, metavar="N", help="then train PREPARED for N steps")
+    parser.add_argument(
+        "--seconds-budget", type=float, help="on a GPU: spend about so many seconds on the configurations"
+    )
     parser.add_argument("--out", type=Path, help="write the results as JSON")
     parser.add_argument("--plot", type=Path, help="draw them, as .svg or .png")
     parser.add_argument("--from", dest="kept", type=Path, help="draw kept results instead of measuring")
@@ -373,8 +414,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         plot(kept["configurations"], kept["preset"], image, kept.get("device", "cpu"))
         return
     device = arguments.device
-    if arguments.run_steps is not None and (arguments.data is None or arguments.run_steps < 2):
-        parser.error("--run-steps: expected at least 2, and --data with a prepared folder")
     if device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA device here")
     work = workload(arguments.data, arguments.preset)
@@ -389,32 +428,39 @@ def main(argv: Sequence[str] | None = None) -> None:
                 print(f"compiled: {name}", flush=True)
         return
 
+    document: dict[str, Any] = {"preset": arguments.preset, "device": device, "data": work.name}
+
+    def write() -> None:
+        if arguments.out:
+            harness.write_json(arguments.out, "training", [document])
+
     if device == "cuda":
-        u, results = compare_passes(work, named, arguments.rounds or 7, device)
+        torch._dynamo.config.recompile_limit = 64  # all configurations share one code's compilations
+        passes, budget = arguments.rounds or 7, arguments.seconds_budget
+        compiling = {name: parts for name, parts in named.items() if "torch.compile" in parts}
+        others = {name: parts for name, parts in named.items() if name not in compiling}
+        share = None if budget is None else budget * (0.6 if compiling else 1.0)
+        document["u_seconds"], results = compare_passes(work, others, passes, device, budget=share)
+        document["configurations"] = results
+        write()  # already now: compiling may take longer than there is time
+        if compiling:
+            again = {"plain PyTorch": others["plain PyTorch"], **compiling}
+            share = None if budget is None else budget - share
+            _, more = compare_passes(work, again, passes, device, budget=share)
+            results += [row for row in more if row["configuration"] in compiling]
+            write()
     else:
-        u, results = compare(work, arguments.rounds or 24, arguments.compile)
+        document["u_seconds"], results = compare(work, arguments.rounds or 24, arguments.compile)
         for result in results:
             if result["configuration"] in ("plain PyTorch", "all", "all, bfloat16"):
                 result["peak_memory_mib"] = peak_memory(arguments, result["configuration"])
-    document = {
-        "preset": arguments.preset,
-        "device": device,
-        "data": work.name,
-        "u_seconds": u,
-        "configurations": results,
-        "parts": {
-            name: where_time_goes(work, parts, device)
-            for name, parts in (("plain", []), ("all", list(WITHOUT)))
-        },
-        "growth": growth(work, device),
-    }
-    if arguments.out:  # already now: a whole training takes longer than all before
-        harness.write_json(arguments.out, "training", [document])
-    if arguments.run_steps is not None:
-        document["runs"] = whole_runs(arguments.data, arguments.preset, arguments.run_steps, device)
+        document["configurations"] = results
+    document["growth"] = growth(work, device)
+    write()
+    parts = (("plain", []), ("all", list(WITHOUT)))
+    document["parts"] = {name: where_time_goes(work, those, device) for name, those in parts}
+    write()
     print(report(document))
-    if arguments.out:
-        harness.write_json(arguments.out, "training", [document])
     if arguments.plot:
         plot(results, arguments.preset, arguments.plot, device)
 

@@ -1,10 +1,17 @@
-"""A whole training on a prepared folder, with validations and checkpoints: what a user waits for."""
+"""A whole training on a prepared folder, with validations and checkpoints: what a user waits for.
+
+``python -m benchmarks.whole_run --data PREPARED [--preset paper] [--steps 26000] [--device cpu] [--out FILE.json]``
+
+On a GPU with CUDA graphs, in bfloat16 and in float32; on a CPU as the preset is. Results are written after each run.
+"""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import statistics
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +20,7 @@ import torch
 from benchmarks import harness
 from ecore.config import PRESETS
 from ecore.data.batches import PreparedData
+from ecore.errors import InputError
 from ecore.training.metrics_log import read_metrics
 from ecore.training.trainer import train
 
@@ -56,15 +64,14 @@ def whole_run(data: Path, preset: str, steps: int, device: str, **options: Any) 
     }
 
 
-def whole_runs(data: Path, preset: str, steps: int, device: str) -> list[dict[str, Any]]:
-    """On a GPU with CUDA graphs, in float32 and bfloat16; on a CPU as the preset is."""
+def whole_runs(data: Path, preset: str, steps: int, device: str) -> Iterator[dict[str, Any]]:
+    """Each run as it is done: on a GPU with CUDA graphs, in bfloat16 and float32; on a CPU as the preset is."""
     if device == "cpu":
-        return [whole_run(data, preset, steps, device)]
-    done = []
-    for precision in ("float32", "bfloat16"):
+        yield whole_run(data, preset, steps, device)
+        return
+    for precision in ("bfloat16", "float32"):
         torch.cuda.reset_peak_memory_stats()
-        done.append(whole_run(data, preset, steps, device, precision=precision, cuda_graphs=True))
-    return done
+        yield whole_run(data, preset, steps, device, precision=precision, cuda_graphs=True)
 
 
 def report(runs: list[dict[str, Any]]) -> str:
@@ -95,3 +102,32 @@ def report(runs: list[dict[str, Any]]) -> str:
         for run in runs
     ]
     return harness.table(header, rows)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="a prepared folder")
+    parser.add_argument("--preset", choices=PRESETS, default="paper")
+    parser.add_argument("--steps", type=int, default=PAPER_STEPS)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--out", type=Path, help="write the results as JSON")
+    arguments = parser.parse_args(argv)
+    if arguments.steps < 2:
+        parser.error(f"--steps: expected at least 2, got {arguments.steps}")
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no CUDA device here")
+    done: list[dict[str, Any]] = []
+    try:
+        for run in whole_runs(arguments.data, arguments.preset, arguments.steps, arguments.device):
+            done.append(run)
+            if arguments.out:
+                harness.write_json(arguments.out, "whole_run", done)
+    except InputError as error:
+        parser.error(str(error))
+    print(report(done))
+
+
+if __name__ == "__main__":
+    main()

@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from benchmarks import gpu
+from benchmarks import gpu, operators
 from benchmarks.gpu import Report, Step
 
 
@@ -85,34 +85,57 @@ def test_the_end_of_all_time_stops_every_step(tmp_path):
 
 def test_files_stay_few_and_small(report):
     report.folder.mkdir()
-    (report.folder / "tests.xml").write_bytes(b" " * (gpu.LARGEST_FILE + 1))
+    (report.folder / "otsu.json").write_bytes(b" " * (gpu.LARGEST_FILE + 1))
+    (report.folder / "operators.json.part").write_text("torn")
     report.run(python("flood", "print('x' * 3_000_000); print('the end')"))
     assert (report.folder / "log.txt").stat().st_size < 1.1 * gpu.LOG_BYTES
     assert "the end" in (report.folder / "log.txt").read_text()
     files = list(report.folder.rglob("*"))
-    assert {file.name for file in files} == {"summary.json", "summary.md", "log.txt", "tests.xml"}
+    assert {file.name for file in files} == {"summary.json", "summary.md", "log.txt", "otsu.json"}
     assert all(file.stat().st_size < gpu.LARGEST_FILE for file in files)
 
 
-def test_tests_are_counted(report):
+TESTS = """
+import pytest
+
+@pytest.fixture
+def broken():
+    raise KeyError("no such thing")
+
+def test_good(): pass
+def test_bad(): assert 1 + 1 == 3, "wrong sum"
+def test_broken(broken): pass
+@pytest.mark.skip
+def test_skipped(): pass
+def test_hangs():
+    import time
+    time.sleep(60)
+"""
+
+
+def test_killed_tests_leave_what_they_knew(report, tmp_path):
+    """And one file that cannot be imported keeps no other from running."""
+    (tmp_path / "test_a.py").write_text("import no_such_module")
+    (tmp_path / "test_b.py").write_text(TESTS)
+    lines = report.folder / "tests.jsonl"
     report.folder.mkdir()
-    (report.folder / "tests.xml").write_text(
-        '<testsuites><testsuite><testcase classname="a" name="one"/>'
-        '<testcase classname="a" name="two"><failure>no</failure></testcase>'
-        '<testcase classname="b" name="three"><skipped/></testcase>'
-        '<testcase classname="b" name="four"><error>no</error></testcase></testsuite></testsuites>'
-    )
-    assert gpu.test_results(report.folder / "tests.xml") == {
-        "passed": 1,
-        "skipped": 1,
-        "failed": ["a::two", "b::four"],
-    }
-    report.note("something", "there is none")
+    command = [sys.executable, "-m", "pytest", "-p", "benchmarks.pytest_lines", "--lines", str(lines)]
+    command += ["--continue-on-collection-errors", "-p", "no:cacheprovider", "--rootdir", str(tmp_path)]
+    report.run(Step("tests", [*command, "-c", os.devnull, str(tmp_path)], 15.0))
+    assert [record["outcome"] for record in report.records] == ["stopped: its time was over"]
+    results = gpu.test_results(lines)
+    assert (results["passed"], results["skipped"]) == (1, 1)
+    failed = {name.rpartition("::")[2]: why for name, why in results["failed"].items()}
+    assert sorted(failed) == ["test_a.py", "test_bad", "test_broken"]
+    assert "no_such_module" in failed["test_a.py"]
     text = (report.folder / "summary.md").read_text()
-    assert "1 passed, 1 skipped, 2 failed\n- a::two\n- b::four" in text
-    assert "- something: left out: there is none" in text
-    (report.folder / "tests.xml").write_text("<torn")
-    assert gpu.test_results(report.folder / "tests.xml") is None
+    assert "1 passed, 1 skipped, 3 failed" in text
+    assert "test_b.py::test_broken: " in text
+    assert "wrong sum" in lines.read_text()
+    with lines.open("a") as file:
+        file.write('{"test": "torn')
+    assert gpu.test_results(lines) == results
+    assert gpu.test_results(tmp_path / "none.jsonl") is None
 
 
 def test_without_a_gpu(monkeypatch, capsys, tmp_path):
@@ -138,6 +161,7 @@ def test_steps_import_this_checkout(monkeypatch, tmp_path):
         python(
             "import",
             "import os, ecore_kernels, benchmarks; print(ecore_kernels.__file__, os.environ.get('TRITON_INTERPRET'))",
+            seconds=200.0,
         )
     )
     (record,) = report.records
@@ -147,16 +171,19 @@ def test_steps_import_this_checkout(monkeypatch, tmp_path):
 def test_checks_run_what_is_there(monkeypatch, tmp_path):
     monkeypatch.setattr(gpu.shutil, "which", lambda name: f"/bin/{name}")
     monkeypatch.setattr(gpu.os, "sched_getaffinity", lambda _: set(range(16)))
-    names = [step.name for step in gpu.checks(tmp_path, 10.0, trains=True)]
+    steps = gpu.checks(tmp_path, 10.0, trains=True, data=tmp_path / "prepared")
+    names = [step.name for step in steps]
     assert names[:3] == ["tests", "compute-sanitizer memcheck", "compute-sanitizer racecheck"]
     assert len(names) == 10
     assert names[-1] == "compile training"
+    # What is compiled depends on the data: only the same fills the cache for the steps that are timed.
+    assert gpu.training(tmp_path / "prepared", "--compile-only") == steps[-1].command[2:]
     assert len(gpu.checks(tmp_path, 10.0, trains=False)) == 9
     monkeypatch.setattr(gpu.shutil, "which", lambda name: None)
     monkeypatch.setattr(gpu.os, "sched_getaffinity", lambda _: {0, 1})
     (tests,) = gpu.checks(tmp_path, 10.0, trains=True)
     assert "-n" not in tests.command
-    assert str(tmp_path / "tests.xml") in tests.command
+    assert str(tmp_path / "tests.jsonl") in tests.command
 
 
 def test_what_a_step_can_import(tmp_path):
@@ -178,8 +205,9 @@ def test_training_results_are_told(report):
     assert [cell.strip() for cell in told.split("|")[1:4]] == ["all, CUDA graphs", "90.00", "12 ms"]
 
 
-@pytest.mark.parametrize("cores, data", [(16, True), (2, False)])
-def test_training_is_timed_where_ecore_can_be_imported(monkeypatch, tmp_path, cores, data):
+@pytest.fixture
+def machine(monkeypatch):
+    """A GPU, sixteen cores and an extension; steps are noted and end well without doing anything."""
     run, steps = Report.run, []
 
     def stand_in(self, *given):
@@ -191,15 +219,65 @@ def test_training_is_timed_where_ecore_can_be_imported(monkeypatch, tmp_path, co
     monkeypatch.setattr("benchmarks.harness.machine", lambda: {"gpu": "a GPU"})
     monkeypatch.setattr(gpu, "has_extension", lambda _: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(gpu.os, "sched_getaffinity", lambda _: set(range(16)))
+    return steps
+
+
+@pytest.mark.parametrize("cores, data", [(16, True), (2, False)])
+def test_training_is_timed_where_ecore_can_be_imported(machine, monkeypatch, tmp_path, cores, data):
     monkeypatch.setattr(gpu.os, "sched_getaffinity", lambda _: set(range(cores)))
-    assert gpu.main(["--out", str(tmp_path / "out"), *(["--data", "prepared"] if data else [])]) == 0
-    names = [step.name for step in steps]
-    assert names.index("otsu") < names.index("training") < names.index("operators")
-    command = steps[names.index("training")].command
+    (tmp_path / "prepared").mkdir()
+    (tmp_path / "prepared/meta.json").write_text("{}")
+    flags = ["--data", str(tmp_path / "prepared")] if data else []
+    assert gpu.main(["--out", str(tmp_path / "out"), *flags]) == 0
+    names = [step.name for step in machine]
+    assert names.index("operators") < names.index("training") < names.index("otsu")
+    assert ("whole trainings" in names) == data
+    command = machine[names.index("training")].command
     assert ("--compile" in command) == (cores == 16)
-    assert ("--run-steps" in command) == ("--data" in command) == data
-    steps.clear()
+    assert ("--data" in command) == data
+    machine.clear()
     monkeypatch.setattr(gpu, "imports", lambda *_: False)
     assert gpu.main(["--out", str(tmp_path / "out")]) == 0
-    assert "training" not in [step.name for step in steps]
+    assert not {"training", "whole trainings"} & {step.name for step in machine}
     assert "training: left out" in (tmp_path / "out/summary.md").read_text()
+
+
+def test_a_wrong_data_folder_is_told_at_once(machine, tmp_path, capsys):
+    assert gpu.main(["--out", str(tmp_path / "out"), "--data", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"gpu: --data: {tmp_path}: expected a folder made by `ecore prepare`\n"
+    assert not machine
+
+
+def test_operators_go_on_after_an_error_that_took_the_gpu_away(monkeypatch, report):
+    run, commands, codes = Report.run, [], [operators.LOST_DEVICE, operators.LOST_DEVICE, 0]
+
+    def stand_in(self, step):
+        commands.append(step.command)
+        run(self, python(step.name, f"raise SystemExit({codes[len(commands) - 1]})"))
+
+    monkeypatch.setattr(Report, "run", stand_in)
+    gpu.measure_operators(report, report.folder, 5.0)
+    assert ["--resume" in command for command in commands] == [False, True, True]
+    assert report.failed()
+
+
+def test_a_report_that_fails_loses_nothing(report):
+    report.folder.mkdir()
+    (report.folder / "training.json").write_text('{"results": [{}]}')
+    report.note("something", "there is none")
+    text = (report.folder / "summary.md").read_text()
+    assert "- something: left out: there is none" in text
+    assert "training.json: KeyError: 'preset'" in text
+
+
+def test_the_extension_is_built_without_setuptools(monkeypatch, tmp_path):
+    """What CMake is asked for is what setup.py asks it for; here without a compilation."""
+    commands = []
+    monkeypatch.setattr(Report, "run", lambda self, step: commands.append(step.command))
+    monkeypatch.setattr(gpu, "has_extension", lambda folder: (folder / "ecore_kernels/__init__.py").exists())
+    packages = gpu.build_extension(Report(tmp_path / "out", {}, {}), tmp_path)
+    assert packages == tmp_path / "packages"
+    ((_, _, script),) = commands
+    assert f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={packages}/ecore_kernels" in script
+    assert script.endswith(f"&& cmake --build {tmp_path}/build")

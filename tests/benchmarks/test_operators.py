@@ -146,6 +146,36 @@ def test_no_time_left():
     assert "not measured: no time was left" in operators.report(results)
 
 
+def test_an_error_that_takes_the_gpu_away_costs_one_row(monkeypatch, tmp_path, capsys):
+    """The row says so, those before it are kept, and the same command with --resume goes on behind it."""
+    out, calls = tmp_path / "result.json", []
+    flags = ["--operators", "edge_readout", "--nodes", "35", "--precision", "ieee", "--out", str(out)]
+    real = operators.Runner.row
+
+    def row(self, masks):
+        calls.append((self.direction, masks))
+        if len(calls) == 2:
+            monkeypatch.setattr(operators, "lost", lambda device: True)
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return real(self, masks)
+
+    monkeypatch.setattr(operators.Runner, "row", row)
+    with pytest.raises(SystemExit) as stopped:
+        operators.main(flags)
+    assert stopped.value.code == operators.LOST_DEVICE
+    kept = operators.load(out)
+    assert [result.get("refused", "")[:10] for result in kept] == ["", "CUDA error"]
+    monkeypatch.setattr(operators, "lost", lambda device: False)
+    operators.main([*flags, "--resume"])
+    assert len(calls) == len(set(calls)) == 4
+    assert operators.load(out)[:2] == kept
+    assert [result.get("refused") for result in operators.load(out)[2:]] == [None, None]
+    # Of what had no time the row goes when it is measured.
+    results = operators.run([(TINY, "forward")], "cpu", budget=-1.0)
+    (result,) = operators.run([(TINY, "forward")], "cpu", masks=("real",), before=results)
+    assert "refused" not in result
+
+
 def test_plan_begins_with_what_tells_most():
     wanted = operators.plan("cuda", problems.OPERATORS, None, None, None)
     first = [(p.operator, p.nodes, p.precision, p.depth, direction) for p, direction in wanted[:4]]

@@ -137,6 +137,40 @@ def test_passes(small):
     assert rows[0]["speedup_median"] == 1.0
 
 
+def test_a_configuration_that_fails_or_has_no_time_is_told(small, monkeypatch):
+    named = {"plain PyTorch": [], "broken": ["tf32"], "all": list(WITHOUT)}
+    warm_up = Steps.warm_up
+
+    def fail(self):
+        if training._tf32 in self.off:
+            raise RuntimeError("out of memory\nand more")
+        warm_up(self)
+
+    monkeypatch.setattr(Steps, "warm_up", fail)
+    u, rows = training.compare_passes(small, named, passes=2, device="cpu")
+    assert [row["configuration"] for row in rows] == ["plain PyTorch", "all", "broken"]
+    assert rows[2] == {"configuration": "broken", "refused": "RuntimeError: out of memory"}
+    assert rows[1]["timing"].measurements == 2
+    del named["broken"]
+    _, rows = training.compare_passes(small, named, passes=9, device="cpu", budget=1e-6)
+    assert [row.get("refused") for row in rows] == ["no time was left", "no time was left"]
+    _, late = training.compare_passes(small, {"all": []}, passes=2, device="cpu")
+    assert late[0]["speedup_median"] is None
+    document = {"preset": "paper", "device": "cuda", "data": "made up", "u_seconds": u}
+    told = training_report.report(document | {"configurations": [*late, *rows]})
+    assert "- plain PyTorch: no time was left" in told
+
+
+def test_tf32_is_of_the_step_alone(small):
+    seen = []
+    one = Steps(small, [*WITHOUT, "tf32"])
+    loss = one.loss
+    one.loss = lambda *a: seen.append(torch.get_float32_matmul_precision()) or loss(*a)
+    one.take_number(0)
+    assert seen == ["high"]
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
 def test_configurations_of_a_gpu():
     names = list(training.configurations(True, "cuda"))
     for name in ("plain PyTorch", "plain, torch.compile", "all", "all, bfloat16", "all, CUDA graphs"):
@@ -172,7 +206,7 @@ def test_a_whole_run_and_what_26000_steps_would_take(prepared, monkeypatch):
     monkeypatch.setitem(
         PRESETS, "released", (model, dataclasses.replace(settings, log_every=2, validate_every=4))
     )
-    (run,) = whole_run.whole_runs(prepared, "released", 8, "cpu")
+    (run,) = list(whole_run.whole_runs(prepared, "released", 8, "cpu"))
     assert (run["steps"], run["configuration"]) == (8, "as preset")
     # 25,992 steps and 6,498 validations more.
     more = 25_992 * run["seconds_per_step"] + 6498 * run["validation_seconds"]
@@ -181,11 +215,34 @@ def test_a_whole_run_and_what_26000_steps_would_take(prepared, monkeypatch):
     assert "as preset" in whole_run.report([run])
 
 
-def test_a_whole_run_needs_data(capsys):
-    for flags in (["--run-steps", "5"], ["--run-steps", "1", "--data", "prepared"]):
+def test_whole_runs_are_written_as_they_come(prepared, monkeypatch, tmp_path, capsys):
+    out = tmp_path / "runs.json"
+    made = []
+
+    def run(*_, precision, **__):
+        if made:  # the second: the first is kept by then
+            assert json.loads(out.read_text())["results"] == made
+        made.append({"configuration": precision, "steps": 4})
+        return made[-1]
+
+    monkeypatch.setattr(whole_run, "whole_run", run)
+    monkeypatch.setattr(whole_run, "report", lambda runs: f"{len(runs)} runs")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+    monkeypatch.setattr("benchmarks.harness.machine", dict)
+    whole_run.main(["--data", str(prepared), "--device", "cuda", "--steps", "4", "--out", str(out)])
+    assert capsys.readouterr().out == "2 runs\n"
+    assert [run["configuration"] for run in json.loads(out.read_text())["results"]] == ["bfloat16", "float32"]
+
+
+def test_a_whole_run_refuses_in_one_line(tmp_path, capsys):
+    for flags, said in (
+        (["--steps", "1", "--data", "prepared"], "--steps: expected at least 2, got 1"),
+        (["--data", str(tmp_path / "none")], f"{tmp_path / 'none'}"),
+    ):
         with pytest.raises(SystemExit):
-            training.main(flags)
-        assert "--run-steps: expected at least 2, and --data" in capsys.readouterr().err
+            whole_run.main(flags)
+        assert said in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_gpus_results_are_drawn_in_milliseconds(tmp_path):

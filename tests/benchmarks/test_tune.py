@@ -224,6 +224,6 @@ def test_on_a_gpu(monkeypatch):
         assert seconds <= first < math.inf
         assert set(found) == set(start)
         # A tile that no GPU holds is passed over.
-        assert bench.measure([start | {"BLOCK": 4096}]) == [math.inf]
+        assert bench.measure([start | {"BLOCK": 16384}]) == [math.inf]
     finally:
         pool.close()

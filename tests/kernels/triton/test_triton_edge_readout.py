@@ -261,7 +261,7 @@ def test_gradient_layout(make, device):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(
-    "dtype, precision", [(torch.float32, "tf32"), (torch.bfloat16, ""), (torch.float16, "")]
+    "dtype, precision", [(torch.float32, "tf32"), (torch.bfloat16, "ieee"), (torch.float16, "ieee")]
 )
 @pytest.mark.parametrize("depth", [0, 1, 2, 3])
 def test_low_precision(make, depth, dtype, precision):

@@ -1,0 +1,46 @@
+"""A pytest plugin: every test's outcome becomes a line of a file at once, so that a killed run leaves what it knew.
+
+``python -m pytest -p benchmarks.pytest_lines --lines FILE`` writes a JSON object a line: ``test``, ``outcome``
+("passed", "skipped", "failed"), ``seconds``, and why it failed.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+LONGEST = 4000  # letters of a failure, its end
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--lines", type=Path, metavar="FILE", help="write every test's outcome to FILE at once")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Of several processes (xdist) the one that hears from all of them writes.
+    if config.getoption("lines") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(_Lines(config.getoption("lines")))
+
+
+class _Lines:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        path.write_text("")
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        # What a test sets up and takes down counts where it does not pass.
+        if report.when == "call" or not report.passed:
+            self._write(report, report.duration)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            self._write(report, 0.0)
+
+    def _write(self, report: pytest.TestReport | pytest.CollectReport, seconds: float) -> None:
+        line = {"test": report.nodeid, "outcome": report.outcome, "seconds": round(seconds, 3)}
+        if report.failed:
+            line["why"] = report.longreprtext[-LONGEST:]
+        with self._path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
