@@ -52,6 +52,9 @@ class FileAnnotator:
     def __init__(self, paths: Sequence[Path | str], emotions: Collection[str], votes: int = 1) -> None:
         if not paths:
             raise InputError("--labels: expected at least one file of labels")
+        found = [Path(path).resolve() for path in paths]
+        if len(set(found)) < len(found):
+            raise InputError("--labels: the same file twice; expected each once, with one vote")
         if not 1 <= votes <= len(paths):
             raise InputError(f"--votes: expected 1 to {len(paths)}, the number of files, got {votes}")
         self._votes = votes

@@ -130,11 +130,15 @@ def run(
     among them; ``labels_per_sample`` of these.
 
     Raises:
-        InputError: see :func:`annotate`; or a review sheet with strikes lies in ``out``, which would be lost.
+        InputError: see :func:`annotate`; no conversation could be annotated; or a review sheet with strikes lies in
+            ``out``, which would be lost.
     """
     out = Path(out)
     refuse_marked(out / "review.csv")
     labels, problems = annotate(conversations, annotator, jobs, stopped, progress)
+    if not labels:
+        conv_id, why = next(iter(problems.items()))
+        raise InputError(f"no dialogue of {len(conversations):,} was annotated, {conv_id} first: {why}")
     screened = screen(conversations, labels)
     write_labels(out / "annotations.jsonl", labels)
     write_labels(out / "labels.jsonl", screened)

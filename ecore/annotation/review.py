@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ecore.data.corpus import Conversation
 from ecore.errors import InputError
+from ecore.evaluation.human_sheets import read_text
 from ecore.evaluation.multi_emotion import Labels
 from ecore.files import atomic_path
 
@@ -35,14 +37,25 @@ def write_sheet(path: Path, conversations: Sequence[Conversation], labels: Label
             )
             true, *others = labels[conversation.conv_id]
             for emotion in others:
-                writer.writerow((sample, conversation.conv_id, said, true, emotion, ""))
+                names = (_as_text(name) for name in (true, emotion))
+                writer.writerow((sample, _as_text(conversation.conv_id), said, *names, ""))
                 said = ""
+
+
+def _as_text(cell: str) -> str:
+    """``cell`` so that no spreadsheet takes it for a formula, a number or a date: behind an apostrophe if it must."""
+    return f"'{cell}" if re.match(r"['=+\-@\s]|[\d.,:/eE+\-\s]+$", cell) else cell
+
+
+def _from_text(cell: str) -> str:
+    return cell.removeprefix("'")
 
 
 def read_sheet(path: Path | str, labels: Labels) -> Strikes:
     """What a reviewer struck on a sheet made for ``labels``.
 
-    Rows may be in any order, and columns as well; a semicolon or a tab may have taken the comma's place.
+    Rows may be in any order, and columns as well; delimiter, encoding, and blank rows and columns may be those of any
+    spreadsheet program (:func:`ecore.evaluation.human_sheets.read_text`).
 
     Raises:
         InputError: the file is missing or unreadable; or, with its line: other columns, a row that was torn, does
@@ -51,12 +64,13 @@ def read_sheet(path: Path | str, labels: Labels) -> Strikes:
     path = Path(path)
     strikes: Strikes = {}
     for line, row in _rows(path):
-        conv_id, emotion, mark = row["conv_id"], row["emotion"], row["strike"].strip().lower()
+        conv_id, true, emotion = (_from_text(row[name]) for name in ("conv_id", "true_emotion", "emotion"))
+        mark = row["strike"].lower()
         known = labels.get(conv_id)
-        if known is None or row["true_emotion"] != known[0] or emotion not in known[1:]:
+        if known is None or true != known[0] or emotion not in known[1:]:
             raise InputError(
-                f"{path}:{line}: no such label: {conv_id!r}, true emotion {row['true_emotion']!r}, emotion "
-                f"{emotion!r}; expected the rows as they were written, with nothing changed but strike"
+                f"{path}:{line}: no such label: {conv_id!r}, true emotion {true!r}, emotion {emotion!r}; "
+                "expected the rows as they were written, with nothing changed but strike"
             )
         if (conv_id, emotion) in strikes:
             raise InputError(f"{path}:{line}: {emotion!r} of {conv_id} again; expected each label once")
@@ -74,26 +88,22 @@ def read_sheet(path: Path | str, labels: Labels) -> Strikes:
 
 
 def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """Line and fields of each row, empty rows left out."""
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: expected UTF-8 text ({error.reason}); save it as CSV UTF-8") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    header = content.split("\n", 1)[0]
+    """Line and fields of each row, blank rows and what a spreadsheet added behind the columns left out."""
+    content = read_text(path)
+    header = next((line for line in content.splitlines() if line.strip(',;\t "')), "")
     delimiter = max(",;\t", key=header.count)
     reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
     rows, columns, line = [], None, 1
     try:
-        for fields in reader:
-            if columns is None:
-                columns = [field.strip() for field in fields]
+        for row in reader:
+            fields = [field.strip() for field in row]
+            while fields and not fields[-1] and len(fields) > len(columns or ()):
+                fields.pop()
+            if columns is None and any(fields):
+                columns = fields
                 if sorted(columns) != sorted(COLUMNS):
                     raise InputError(
-                        f"{path}:1: expected the columns {', '.join(COLUMNS)}, got {header[:80]!r}"
+                        f"{path}:{line}: expected the columns {', '.join(COLUMNS)}, got {header[:80]!r}"
                     )
             elif any(fields):
                 if len(fields) != len(columns):

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError
 
-from ecore.backbone.model import BackboneECore
+from ecore.backbone.model import BackboneECore, own_words
 from ecore.backbone.subwords import SubwordVocabulary
 from ecore.config import ModelConfig
 from ecore.data.batches import PreparedData, WordTables
@@ -89,7 +90,13 @@ def _model(
             gpt2 = transformers.GPT2Model.from_pretrained(source, config=told, dtype=torch.float32)
         else:
             gpt2 = transformers.GPT2Model(told)
-    except (OSError, ValueError, KeyError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:  # the last two: damaged weights
         reason = str(error).strip().split("\n")[0]
         raise InputError(
             f"{source}: cannot be loaded ({reason}); expected a folder that transformers saved, or a model of the "
@@ -99,4 +106,10 @@ def _model(
         transformers.logging.set_verbosity(level)
         if bars:
             transformers.logging.enable_progress_bar()
-    return BackboneECore(config, SubwordVocabulary(tokenizer, vocabulary), tables, gpt2)
+    words = SubwordVocabulary(tokenizer, vocabulary)
+    silent = [emotion for emotion, (ids, _) in zip(words.emotions, own_words(words), strict=True) if not ids]
+    if silent:
+        raise InputError(
+            f"{source}: its tokenizer has no token for {silent[0]!r}; expected GPT-2's, with vocab.json and merges.txt"
+        )
+    return BackboneECore(config, words, tables, gpt2)

@@ -342,9 +342,14 @@ class BackboneECore(ECore):
         keep(self, folder)
 
 
+def own_words(vocabulary: SubwordVocabulary) -> list[tuple[list[int], list[tuple[int, int]]]]:
+    """Each emotion's own word as it stands inside a sentence: see :meth:`SubwordVocabulary.encode`."""
+    return vocabulary.encode([" " + own_word(emotion) for emotion in vocabulary.emotions])
+
+
 def _emotion_words(vocabulary: SubwordVocabulary) -> tuple[Tensor, Tensor]:
-    """Tokens [P, W] of each emotion's own word as it stands inside a sentence, and the share of each in their mean."""
-    told = vocabulary.encode([" " + own_word(emotion) for emotion in vocabulary.emotions])
+    """Tokens [P, W] of each emotion's own word, and the share of each in their mean."""
+    told = own_words(vocabulary)
     width = max(len(ids) for ids, _ in told)
     tokens = torch.zeros(len(told), width, dtype=torch.int64)
     share = torch.zeros(len(told), width)

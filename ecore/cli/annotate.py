@@ -226,6 +226,9 @@ def _review(arguments: argparse.Namespace) -> int:
     sheets = {
         str(path): read_sheet(path, labels) for path in arguments.sheet or [arguments.folder / "review.csv"]
     }
+    inputs = [arguments.folder / "labels.jsonl", *map(Path, sheets)]
+    if arguments.out.resolve() in [path.resolve() for path in inputs]:
+        raise InputError(f"--out: {arguments.out}: would overwrite what it is made from; choose another file")
     kept = strike(labels, list(sheets.values()))
     if not kept:
         raise InputError("every label was struck; expected some to be left")

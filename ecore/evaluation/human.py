@@ -88,6 +88,8 @@ def export(
         raise InputError(
             f"kind: {kind} needs two systems to choose between, got {len(systems)}; or take rating"
         )
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: a file is in the way, expected a new folder")
     if (out / KEY).exists():
         raise InputError(f"{out / KEY}: a study is there already, expected a new folder")
     available = _read_contexts(systems)
@@ -236,7 +238,8 @@ def score(folder: Path | str, sheets: Sequence[Path | str]) -> Record:
     """
     path = Path(folder) / KEY
     key = read_json(path)
-    if not isinstance(key, dict) or key.get("format") != FORMAT:
+    whole = isinstance(key, dict) and {"format", "systems", "contexts", "sheets"} <= set(key)
+    if not whole or key["format"] != FORMAT:
         raise InputError(f"{path}: expected the key of a study, format {FORMAT}")
     if not sheets:
         raise InputError("sheets: expected at least one finished sheet")

@@ -146,8 +146,8 @@ def _answer(where: str, cell: str, allowed: Sequence[str]) -> str:
 
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
     """The number of each line that is not blank and its cells, one for each column; the header first."""
-    text = _decode(path)
-    first = text.splitlines()[0] if text else ""
+    text = read_text(path)
+    first = next((line for line in text.splitlines() if line.strip(',;\t "')), "")
     for delimiter in ",;\t":
         header = [cell.strip() for cell in next(csv.reader([first], delimiter=delimiter), [])]
         while header and not header[-1]:  # columns that a spreadsheet added
@@ -170,7 +170,12 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
         raise InputError(f"{path}:{reader.line_num}: not valid CSV ({error})") from None
 
 
-def _decode(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """What a spreadsheet program wrote: UTF-8, UTF-16 or, where no letter was lost, Windows-1252.
+
+    Raises:
+        InputError: the file is missing, cannot be read, or is no such text.
+    """
     try:
         data = path.read_bytes()
     except FileNotFoundError:

@@ -75,7 +75,7 @@ def read_labels(
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -97,8 +97,8 @@ def read_labels(
 def _label(line: str, emotions: Collection[str] | None) -> tuple[str, tuple[str, ...]]:
     try:
         record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not valid JSON ({error.msg})") from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"not valid JSON ({getattr(error, 'msg', 'too deep')})") from None
     if not isinstance(record, dict) or not isinstance(record.get("conv_id"), str):
         raise ValueError(f"expected an object with the text conv_id, got {line.strip()[:40]}")
     names = record.get("emotions")
@@ -189,12 +189,20 @@ def multi_emotion_recall(records: Sequence[Mapping[str, Any]], labels: Labels) -
 
 def _names(record: Mapping[str, Any]) -> list[str]:
     try:
-        return [name for name, _ in record["emotions"]]
+        names = [name for name, _ in record["emotions"]]
     except (KeyError, TypeError, ValueError):
+        names = [None]
+    if not all(isinstance(name, str) for name in names):
         raise InputError(
             f"prediction of {record['conv_id']}, turn {record['turn']}: expected emotions, pairs of name and "
             "probability by falling probability"
-        ) from None
+        )
+    relevant = record.get("relevant", [])
+    if not isinstance(relevant, list) or not all(isinstance(name, str) for name in relevant):
+        raise InputError(
+            f"prediction of {record['conv_id']}, turn {record['turn']}: expected relevant, a list of names"
+        )
+    return names
 
 
 def format_multi_emotion(result: Mapping[str, Any]) -> str:

@@ -146,7 +146,7 @@ def read_predictions(path: Path | str) -> list[Record]:
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -157,8 +157,9 @@ def read_predictions(path: Path | str) -> list[Record]:
             continue
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}:{number}: not valid JSON ({error.msg})") from None
+        except (json.JSONDecodeError, RecursionError) as error:
+            why = getattr(error, "msg", "too deep")
+            raise InputError(f"{path}:{number}: not valid JSON ({why})") from None
         if not isinstance(record, dict):
             raise InputError(f"{path}:{number}: expected an object, got {line.strip()[:40]}")
         records.append(record)
@@ -192,7 +193,9 @@ def evaluate_file(path: Path | str, multi_emotion: Path | str | None = None) -> 
     records = read_predictions(path)
     result = {"samples": len(records), **text_metrics(records)}
     if multi_emotion is not None:
-        labels = read_multi_emotion(multi_emotion)
+        told = [r for r in records if has_emotions(r) and isinstance(r.get("conv_id"), str)]
+        true = {r["conv_id"]: r["emotion"] for r in told} if len(told) == len(records) else None
+        labels = read_multi_emotion(multi_emotion, true_emotions=true)
         result["multi_emotion"] = multi_emotion_recall(records, labels)
     return result
 

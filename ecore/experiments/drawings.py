@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ecore.data.batches import PreparedData
-from ecore.evaluation.cases import PREDICTIONS, cases, write_cases
+from ecore.evaluation.cases import cases, write_cases
 from ecore.evaluation.predictions import read_predictions
 from ecore.experiments.paper import HARD, SOFT
 from ecore.experiments.plan import Variant
+from ecore.experiments.runs import SCORES
 from ecore.files import write_json
 
 PAPERS_CASES = ("hit:1430_conv:2860", "hit:10320_conv:20641", "hit:5011_conv:10022")
@@ -37,7 +38,8 @@ def draw(name: str, folders: Mapping[Variant, Path], data: PreparedData, out: Pa
         InputError: it cannot be drawn.
     """
     if name == CASES:
-        _write_cases({SOFT: folders[_SOFT], HARD: folders[_HARD]}, out)
+        scored = {name: folders[variant] / SCORES for name, variant in ((SOFT, _SOFT), (HARD, _HARD))}
+        _write_cases({name: folder / "predictions.jsonl" for name, folder in scored.items()}, out)
         return
     from ecore.figures import draw_run, draw_secondary, mentions, save, secondary_shares
     from ecore.figures.secondary import prepared_conversations
@@ -52,7 +54,7 @@ def draw(name: str, folders: Mapping[Variant, Path], data: PreparedData, out: Pa
 
 def _write_cases(systems: Mapping[str, Path], out: Path) -> None:
     """The paper's dialogues where they were scored, each at its last answered turn, and five drawn at random."""
-    scored = {r["conv_id"] for r in read_predictions(next(iter(systems.values())) / PREDICTIONS)}
+    scored = {r["conv_id"] for r in read_predictions(next(iter(systems.values())))}
     known = [conv_id for conv_id in PAPERS_CASES if conv_id in scored]
     chosen = cases(systems, known) if known else []
     write_cases(out, [*chosen, *(case for case in cases(systems) if case.conv_id not in known)])

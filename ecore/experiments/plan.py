@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ecore.backbone.model import UNUSED
 from ecore.config import PRESETS, ModelConfig, TrainingConfig, from_dict, to_dict
 from ecore.data.batches import PreparedData
 from ecore.data.intensity import FILE_SOURCES
@@ -27,8 +28,8 @@ INTENSITIES = {
 """Table 9's rows by the end of their name, and the source of word intensities that each takes."""
 
 FINE_TUNING: dict[str, Any] = {"dropout": 0.1, "factor": 0.03, "warmup": 1_000}
-"""What runs on a backbone take in place of the preset's values: its learning rate would wash out what the backbone has
-learned. What the user sets otherwise stays."""
+"""What runs on a backbone take where a setting is the preset's: its learning rate would wash out what the backbone has
+learned. Other values, which the user has set, stay."""
 
 
 @dataclass(frozen=True)
@@ -240,7 +241,7 @@ def plan_runs(
         for variant, number in counts.items():
             if seed < number:
                 prepared = data[variant.intensity]
-                model, training = _configured(variant, settings)
+                model, training = configured(variant, settings)
                 thresholds = prepared.thresholds(model.thresholds, settings.literal_thresholds)
                 runs.append(
                     Run(
@@ -255,7 +256,12 @@ def plan_runs(
     return runs
 
 
-def _configured(variant: Variant, settings: Settings) -> tuple[ModelConfig, TrainingConfig]:
+def configured(variant: Variant, settings: Settings) -> tuple[ModelConfig, TrainingConfig]:
+    """The settings of a variant's runs: those of all, less what it has no use for.
+
+    Raises:
+        InputError: what is left is at odds with itself.
+    """
     model, training = settings.model, settings.training
     if variant.backbone is not None:
         preset_model, preset_training = PRESETS[settings.preset]
@@ -264,7 +270,10 @@ def _configured(variant: Variant, settings: Settings) -> tuple[ModelConfig, Trai
         for name in ("factor", "warmup"):
             if getattr(training, name) == getattr(preset_training, name):
                 training = replace(training, **{name: FINE_TUNING[name]})
-        model = replace(model, backbone=variant.backbone)
+        unused = {name: getattr(ModelConfig(), name) for name in UNUSED}
+        model = replace(model, backbone=variant.backbone, **unused)
+    if variant.strategy == "none":
+        model = replace(model, emotion_start=False)
     if not variant.commonsense:
         model = replace(model, commonsense=False)
     return replace(model, strategy=variant.strategy, ablations=variant.ablations), training

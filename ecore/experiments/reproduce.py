@@ -27,8 +27,17 @@ from ecore.experiments import tables
 from ecore.experiments.drawings import CASES, DRAWINGS, draw, drawn_from
 from ecore.experiments.intensities import with_intensity
 from ecore.experiments.paper import P_SOFT_OVER_CEM, RECALL, STEPS, TABLES
-from ecore.experiments.plan import FINE_TUNING, Brought, Run, Settings, Variant, plan_runs, rows_of, seeds_of
-from ecore.experiments.runs import METRICS_FILE, Outcome, execute, is_done
+from ecore.experiments.plan import (
+    FINE_TUNING,
+    Brought,
+    Run,
+    Settings,
+    Variant,
+    plan_runs,
+    rows_of,
+    seeds_of,
+)
+from ecore.experiments.runs import SCORES, Outcome, execute, is_done
 from ecore.files import atomic_path, read_json, write_json
 
 EXPERIMENTS = (*TABLES, *DRAWINGS, CASES)
@@ -120,7 +129,10 @@ def reproduce(
             progress=progress,
         )
         for table in asked:
-            _write_table(table, rows[table], runs, outcome, out, prepared, settings, labels)
+            try:
+                _write_table(table, rows[table], runs, outcome, out, prepared, settings, labels)
+            except InputError as error:
+                outcome.failures[table] = str(error)
         for name in names if not outcome.interrupted else ():
             if name not in TABLES:
                 try:
@@ -193,7 +205,7 @@ def _write_table(
             return _measure_subset(run, known, settings.limit)
 
     table = tables.build(name, rows, runs, measure, outcome.failures)
-    notes = _notes(name, runs, data, settings)
+    notes = _notes(name, [run for run in runs if run.variant in rows.values()], data, settings)
     table |= {"notes": notes, "data": data.meta["fingerprint"], "limit": settings.limit}
     text = tables.markdown(table, notes)
     write_json(out / f"{name}.json", table)
@@ -205,14 +217,14 @@ def _write_table(
 
 
 def _measure(run: Run) -> tables.Measured | None:
-    return tables.measured(read_json(run.folder / METRICS_FILE)) if is_done(run) else None
+    return tables.measured(read_json(run.folder / SCORES / "metrics.json")) if is_done(run) else None
 
 
 def _measure_subset(run: Run, labels: Labels, limit: int | None) -> tables.Measured | None:
     """Table 3: the same metrics on the labelled conversations alone, and how many of their emotions are told."""
     if not is_done(run):
         return None
-    records = read_predictions(run.folder / METRICS_FILE.replace("metrics.json", "predictions.jsonl"))
+    records = read_predictions(run.folder / SCORES / "predictions.jsonl")
     if limit is not None:
         scored = {record["conv_id"] for record in records}
         labels = {conv_id: names for conv_id, names in labels.items() if conv_id in scored}
@@ -233,6 +245,7 @@ def _notes(name: str, runs: Sequence[Run], data: PreparedData, settings: Setting
     scored = len(data.test) if settings.limit is None else min(settings.limit, len(data.test))
     part = "all" if scored == len(data.test) else "only the first"
     glove = ", ".join(meta["glove"]) or "none"
+    related = bool(meta.get("relations")) and settings.model.commonsense and name != "table6"
     unit = f"under the '{meta['vocabulary']}' vocabulary of {meta['vocabulary_size']:,} words"
     if name == "table6":
         unit = "counted in the backbone's subwords"
@@ -243,7 +256,7 @@ def _notes(name: str, runs: Sequence[Run], data: PreparedData, settings: Setting
         f"decoding. Preset {settings.preset}, {training.max_steps:,} steps of {training.batch_size} × "
         f"{training.accumulate} samples, warm-up {training.warmup:,}; word vectors: {glove}; word intensities: "
         f"{meta['intensity']} (the paper: SKEP); related words: "
-        f"{'yes' if meta.get('relations') and settings.model.commonsense else 'no'}.",
+        f"{'yes' if related else 'no'}.",
     ]
     if training.max_steps < STEPS:
         notes.append(
@@ -257,9 +270,7 @@ def _notes(name: str, runs: Sequence[Run], data: PreparedData, settings: Setting
         "Transformer has no related words.",
         "table3": "Ours is on the labels that --multi-emotion gives, at each conversation's last listener turn; "
         "the paper's 739 labelled samples are not public, so compare rows, not papers.",
-        "table6": "Runs on a backbone take "
-        + ", ".join(f"{name} {value:,}" for name, value in FINE_TUNING.items())
-        + " in place of the preset's values.",
+        "table6": _backbone_note(runs),
         "table7": f"Appendix G tells p = {P_SOFT_OVER_CEM:.2e} for Ours(Soft) over CEM.",
         "table8": "Rows without commonsense are not in the paper.",
         "table9": "Rows differ in word intensities alone: related words stay those of the prepared data. "
@@ -271,6 +282,14 @@ def _notes(name: str, runs: Sequence[Run], data: PreparedData, settings: Setting
         "Rows marked *quoted* are the paper's figures of other systems, not run here. The t-test is Student's, "
         "one-sided, over seeds: two samples against a row of ours, one sample against a quoted number.",
     ]
+
+
+def _backbone_note(runs: Sequence[Run]) -> str:
+    if not runs:
+        return "No backbone was given."
+    settings = vars(runs[0].training) | vars(runs[0].model)
+    told = ", ".join(f"{name} {settings[name]:,}" for name in FINE_TUNING)
+    return f"The backbone of ours: {settings['backbone']}; {told}. It has no use for related words."
 
 
 # Figures and cases

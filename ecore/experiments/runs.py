@@ -23,8 +23,10 @@ from ecore.experiments.plan import Run
 from ecore.files import read_json
 from ecore.training.interrupt import Interrupt
 from ecore.training.metrics_log import METRICS
+from ecore.training.run_folder import read_settings
 
-METRICS_FILE = "evaluation-test/metrics.json"
+SCORES = "scores"
+"""Folder of a run with its metrics and predictions: not `ecore evaluate`'s own, which may be of fewer samples."""
 POLL = 0.2
 """Seconds between looks at the processes."""
 
@@ -39,13 +41,13 @@ class Outcome:
 
 
 def is_done(run: Run) -> bool:
-    """Whether a run is trained to its end and scored."""
+    """Whether a run is trained, with the settings that are wanted, and scored, which comes last."""
     try:
-        read_json(run.folder / METRICS_FILE)
-        last = read_json(run.folder / "checkpoints.json")["last"]
-    except (InputError, KeyError):
+        read_json(run.folder / SCORES / "metrics.json")
+        kept = read_settings(run.folder)
+    except InputError:
         return False
-    return run.training.patience is not None or int(last.rpartition("-")[2]) >= run.training.max_steps
+    return (kept.model, kept.training) == (run.model, run.training)
 
 
 def steps_of(run: Run) -> int:

@@ -42,6 +42,7 @@ def work(job: dict[str, Any]) -> int:
     from ecore.data.batches import PreparedData
     from ecore.errors import InputError
     from ecore.evaluation.report import evaluate_run
+    from ecore.experiments.runs import SCORES
     from ecore.training.run_folder import read_settings
     from ecore.training.trainer import train
 
@@ -59,7 +60,8 @@ def work(job: dict[str, Any]) -> int:
         summary = train(folder, data, model, training, device=job["device"], preset=job["preset"])
     if summary["interrupted"]:
         return 130
-    evaluate_run(folder, "test", data.folder, job["device"], limit=job["limit"], yardsticks=False)
+    out = folder / SCORES
+    evaluate_run(folder, "test", data.folder, job["device"], out=out, limit=job["limit"], yardsticks=False)
     return 0
 
 

@@ -28,6 +28,7 @@ LETTER = 0.062  # of a word of 7 points
 TURN = 0.3  # the turn's name, left of the words
 HEADING = 0.25
 BAR = 0.95  # the colour scale, right of all
+LEAST_BAR = 1.5  # of its height: what its numbers need
 
 
 def blocks(words: int) -> list[slice]:
@@ -48,7 +49,8 @@ def draw_word_edges(trace: Trace) -> Figure:
     side = LETTER * max(map(len, shown)) + TURN
     head = LETTER * max(map(len, trace.emotions)) + 0.1
     page_width = across * (side + width) + BAR
-    page_height = HEADING + math.ceil(len(cut) / across) * (head + height)
+    rows_height = math.ceil(len(cut) / across) * (head + height)
+    page_height = HEADING + max(rows_height, head + LEAST_BAR)
     figure = new_figure(page_width, page_height)
 
     def place(left: float, top: float, wide: float, tall: float) -> Axes:
@@ -62,7 +64,7 @@ def draw_word_edges(trace: Trace) -> Figure:
         left, top = column * (side + width) + side, HEADING + row * (head + height) + head
         axes = place(left, top, width, CELL * (part.stop - part.start))
         image = _block(axes, trace, shown, part, most)
-    bar = place(page_width - BAR + 0.15, HEADING + head, 0.12, min(height, 3.0))
+    bar = place(page_width - BAR + 0.15, HEADING + head, 0.12, max(LEAST_BAR, min(height, 3.0)))
     heat_map_bar(figure, image, bar, "edge weight (– in a cell: negative)")
     plain(figure.text(0.01, 1.0, f"Word-to-emotion edges   {trace.heading}", fontsize=9, va="top"))
     return figure

@@ -1,6 +1,7 @@
 """Annotating dialogues with several emotions: annotators, screening, review, agreement, and their command."""
 
 import argparse
+import csv
 import json
 import os
 import threading
@@ -18,7 +19,7 @@ from ecore.cli.annotate import declare_annotate, run_annotate
 from ecore.data.corpus import Conversation, read_split
 from ecore.data.prepare import prepare
 from ecore.errors import InputError
-from ecore.evaluation.multi_emotion import read_multi_emotion
+from ecore.evaluation.multi_emotion import read_multi_emotion, write_labels
 
 EMOTIONS = ("afraid", "grateful", "joyful", "sad")
 
@@ -118,6 +119,8 @@ def test_label_files_vote(tmp_path):
         FileAnnotator([one, two], EMOTIONS).annotate(conversation("b"))
     with pytest.raises(InputError, match="1 to 2"):
         FileAnnotator([one, two], EMOTIONS, votes=3)
+    with pytest.raises(InputError, match="the same file twice"):
+        FileAnnotator([one, one], EMOTIONS)
     with pytest.raises(InputError, match="2:1: unknown emotion 'joyful'"):
         FileAnnotator([one, two], ("sad", "afraid"))
 
@@ -234,6 +237,42 @@ def test_what_a_spreadsheet_does_is_no_damage(sheet):
     text = f"{first[0]}\n2,{rows[0]}\n\n{first[1]}\n".replace("joyful,grateful,", "joyful,grateful,x")
     sheet.write_text(text.replace(",", ";").replace('"no";', '"no",'), encoding="utf-8")
     assert read_sheet(sheet, LABELS)[("c", "grateful")]
+    # Tabs in UTF-16, blank rows above and between, blank columns behind.
+    added = "".join(f"{line}\t\t\n" for line in text.replace(",", "\t").split("\n"))
+    sheet.write_text("\t\t\n" + added + " \n", encoding="utf-16")
+    assert read_sheet(sheet, LABELS)[("c", "grateful")]
+
+
+@pytest.mark.parametrize(
+    "name", ["=1+1", "@me", "-x", "0012", "1e5", "1/2", "'quoted", "plain", "hit:1_conv:2"]
+)
+def test_names_come_back_whatever_a_spreadsheet_would_make_of_them(tmp_path, name):
+    """Behind an apostrophe no cell is a formula, a number or a date."""
+    labels = {name: (name, "sad")}
+    write_sheet(tmp_path / "s.csv", [conversation(name, name)], labels)
+    assert read_sheet(tmp_path / "s.csv", labels) == {(name, "sad"): False}
+    _, row = csv.reader((tmp_path / "s.csv").read_text(encoding="utf-8-sig").splitlines())
+    for cell in (row[1], row[3]):
+        assert cell == name if name in ("plain", "hit:1_conv:2") else cell == "'" + name
+
+
+def test_what_labels_are_made_from_is_not_overwritten(sheet, tmp_path):
+    write_labels(tmp_path / "labels.jsonl", LABELS)
+    edit(sheet, "sad,joyful,", "sad,joyful,x")
+    for file in ("labels.jsonl", "review.csv"):
+        before = (tmp_path / file).read_bytes()
+        with pytest.raises(InputError, match="would overwrite what it is made from"):
+            command("review", tmp_path, "--out", tmp_path / file)
+        assert (tmp_path / file).read_bytes() == before
+
+
+def test_labels_of_another_corpus_leave_no_files(tmp_path):
+    other = labels_file(tmp_path / "1", z=["sad", "afraid"])
+    with pytest.raises(
+        InputError, match=r"no dialogue of 4 was annotated, \w+ first: not in the file of labels"
+    ):
+        run(FOUR, FileAnnotator([other], EMOTIONS), tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -246,7 +285,7 @@ def test_what_a_spreadsheet_does_is_no_damage(sheet):
         ("sad,afraid,", "sad,sad,", 5, "no such label"),
         ("sad,afraid,", "sad,joyful,", 5, "'joyful' of a again"),
         ("sad,afraid,", "sad,afraid", 5, "torn row: expected 6 fields, got 5"),
-        ("sad,afraid,", "sad,afraid,,", 5, "torn row: expected 6 fields, got 7"),
+        ("sad,afraid,", "sad,afraid,,x", 5, "torn row: expected 6 fields, got 7"),
         ("conv_id,", "id,", 1, "expected the columns sample, conv_id"),
         ('twice."', "twice.", 2, "torn row"),
     ],
@@ -268,8 +307,8 @@ def test_missing_rows_and_files(sheet, tmp_path):
     sheet.write_text("")
     with pytest.raises(InputError, match="expected the columns"):
         read_sheet(sheet, LABELS)
-    sheet.write_bytes(b"sample,conv_id\n1,\xe9\n")
-    with pytest.raises(InputError, match="save it as CSV UTF-8"):
+    sheet.write_bytes(b"sample,conv_id\n1,\x81\n")
+    with pytest.raises(InputError, match="not text in UTF-8"):
         read_sheet(sheet, LABELS)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -92,7 +93,7 @@ def make(data, gpt2_folder, tmp_path):
 
     def model(joined=True, **settings):
         torch.manual_seed(1)
-        config = dataclasses.replace(TINY, backbone=str(gpt2_folder), **settings)
+        config = dataclasses.replace(TINY, **{"backbone": str(gpt2_folder), **settings})
         made = build(config, data, tmp_path / "none").eval()
         if joined and made.join_guidance is not None:
             torch.nn.init.normal_(made.join_guidance.weight, std=0.5)
@@ -411,6 +412,27 @@ def test_commands(data, gpt2_folder, tmp_path, capsys):
     assert main(["train", "--data", prepared, "--out", run + "2", *flags[:-1], str(tmp_path)]) == 2
     assert "cannot be loaded" in capsys.readouterr().err
     assert not (tmp_path / "run2").exists()
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("tokenizer.json", None, "its tokenizer has no token for"),
+        ("model.safetensors", b"version https://git-lfs", "cannot be loaded"),
+        ("config.json", "width", "cannot be loaded"),
+    ],
+)
+def test_damaged_folders_are_refused(make, gpt2_folder, tmp_path, name, content, message):
+    folder = shutil.copytree(gpt2_folder, tmp_path / "gpt2")
+    if content is None:
+        for file in folder.glob("*token*"):
+            file.unlink()
+    elif content == "width":  # of another model than the weights
+        (folder / name).write_text(json.dumps(read_json(folder / name) | {"n_embd": 64}))
+    else:
+        (folder / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        make(backbone=str(folder))
 
 
 def test_what_is_no_gpt2_is_refused(make, gpt2_folder, tmp_path, data, monkeypatch):

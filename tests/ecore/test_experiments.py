@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from ecore.cli import main
 from ecore.cli.reproduce import EXPERIMENTS, declare_reproduce, run_reproduce
 from ecore.config import PRESETS, ModelConfig, TrainingConfig, from_dict, to_dict
 from ecore.data.batches import PreparedData
@@ -27,6 +28,7 @@ from ecore.experiments.intensities import with_intensity
 from ecore.experiments.paper import HARD, SOFT, TABLES
 from ecore.experiments.plan import Brought, Run, Settings, Variant
 from ecore.experiments.significance import outperforms
+from ecore.model.pretrained import FORMAT
 from ecore.training.metrics_log import read_metrics
 
 stats = pytest.importorskip("scipy.stats")
@@ -159,13 +161,13 @@ def test_rows_that_need_more_say_so():
 
 def test_a_backbone_is_fine_tuned():
     settings = Settings("paper", *PRESETS["paper"])
-    plain, _ = plan._configured(Variant("hard", ("co-p",)), settings)
+    plain, _ = plan.configured(Variant("hard", ("co-p",)), settings)
     assert plain == replace(settings.model, strategy="hard", ablations=("co-p",))
-    model, training = plan._configured(Variant("soft", backbone="GPT"), settings)
+    model, training = plan.configured(Variant("soft", backbone="GPT"), settings)
     assert (model.backbone, model.dropout) == ("GPT", 0.1)
     assert (training.factor, training.warmup) == (0.03, 1000)
     chosen = replace(settings, training=replace(settings.training, factor=0.01))
-    assert plan._configured(Variant("soft", backbone="GPT"), chosen)[1].factor == 0.01
+    assert plan.configured(Variant("soft", backbone="GPT"), chosen)[1].factor == 0.01
 
 
 def test_comparisons():
@@ -289,7 +291,7 @@ def test_student_not_welch_and_the_right_side():
 def test_table_3_is_of_the_labelled_conversations_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "is_done", lambda run: True)
     run = replace(fake_runs(Variant("soft"), 1)[0], folder=tmp_path)
-    (tmp_path / "evaluation-test").mkdir()
+    (tmp_path / "scores").mkdir()
     ranked = [["joyful", 0.5], ["angry", 0.3], ["sad", 0.2]]
     records = [
         {"conv_id": name, "turn": turn, "prediction": "i am sorry", "reference": "oh", "emotion": "sad"}
@@ -297,7 +299,7 @@ def test_table_3_is_of_the_labelled_conversations_alone(tmp_path, monkeypatch):
         for name, turn, nll in (("a", 1, 9.0), ("a", 3, 4.0), ("b", 1, 7.0))
     ]
     lines = "".join(json.dumps(record) + "\n" for record in records)
-    (tmp_path / "evaluation-test/predictions.jsonl").write_text(lines)
+    (tmp_path / "scores/predictions.jsonl").write_text(lines)
     labels = {"a": ("sad", "joyful"), "c": ("sad", "angry")}
     values = reproduce._measure_subset(run, labels, limit=3)  # "c" is beyond the limit
     assert values["PPL"] == pytest.approx(math.exp(4.0 / 2))  # of a's last turn
@@ -409,12 +411,35 @@ def test_word_vectors_too_wide_are_told_before_any_run(tmp_path):
     reproduce.reproduce(["table6"], data, tmp_path / "out", settings)
 
 
+def test_what_a_row_has_no_use_for_is_left_out():
+    """The plain Transformer has no emotions to start from, and a backbone none of the word-level decoder's settings."""
+    model, training = PRESETS["tiny"]
+    settings = Settings("tiny", replace(model, emotion_start=True, copy=True, tie_embeddings=True), training)
+    plain, _ = plan.configured(Variant("none", commonsense=False), settings)
+    assert (plain.emotion_start, plain.copy, plain.tie_embeddings) == (False, True, True)
+    soft, _ = plan.configured(Variant("soft"), settings)
+    assert soft.emotion_start
+    tuned, _ = plan.configured(Variant("soft", backbone="GPT"), settings)
+    assert (tuned.emotion_start, tuned.copy, tuned.tie_embeddings) == (False, False, False)
+
+
+def test_table_6_tells_what_its_runs_took():
+    model, training = PRESETS["tiny"]
+    settings = Settings("tiny", model, replace(training, factor=0.01, warmup=7))
+    tuned = plan.configured(Variant("soft", backbone="here/GPT"), settings)
+    run = Run(Variant("soft", backbone="here/GPT"), 0, Path("run"), Path("data"), *tuned)
+    assert reproduce._backbone_note([run]).startswith(
+        "The backbone of ours: here/GPT; dropout 0.1, factor 0.01, warmup 7."
+    )
+    assert reproduce._backbone_note([]) == "No backbone was given."
+
+
 # Runs
 
 
 def test_what_counts_as_done(tmp_path):
     folder = tmp_path / "soft-seed0"
-    (folder / "evaluation-test").mkdir(parents=True)
+    folder.mkdir()
     run = replace(fake_runs(Variant("soft"), 1)[0], folder=folder)
     assert run.training.max_steps == 500
     assert runs.steps_of(run) == 0
@@ -422,11 +447,16 @@ def test_what_counts_as_done(tmp_path):
     (folder / "metrics.jsonl").write_text('{"step": 400, "loss": 1}\n{"step": 4')  # torn by a crash
     assert runs.steps_of(run) == 400
     assert not runs.is_done(run)
+    (folder / "evaluation-test").mkdir()
     (folder / "evaluation-test/metrics.json").write_text("{}")  # somebody scored it on its way
     assert not runs.is_done(run)
-    assert runs.is_done(replace(run, training=replace(run.training, patience=2)))  # it stopped early
-    (folder / "checkpoints.json").write_text('{"best": null, "last": "checkpoint-000500"}')
+    (folder / "scores").mkdir()
+    (folder / "scores/metrics.json").write_text("{}")  # what `reproduce` writes, last of all
+    assert not runs.is_done(run)
+    settings = {"model": to_dict(run.model), "training": to_dict(run.training)}
+    (folder / "config.json").write_text(json.dumps({"format": FORMAT, "data": {}, **settings}))
     assert runs.is_done(run)
+    assert not runs.is_done(replace(run, model=replace(run.model, backbone="another")))
 
 
 def test_interrupted_and_gone_on_with(command, prepared, tmp_path, monkeypatch, capsys):
@@ -484,13 +514,15 @@ def test_a_failed_run_loses_no_other(command, tmp_path, capsys):
     (out / "runs/hard-seed0").unlink()
     weights = out / "runs/soft-seed0/checkpoint-000002.safetensors"
     written = weights.stat().st_mtime_ns
-    (out / "runs/soft-seed0/evaluation-test/metrics.json").unlink()
+    (out / "runs/soft-seed0/scores/metrics.json").unlink()
+    # A look by other means changes no table.
+    assert main(["evaluate", str(out / "runs/soft-seed0"), "--limit", "3"]) == 0
     assert command(*given) == 0
     assert "2 runs of 2 steps: 0 done, 1 begun, 1 to begin" in capsys.readouterr().out
     assert weights.stat().st_mtime_ns == written
     soft, hard = json.loads((out / "table7.json").read_text())["rows"]
     assert soft == before
-    metrics = json.loads((out / "runs/hard-seed0/evaluation-test/metrics.json").read_text())
+    metrics = json.loads((out / "runs/hard-seed0/scores/metrics.json").read_text())
     assert metrics["samples"] == 8
     assert hard["ours"]["PPL"]["values"] == [metrics["ppl_per_sample"]]
     assert hard["ours"]["Acc"]["mean"] == metrics["accuracy"]

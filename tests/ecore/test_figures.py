@@ -222,7 +222,7 @@ def made_up_trace(words: int) -> Trace:
     return Trace(names, turns, EMOTIONS, weights, among, before, after, *share, "guilty")
 
 
-@pytest.mark.parametrize("words", [2, 41, 120])
+@pytest.mark.parametrize("words", [2, 3, 41, 120])
 def test_figure_5_shows_every_word_and_weight(words: int) -> None:
     seen = made_up_trace(words)
     figure = draw_word_edges(seen)
@@ -254,6 +254,7 @@ def test_figure_5_shows_every_word_and_weight(words: int) -> None:
         return all(getattr(a, last) <= getattr(b, first) + 0.5 for a, b in pairwise(boxes))
 
     FigureCanvasAgg(figure).draw()
+    assert apart(extents(bar.get_yticklabels()), "y0", "y1")
     for axes in maps:
         assert apart(extents(axes.get_yticklabels()), "y0", "y1")
         assert apart(extents(axes.get_xticklabels()), "x0", "x1")

@@ -286,6 +286,7 @@ WAYS: dict[str, Callable[[list[list[str]]], bytes]] = {
     "all quoted, BOM": lambda rows: dialect(rows, "utf-8-sig", quoting=csv.QUOTE_ALL),
     "sorted": lambda rows: dialect([rows[0], *sorted(rows[1:], key=lambda row: row[1:])]),
     "blank lines and columns": lambda rows: dialect([[*row, "", ""] for row in rows] + [[], ["", "", ""]]),
+    "blank lines above": lambda rows: dialect([[], ["", ""], *rows]),
     "decimals": lambda rows: dialect([[re.sub(r"^([1-5])$", r"\1,0", cell) for cell in row] for row in rows]),
     "lower case": lambda rows: dialect([rows[0], *([*row[:-1], f" {row[-1].lower()} "] for row in rows[1:])]),
 }
@@ -395,9 +396,10 @@ def test_one_sheet_twice(study: Path, finished: dict[str, Path], tmp_path: Path)
 def test_no_key(study: Path, finished: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"key\.json: no such file"):
         score(tmp_path, [finished["ab-1"]])
-    (tmp_path / "key.json").write_text("{}")
-    with pytest.raises(InputError, match=r"key\.json: expected the key of a study"):
-        score(tmp_path, [finished["ab-1"]])
+    for text in ("{}", '{"format": 1}', "[]"):
+        (tmp_path / "key.json").write_text(text)
+        with pytest.raises(InputError, match=r"key\.json: expected the key of a study"):
+            score(tmp_path, [finished["ab-1"]])
     with pytest.raises(InputError, match="at least one finished sheet"):
         score(study, [])
 
@@ -590,6 +592,13 @@ def test_the_command(files: dict[str, Path], tmp_path: Path, capsys: pytest.Capt
     assert charly == ["Charly", *told, "12", str(pair["same_answer"]), f"{pair['kappa']:.2f}"]
     assert command("score", out, *sheets[:1], "--out", tmp_path / "s.json") == 0
     assert json.loads((tmp_path / "s.json").read_text())["rating"]["raters"] == [1]
+    for kept in (out / "key.json", sheets[0]):
+        before = kept.read_bytes()
+        with pytest.raises(InputError, match="would overwrite what it is made from"):
+            command("score", out, *sheets, "--out", kept)
+        assert kept.read_bytes() == before
+    with pytest.raises(InputError, match=r"s\.json: a file is in the way"):
+        command("export", *systems, "--out", tmp_path / "s.json")
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from ecore.evaluation.multi_emotion import (
     read_multi_emotion,
     write_labels,
 )
+from ecore.evaluation.predictions import evaluate_file
 
 EMOTIONS = ("afraid", "grateful", "hopeful", "joyful", "lonely", "proud", "sad")
 TRUE = {"a": "afraid", "b": "joyful", "c": "sad"}
@@ -67,6 +68,8 @@ def test_labelled_records_are_one_a_conversation():
         ([{"conv_id": "a", "turn": "1"}], "prediction 1: expected the text conv_id and the number turn"),
         ([RECORDS[4], {"conv_id": "b", "turn": 1}], "prediction of b, turn 1: expected emotions, pairs"),
         ([RECORDS[4], {"conv_id": "b", "turn": 1, "emotions": ["joyful"]}], "prediction of b, turn 1"),
+        ([RECORDS[4], {"conv_id": "b", "turn": 1, "emotions": [[["x"], 1]]}], "expected emotions, pairs"),
+        ([RECORDS[4], {**RECORDS[4], "conv_id": "b", "relevant": 3}], "expected relevant, a list of names"),
     ],
 )
 def test_records_that_cannot_be_scored(records, message):
@@ -78,6 +81,24 @@ def test_records_that_cannot_be_scored(records, message):
 def test_no_labels_are_nothing_to_measure():
     with pytest.raises(InputError):
         multi_emotion_recall(RECORDS, {})
+
+
+def test_a_predictions_file_tells_the_true_emotions_itself(tmp_path):
+    """Anybody's, with the mark that some programs write first: labels of other emotions are refused by line."""
+    record = {"conv_id": "a", "turn": 1, "prediction": "oh", "reference": "oh", "emotion": "sad"}
+    record |= {"predicted_emotion": "sad", "emotions": [["sad", 0.9], ["joyful", 0.1]]}
+    (tmp_path / "p.jsonl").write_text(json.dumps(record) + "\n", encoding="utf-8-sig")
+    write_labels(tmp_path / "l.jsonl", {"a": ["sad", "joyful"]})
+    told = evaluate_file(tmp_path / "p.jsonl", tmp_path / "l.jsonl")["multi_emotion"]
+    assert told["recall_at"] == {"1": 1.0, "3": 2.0, "5": 2.0}
+    write_labels(tmp_path / "l.jsonl", {"a": ["joyful", "sad"]})
+    with pytest.raises(
+        InputError, match=r"l\.jsonl:1: the first emotion is 'joyful'; expected the true one of a"
+    ):
+        evaluate_file(tmp_path / "p.jsonl", tmp_path / "l.jsonl")
+    (tmp_path / "p.jsonl").write_text("[" * 100_000)
+    with pytest.raises(InputError, match=r"p\.jsonl:1: not valid JSON"):
+        evaluate_file(tmp_path / "p.jsonl")
 
 
 def test_labels_come_back_as_written(tmp_path):
