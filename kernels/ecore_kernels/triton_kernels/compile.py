@@ -58,6 +58,7 @@ ARCHITECTURES = {
 
 PAPER_HEAD = 100  # padded to 128: what an entry for heads of 128 is compiled for
 PAPER_DEPTH = 1  # layers of history of the paper's last attention
+SCARCEST = 86  # has the least shared memory, and by it histories are refused
 _TYPES = {"half": torch.bfloat16, "tf32": torch.float32, "ieee": torch.float32, "float64": torch.float64}
 _SIZES = {"batch": 2, "resolutions": 3, "words": 128, "emotions": 32}  # vary at run time: any will do
 _POINTERS = {
@@ -125,16 +126,18 @@ def entries(architecture: int) -> list[Entry]:
     """All that the launch table holds for an architecture.
 
     Every entry is there at its own head size and depth (100 standing for 128). In half and tf32 the paper's head size
-    is there at every depth that is not refused, so with the entry that a call of that depth is given, and heads of 256
-    at the greatest. float64 and ieee stay at their own depths: they are for checking, and take the compiler longest.
+    is there at up to three layers of history, so with the entry that a call of that depth is given; for sm_86 also
+    with words alone receiving, and both head sizes at the greatest depth that is not refused. float64 and ieee stay at
+    their own depths: they are for checking, and take the compiler longest.
     """
     found = {}
     for (kernel, arithmetic), rows in launch.table().items():
         operator = kernel.rpartition("_")[0]
         wanted = {(row["head"], row["depth"]) for row in rows if row["architecture"] <= architecture}
         if arithmetic in ("half", "tf32"):
-            wanted |= {(128, depth) for depth in range(_deepest(operator, arithmetic, 128) + 1)}
-            wanted.add((256, _deepest(operator, arithmetic, 256)))
+            wanted |= {(128, depth) for depth in range(min(3, _deepest(operator, arithmetic, 128)) + 1)}
+            if architecture == SCARCEST:
+                wanted |= {(head, _deepest(operator, arithmetic, head)) for head in (128, 256)}
         for head, depth in sorted(wanted):
             if operator == "edge_readout" and arithmetic == "half":
                 depth = max(depth, 1)  # without history there is nothing of that type
@@ -142,7 +145,8 @@ def entries(architecture: int) -> list[Entry]:
             found[entry] = None
             if kernel == "edge_attention_backward" and entry.head == PAPER_HEAD:
                 found[entry._replace(variant="shared edge")] = None
-            if operator == "graph_attention" and (entry.head, depth) == (PAPER_HEAD, PAPER_DEPTH):
+            is_the_papers = (operator, entry.head, depth) == ("graph_attention", PAPER_HEAD, PAPER_DEPTH)
+            if is_the_papers and architecture == SCARCEST:
                 found[entry._replace(variant="words")] = None
     return list(found)
 

@@ -127,7 +127,22 @@ def test_deeper_histories_are_reported(compiled):
                 for row in compiled
                 if operator(row) == kind and row["arithmetic"] == arithmetic and row["head"] == PAPER_HEAD
             }
-            assert set(range(1, triton_kernels.DEEPEST[kind][0] + 1)) <= depths
+            assert {1, 2, 3} <= depths
+
+
+@takes_minutes
+def test_every_depth_that_is_not_refused_fits_where_shared_memory_is_scarcest(compiled):
+    found = {
+        (operator(row), row["arithmetic"], row["head"], row["depth"])
+        for row in compiled
+        if row["architecture"] == 86 and row["shared"] <= SHARED_OF_RTX_3090 and not row["problem"]
+    }
+    for kind, (narrow, wide) in triton_kernels.DEEPEST.items():
+        for arithmetic, size in (("half", 2), ("tf32", 4)):
+            for head in (PAPER_HEAD, 256):
+                row_bytes = launch.padded(head) * size
+                depth = narrow if row_bytes <= triton_kernels.NARROW_ROW else wide
+                assert (kind, arithmetic, head, depth) in found
 
 
 TOO_LARGE = """
