@@ -41,8 +41,6 @@ PRECISIONS = {"cuda": ("tf32", "bfloat16", "ieee"), "cpu": ("ieee",)}
 DEPTHS = {"graph_attention": (1,), "edge_readout": (2,), "edge_attention": (1, 0)}
 BATCH, SINGLE_FROM = 16, 2048
 
-INPUT_BYTES = 2**28  # to rotate among: more than a last-level cache holds
-MOST_SETS = {"cpu": 8, "cuda": 32}
 SECONDS_A_ROW = 6.0
 MEASUREMENTS = (5, 25)
 NO_TIME = "no time was left"
@@ -144,10 +142,8 @@ class Runner:
             "ratios": {},
         }
         try:
-            first = problems.draw(problem, 0, self.device)
-            size = sum(x.nbytes for x in first.values())
-            count = max(2, min(MOST_SETS[self.device], INPUT_BYTES // size))
-            sets = [first, *(problems.draw(problem, seed, self.device) for seed in range(1, count))]
+            sets = problems.draw_sets(problem, self.device)
+            first = sets[0]
             counted = floors.work(problem, first, self.backward)
             oracle = problems.oracle(problem, first, self.backward)
         except (RuntimeError, MemoryError) as error:

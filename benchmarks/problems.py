@@ -36,6 +36,8 @@ SHARES = (1.0, 1 / 37, 0.5 / 37)
 # From this many nodes on the oracle judges some receivers only: float64 N x N tensors would not fit.
 LARGEST_FULL_CHECK = 2048
 RECEIVERS_CHECKED = 192
+INPUT_BYTES = 2**28  # to rotate among: more than a last-level cache holds
+MOST_SETS = {"cpu": 8, "cuda": 32}
 # Largest relative error that a right answer has, in the Frobenius norm; a tenfold of it, relative to the
 # largest element, for the worst element.
 LIMITS = {"ieee": 2e-5, "tf32": 5e-3, "bfloat16": 3e-2}
@@ -168,6 +170,14 @@ def draw(problem: Problem, seed: int, device: str) -> dict[str, Tensor]:
         nodes = index == 0 and problem.operator != "edge_readout"
         tensors[f"upstream{index}"] = rows() if nodes else normal(*shape)
     return tensors
+
+
+def draw_sets(problem: Problem, device: str) -> list[dict[str, Tensor]]:
+    """Two sets of tensors or more, to rotate among: together more than a last-level cache holds, where so many do."""
+    first = draw(problem, 0, device)
+    size = sum(x.nbytes for x in first.values())
+    count = max(2, min(MOST_SETS[device], INPUT_BYTES // size))
+    return [first, *(draw(problem, seed, device) for seed in range(1, count))]
 
 
 def graph_of(tensors: dict[str, Tensor]) -> EmotionGraph:

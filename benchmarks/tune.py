@@ -245,7 +245,7 @@ class Bench:
         self.inputs = []
         problems.set_precision(PRECISIONS[setting.arithmetic])
         for problem in setting.workloads():
-            sets = [problems.draw(problem, seed, "cuda") for seed in range(4)]
+            sets = problems.draw_sets(problem, "cuda")
             self.inputs.append((problem, sets, problems.oracle(problem, sets[0], setting.backward)))
 
     def measure(self, configurations: list[Configuration]) -> list[float]:

@@ -18,7 +18,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(candidates, "FUSED_BACKEND", {"cpu": "reference", "cuda": "triton"})
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     monkeypatch.setattr(operators, "MEASUREMENTS", (3, 3))
-    monkeypatch.setattr(operators, "INPUT_BYTES", 1)
+    monkeypatch.setattr(problems, "INPUT_BYTES", 1)
     monkeypatch.setattr(floors, "ceilings", lambda device, precision: floors.Ceilings(1e10, 1e11))
     timed = harness.interleaved
     monkeypatch.setattr(
