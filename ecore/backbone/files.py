@@ -90,13 +90,8 @@ def _model(
             gpt2 = transformers.GPT2Model.from_pretrained(source, config=told, dtype=torch.float32)
         else:
             gpt2 = transformers.GPT2Model(told)
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        RuntimeError,
-        SafetensorError,
-    ) as error:  # the last two: damaged weights
+    # The last two are of damaged weights.
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
         raise InputError(
             f"{source}: cannot be loaded ({reason}); expected a folder that transformers saved, or a model of the "
