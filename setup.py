@@ -62,9 +62,7 @@ class BuildWithCMake(build_ext):
 native = os.environ.get("ECORE_NATIVE", "ON")
 if native not in ("ON", "OFF"):
     fail(f"ECORE_NATIVE is ON or OFF, not {native!r}")
-sources = ["CMakeLists.txt", *(path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("csrc/*")))]
-extension = Extension("ecore_kernels._native", sources=[], depends=sources)  # `depends` goes into the sdist
 setup(
-    ext_modules=[extension] if native == "ON" else [],
+    ext_modules=[Extension("ecore_kernels._native", sources=[])] if native == "ON" else [],
     cmdclass={"build_ext": BuildWithCMake},
 )

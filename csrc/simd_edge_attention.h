@@ -102,6 +102,7 @@ void edge_forward(const EdgeHead<T>& head, const T* packed, int64_t begin, int64
   const Listed<const T> values = reachable(head.value, head.order, head.value_dim, senders.copy, head.order);
   int64_t limits[kTilePanels];
   T largest[kTileRows], normalizer[kTileRows];
+  bool hears[kTileRows];
 
   for (; begin < end; begin += kTileRows) {
     const int64_t rows = smaller_of(kTileRows, end - begin);
@@ -115,19 +116,22 @@ void edge_forward(const EdgeHead<T>& head, const T* packed, int64_t begin, int64
         T* const row = at.planes + r * at.stride;
         load_edges(head, i, start, columns, at);
         const T factor = head.factor == nullptr ? static_cast<T>(0) : head.factor[i];
-        V most = splat(-kInfinity<T>);
+        V most = splat(-kInfinity<T>), heard{};
         for (int64_t j = 0; j < columns; j += kLanes<T>) {
           const V edge = load<V>(at.edges + j), weighted = head.scale * load<V>(row + j) * edge;
-          const auto is_heard = load<V>(at.heard + j) > V{};
+          const V listens = load<V>(at.heard + j);
+          const auto is_heard = listens > V{};
           const V x = is_heard ? weighted * kLog2E<T> : splat(-kInfinity<T>);
           store(at.new_edges + j, is_heard ? factor * (edge + weighted) : V{});
           store(row + j, x);
           most = larger<T>(x, most);
+          heard = larger<T>(listens, heard);
         }
+        hears[r] = (start > 0 && hears[r]) || maximum<T>(heard) > 0;
         if (new_edge != nullptr) copy_row(new_edge + i * head.nodes + start, at.new_edges, columns);
         const T before = start == 0 ? -kInfinity<T> : largest[r];
         const T now = maximum<T>(larger<T>(most, splat(before)));
-        const T base = now == -kInfinity<T> ? static_cast<T>(0) : now;  // nobody heard so far
+        const T base = now == -kInfinity<T> ? static_cast<T>(0) : now;  // nobody heard so far, or all overflowed
         V sums{};
         for (int64_t j = 0; j < columns; j += kLanes<T>) {
           const V p = exp2<T>(load<V>(row + j) - base);
@@ -146,11 +150,11 @@ void edge_forward(const EdgeHead<T>& head, const T* packed, int64_t begin, int64
                     {at.total, value_stride, head.order}, start > 0);
     }
     for (int64_t r = 0; r < rows; ++r) {
-      const bool hears = largest[r] != -kInfinity<T>;
-      const T factor = hears ? static_cast<T>(1) / normalizer[r] : static_cast<T>(0);
+      // A row without neighbours is 0; one whose scores all overflowed is NaN, as a softmax makes it.
+      const T factor = hears[r] ? static_cast<T>(1) / normalizer[r] : static_cast<T>(0);
       T* const out = output.data + (begin + r) * output.stride;
       for (int64_t c = 0; c < head.value_dim; ++c) out[c] = at.total[r * value_stride + c] * factor;
-      log_normalizer[begin + r] = hears ? largest[r] + log2_of(normalizer[r]) : static_cast<T>(0);
+      log_normalizer[begin + r] = hears[r] ? largest[r] + log2_of(normalizer[r]) : static_cast<T>(0);
     }
   }
 }

@@ -285,13 +285,13 @@ void pack_across(T* to, const T* from, int64_t from_stride, const int32_t* nodes
     for (int64_t k = 0; k < whole; k += 4) {
       const Four<T> a = load<Four<T>>(row[0] + k), b = load<Four<T>>(row[1] + k);
       const Four<T> c = load<Four<T>>(row[2] + k), d = load<Four<T>>(row[3] + k);
-      const Four<T> ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), cd = __builtin_shufflevector(c, d, 0, 4, 1, 5);
-      const Four<T> ef = __builtin_shufflevector(a, b, 2, 6, 3, 7), gh = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+      const Four<T> ab = shuffled<0, 4, 1, 5>(a, b), cd = shuffled<0, 4, 1, 5>(c, d);
+      const Four<T> ef = shuffled<2, 6, 3, 7>(a, b), gh = shuffled<2, 6, 3, 7>(c, d);
       T* const at = out + k * kChunk<T>;
-      store(at, __builtin_shufflevector(ab, cd, 0, 1, 4, 5));
-      store(at + kChunk<T>, __builtin_shufflevector(ab, cd, 2, 3, 6, 7));
-      store(at + 2 * kChunk<T>, __builtin_shufflevector(ef, gh, 0, 1, 4, 5));
-      store(at + 3 * kChunk<T>, __builtin_shufflevector(ef, gh, 2, 3, 6, 7));
+      store(at, shuffled<0, 1, 4, 5>(ab, cd));
+      store(at + kChunk<T>, shuffled<2, 3, 6, 7>(ab, cd));
+      store(at + 2 * kChunk<T>, shuffled<0, 1, 4, 5>(ef, gh));
+      store(at + 3 * kChunk<T>, shuffled<2, 3, 6, 7>(ef, gh));
     }
     for (int64_t k = whole; k < width; ++k) {
       for (int t = 0; t < 4; ++t) out[k * kChunk<T> + t] = row[t][k];

@@ -69,9 +69,20 @@ inline Vector<T> larger(Vector<T> a, Vector<T> b) {
   return a > b ? a : b;
 }
 
+// The lanes of these numbers, counted through `a` and then `b`.
+template <int... kLane, typename V>
+inline V shuffled(V a, V b) {
+#if defined(__clang__) || __GNUC__ >= 12
+  return __builtin_shufflevector(a, b, kLane...);
+#else
+  using Numbers = decltype(a < b);  // integers as wide as the elements
+  return __builtin_shuffle(a, b, Numbers{kLane...});
+#endif
+}
+
 template <int kBy, typename V, int... kLane>
 inline V rotated(V v) {
-  return __builtin_shufflevector(v, v, ((kLane + kBy) % static_cast<int>(sizeof...(kLane)))...);
+  return shuffled<((kLane + kBy) % static_cast<int>(sizeof...(kLane)))...>(v, v);
 }
 
 // Calls rotated() with the lane numbers 0 ... kLeft - 1 + sizeof...(kLane).

@@ -81,20 +81,10 @@ _library.impl("edge_attention", _edge_attention, "CompositeImplicitAutograd")
 _library.impl("graph_attention", _graph_attention, "CompositeImplicitAutograd")
 
 
-def autocast_type(device: torch.device) -> torch.dtype | None:
-    """The type that autocast asks queries, keys and values to have; None outside autocast.
-
-    On CPU it is float32: the low-precision types only pay on a GPU's matrix units.
-    """
-    if not torch.is_autocast_enabled(device.type):
-        return None
-    return torch.float32 if device.type == "cpu" else torch.get_autocast_dtype(device.type)
-
-
 def without_autocast(
     device: torch.device, kind: torch.dtype | None
 ) -> contextlib.AbstractContextManager[None]:
-    """Keeps autocast out of an operator's arithmetic; ``kind`` is what :func:`autocast_type` said."""
+    """Keeps autocast out of an operator's arithmetic; ``kind`` is what :func:`backends.autocast_type` said."""
     return contextlib.nullcontext() if kind is None else torch.autocast(device.type, enabled=False)
 
 
@@ -118,22 +108,37 @@ def check_scalar(operator: str, name: str, value: Tensor | float | None) -> None
         raise ValueError(f"{operator}: {name}: expected a scalar, got {list(value.shape)}")
 
 
-def check_history(operator: str, history: Sequence[EdgeUpdate], leading: tuple[int, int, int]) -> None:
-    """Raise ValueError unless every update has queries and keys [B, K, N, d] of one d and a gate [B, K, N] or none."""
+def check_floats(operator: str, **tensors: Tensor) -> None:
+    """Raise ValueError unless the tensors are floats: results in the inputs' type would be cut off to integers."""
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise ValueError(f"{operator}: {name}: expected a float type, got {tensor.dtype}")
+
+
+def check_history(
+    operator: str, history: Sequence[EdgeUpdate], leading: tuple[int, int, int], dim: int | None = None
+) -> None:
+    """Raise ValueError unless every update has queries and keys [B, K, N, d] of one d and a gate [B, K, N] or none.
+
+    Args:
+        dim: the d that they must have; default that of the first.
+    """
     for layer, update in enumerate(history):
         if update.query.dim() != 4:
             raise ValueError(
                 f"{operator}: history[{layer}].query: expected [B, K, N, d], got {list(update.query.shape)}"
             )
-        shape = (*leading, history[0].query.shape[3])
-        check_shape(operator, f"history[{layer}].query", update.query, shape)
-        check_shape(operator, f"history[{layer}].key", update.key, shape)
+        shape = (*leading, history[0].query.shape[3] if dim is None else dim)
+        for name, tensor in (("query", update.query), ("key", update.key)):
+            check_shape(operator, f"history[{layer}].{name}", tensor, shape)
+            check_floats(operator, **{f"history[{layer}].{name}": tensor})
         if (update.gate is None) != (update.edge_scale is None):
             raise ValueError(
                 f"{operator}: history[{layer}]: expected gate and edge_scale both given or both left out"
             )
         if update.gate is not None:
             check_shape(operator, f"history[{layer}].gate", update.gate, leading)
+            check_floats(operator, **{f"history[{layer}].gate": update.gate})
         check_scalar(operator, f"history[{layer}].edge_scale", update.edge_scale)
 
 
@@ -170,7 +175,7 @@ def edge_attention(
     Args:
         query, key: [B, K, N, d].
         value: [B, K, N, dv].
-        edge: weights that broadcast to [B, K, N, N]; row i receives, column j sends.
+        edge: weights that broadcast to [B, K, N, N], of any real type; row i receives, column j sends.
         neighbors: bool, broadcasts to [B, K, N, N]; None means a complete graph.
         gate: [B, K, N]; with it, ``edge_scale`` (a scalar) is required and the updated edges are returned.
         scale: factor on the scores.
@@ -183,7 +188,7 @@ def edge_attention(
     Gradients reach query, key, value, edge, gate and edge_scale.
 
     Raises:
-        ValueError: a shape that does not fit, or only one of gate and edge_scale.
+        ValueError: a shape or a type that does not fit, or only one of gate and edge_scale.
         RuntimeError: the named backend cannot run the call.
     """
     if query.dim() != 4 or value.dim() != 4:
@@ -196,8 +201,12 @@ def edge_attention(
     check_shape("edge_attention", "value", value, (*query.shape[:3], value.shape[3]))
     if (gate is None) != (edge_scale is None):
         raise ValueError("edge_attention: expected gate and edge_scale both given or both left out")
+    check_floats("edge_attention", query=query, key=key, value=value)
+    if edge.is_complex():
+        raise ValueError(f"edge_attention: edge: expected real numbers, got {edge.dtype}")
     if gate is not None:
         check_shape("edge_attention", "gate", gate, query.shape[:3])
+        check_floats("edge_attention", gate=gate)
         check_scalar("edge_attention", "edge_scale", edge_scale)
     full = (batch, resolutions, nodes, nodes)
     if neighbors is not None:
@@ -206,7 +215,7 @@ def edge_attention(
         neighbors = _broadcastable("neighbors", neighbors, full)
     edge = _broadcastable("edge", edge, full)
 
-    kind = autocast_type(query.device)
+    kind = backends.autocast_type(query.device)
     if kind is not None:
         query, key, value = query.to(kind), key.to(kind), value.to(kind)
     chosen = backends.choose("edge_attention", backend, query, key, value, edge, neighbors, gate=gate)
@@ -270,7 +279,7 @@ def graph_attention(
     emotion_weight and correlation.
 
     Raises:
-        ValueError: a shape that does not fit, or unknown ``receivers``.
+        ValueError: a shape or a type that does not fit, or unknown ``receivers``.
         RuntimeError: the named backend cannot run the call.
     """
     if query.dim() != 4 or value.dim() != 4:
@@ -285,9 +294,10 @@ def graph_attention(
     check_shape("graph_attention", "query", query, (*leading, query.shape[3]))
     check_shape("graph_attention", "key", key, query.shape)
     check_shape("graph_attention", "value", value, (*leading, value.shape[3]))
-    check_history("graph_attention", history, leading)
+    check_floats("graph_attention", query=query, key=key, value=value)
+    check_history("graph_attention", history, leading, query.shape[3])
 
-    kind = autocast_type(query.device)
+    kind = backends.autocast_type(query.device)
     if kind is not None:
         query, key, value = query.to(kind), key.to(kind), value.to(kind)
     history_query, history_key = past_nodes(history, kind)

@@ -186,6 +186,29 @@ def available_backends() -> tuple[str, ...]:
     return tuple(b.name for b in BACKENDS.values() if any(not b.why_not(operator) for operator in b.refusals))
 
 
+def autocast_type(device: torch.device) -> torch.dtype | None:
+    """The type that autocast asks queries, keys and values to have; None outside autocast.
+
+    On CPU it is float32: the low-precision types only pay on a GPU's matrix units.
+    """
+    # Tensors without data ("meta") have no autocast, and to ask for it raises.
+    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
+        return None
+    return torch.float32 if device.type == "cpu" else torch.get_autocast_dtype(device.type)
+
+
+def _cast(arguments: Any) -> Any:
+    """A call's arguments with their tensors in the type that autocast has now, as far as backends look at types."""
+    if isinstance(arguments, Tensor):
+        kind = autocast_type(arguments.device) if arguments.is_floating_point() else None
+        return arguments if kind is None else arguments.to(kind)
+    if isinstance(arguments, dict):
+        return {name: _cast(value) for name, value in arguments.items()}
+    if isinstance(arguments, tuple) and hasattr(arguments, "_fields"):  # an EdgeUpdate
+        return type(arguments)(*map(_cast, arguments))
+    return [_cast(value) for value in arguments] if isinstance(arguments, (list, tuple)) else arguments
+
+
 def explain(operator: str | Callable[..., Any], *args: Any, **kwargs: Any) -> str:
     """Which backend runs a call, and why the others do not.
 
@@ -205,6 +228,8 @@ def explain(operator: str | Callable[..., Any], *args: Any, **kwargs: Any) -> st
     named = kwargs.pop("backend", None) or _named
     if named is not None:
         _check_name(named, "explain: backend")
+    if name != "otsu":
+        args, kwargs = _cast((args, kwargs))
     lines, chosen = [], None
     for backend in BACKENDS.values():
         reasons = backend.why_not(name, *args, **kwargs)

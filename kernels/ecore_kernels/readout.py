@@ -10,7 +10,6 @@ from torch import Tensor
 from ecore_kernels import backends, fused, reference
 from ecore_kernels.attention import (
     EdgeUpdate,
-    autocast_type,
     check_history,
     past_nodes,
     row_factor,
@@ -72,13 +71,13 @@ def edge_readout(
     Gradients reach the history's queries, keys, gates and edge scales, and the graph's emotion_weight and correlation.
 
     Raises:
-        ValueError: a shape that does not fit.
+        ValueError: a shape or a type that does not fit.
         RuntimeError: the named backend cannot run the call.
     """
     batch, resolutions, words, emotions = graph.shape
     check_history("edge_readout", history, (batch, resolutions, words + emotions))
     device = graph.word_weight.device
-    kind = autocast_type(device)
+    kind = backends.autocast_type(device)
     history_query, history_key = past_nodes(history, kind)
     past = [EdgeUpdate(*pair) for pair in zip(history_query, history_key, strict=True)]
     chosen = backends.choose("edge_readout", backend, graph, past)

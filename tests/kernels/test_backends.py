@@ -20,6 +20,7 @@ from ecore_kernels import (
     edge_readout,
     explain,
     graph_attention,
+    native,
     otsu,
     triton_kernels,
     use_backend,
@@ -90,6 +91,21 @@ def test_explain_speaks_of_every_backend():
         for name in ("triton", "native", "reference"):
             assert f"  {name}: " in text
     assert "triton: has no otsu kernel" in explain("otsu")
+
+
+@pytest.mark.skipif(not native.available(), reason="the compiled extension is missing")
+def test_explain_looks_at_the_types_that_autocast_makes():
+    update = EdgeUpdate(*torch.zeros(2, 1, 1, 4, 2, dtype=torch.bfloat16))
+    graph = EmotionGraph.from_intensity(torch.rand(1, 2), torch.tensor([2]), (0.0,), torch.eye(2))
+    nodes = (update.query, update.key, update.key)
+    for operator, arguments in (
+        ("edge_attention", (*nodes, torch.ones(()))),
+        ("graph_attention", (*nodes, graph, [update])),
+        ("edge_readout", (graph, [update])),
+    ):
+        assert explain(operator, *arguments).startswith(f"{operator}: reference")
+        with torch.autocast("cpu", torch.bfloat16):
+            assert explain(operator, *arguments).startswith(f"{operator}: native")
 
 
 def test_unknown_names():

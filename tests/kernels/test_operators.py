@@ -234,6 +234,34 @@ def test_edge_attention_row_without_neighbors_in_the_gradient():
         assert not gradient[0, 0, 2].any()
 
 
+@pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")  # NumPy's, under the interpreter
+@pytest.mark.parametrize("masked", [False, True])
+def test_scores_that_all_overflow_are_not_hidden(masked):
+    query = torch.full((1, 1, 5, 2), 1e30, requires_grad=True)
+    neighbors = torch.eye(5, dtype=torch.bool).roll(1, 0) if masked else None
+    if masked:
+        neighbors[3] = False
+    output, _ = edge_attention(query, -query.detach(), torch.randn(1, 1, 5, 3), torch.ones(()), neighbors)
+    hears = [row for row in range(5) if not (masked and row == 3)]
+    assert output[0, 0, hears].isnan().all()
+    if masked:
+        assert not output[0, 0, 3].any()
+    (gradient,) = torch.autograd.grad(output.sum(), query)
+    assert gradient[0, 0, hears].isnan().any()
+
+
+@pytest.mark.parametrize("lead", [(1, 1), (1, 2), (0, 1), (0, 2)])
+def test_an_empty_batch_has_gradients_of_zero(make, lead):
+    query, key, value = (torch.zeros(0, 2, 6, 4, requires_grad=True) for _ in range(3))
+    edge = torch.rand(*lead, 6, 6, requires_grad=True)
+    gate = torch.zeros(0, 2, 6, requires_grad=True)
+    output, new_edge = edge_attention(query, key, value, edge, gate=gate, edge_scale=1.0)
+    for gradient, of in zip(
+        torch.autograd.grad(output.sum() + new_edge.sum(), (edge, query)), (edge, query), strict=True
+    ):
+        assert gradient.shape == of.shape and not gradient.any()
+
+
 def test_large_scores_do_not_overflow(make):
     graph = make.graph(dtype=torch.float32)
     update, value = make.update(graph, 3, dtype=torch.float32), make.value(graph, 3, dtype=torch.float32)
@@ -298,6 +326,20 @@ def test_same_inputs_same_bits(make):
     assert all(torch.equal(a, b) for a, b in zip(run(), run(), strict=True))
 
 
+def test_shapes_without_data(make):
+    graph, update, value = make.graph(), make.update(make.graph(), 5), make.value(make.graph(), 3)
+    empty = [x.to("meta") for x in update[:2]]
+    names = ("word_weight", "word_mask", "emotion_weight", "correlation")
+    shapes = EmotionGraph(*(getattr(graph, name).to("meta") for name in names))
+    arguments = (*empty, value.to("meta"), shapes, [EdgeUpdate(*empty)])
+    expected = graph_attention(update.query, update.key, value, graph)
+    assert graph_attention(*arguments, backend="reference").shape == expected.shape
+    for one, other in zip(
+        edge_readout(shapes, arguments[-1], backend="reference"), edge_readout(graph, [update]), strict=True
+    ):
+        assert one.shape == other.shape
+
+
 # Refusals ---------------------------------------------------------------------------------------------------
 
 
@@ -318,6 +360,10 @@ def nodes(*shape):
         ({"gate": nodes(2, 3, 4)}, "both given or both left out"),
         ({"edge_scale": 1.0}, "both given or both left out"),
         ({"gate": nodes(2, 3, 5), "edge_scale": 1.0}, r"gate: expected \[2, 3, 4\]"),
+        ({"gate": nodes(2, 3, 4).long(), "edge_scale": 1.0}, "gate: expected a float type, got torch.int64"),
+        ({"query": nodes(2, 3, 4, 5).long()}, "query: expected a float type, got torch.int64"),
+        ({"value": nodes(2, 3, 4, 5).bool()}, "value: expected a float type, got torch.bool"),
+        ({"edge": nodes(4, 4) * 1j}, "edge: expected real numbers, got torch.complex64"),
     ],
 )
 def test_edge_attention_refuses(change, message):
@@ -339,6 +385,7 @@ def test_edge_attention_refuses(change, message):
         ({"query": nodes(2, 3, 9)}, r"expected query \[B, K, N, d\]"),
         ({"key": nodes(2, 3, 9, 4)}, r"key: expected \[2, 3, 9, 5\]"),
         ({"value": nodes(2, 1, 9, 5)}, r"value: expected \[2, 3, 9, 5\]"),
+        ({"key": nodes(2, 3, 9, 5).int()}, "key: expected a float type, got torch.int32"),
         ({"receivers": "emotions"}, "receivers: expected 'all' or 'words', got 'emotions'"),
         ({"history": [EdgeUpdate(nodes(9, 5), nodes(9, 5))]}, r"history\[0\].query: expected \[B, K, N, d\]"),
         (
@@ -361,6 +408,10 @@ def test_edge_attention_refuses(change, message):
             {"history": [EdgeUpdate(nodes(2, 3, 9, 5), nodes(2, 3, 9, 5), nodes(2, 3, 9), nodes(9))]},
             r"history\[0\].edge_scale: expected",
         ),
+        (
+            {"history": [EdgeUpdate(nodes(2, 3, 9, 5), nodes(2, 3, 9, 5).long())]},
+            r"history\[0\].key: expected a float type",
+        ),
     ],
 )
 def test_graph_attention_and_readout_refuse(make, change, message):
@@ -371,6 +422,14 @@ def test_graph_attention_and_readout_refuse(make, change, message):
     if "history" in change:
         with pytest.raises(ValueError, match=message):
             edge_readout(arguments["graph"], change["history"])
+
+
+@pytest.mark.parametrize("dim", [4, 64])
+def test_a_history_of_another_width_is_refused(make, dim):
+    graph, update = make.graph(), EdgeUpdate(nodes(2, 3, 9, dim), nodes(2, 3, 9, dim))
+    edge_readout(graph, [update])  # nothing else has a width there
+    with pytest.raises(ValueError, match=rf"history\[0\].query: expected \[2, 3, 9, 8\], got \[2, 3, 9, {dim}\]"):
+        graph_attention(*[nodes(2, 3, 9, 8)] * 3, graph, [update])
 
 
 def test_edge_scale_may_be_a_tensor_of_one_number():

@@ -82,7 +82,9 @@ def backward(
     groups = edge.shape[:2] if needs_edge else (batch, resolutions)
     alike = (batch * resolutions) // max(1, groups[0] * groups[1])
     shares = max(1, min(alike, TASKS // max(1, groups[0] * groups[1])))
-    grad_edge = edge.new_empty((*groups, shares, nodes, nodes)) if needs_edge else None
+    # Of an empty batch the kernel writes nothing, but what batches share has a gradient then too: 0.
+    allocate = edge.new_empty if batch * resolutions else edge.new_zeros
+    grad_edge = allocate((*groups, shares, nodes, nodes)) if needs_edge else None
     grad_factor = None if factor is None else torch.empty_like(log_normalizer)
     nodes_in = [dense(x) for x in (query, key, value)]
     edge, grad_output, output = dense(edge), dense(grad_output), dense(output)

@@ -100,12 +100,14 @@ def _forward(
     maximum = tl.full([BLOCK], float("-inf"), number)
     normalizer = tl.zeros([BLOCK], number)
     total = tl.zeros([BLOCK, TILE_VALUE], number)
+    hears = tl.zeros([BLOCK], tl.int32)
     for start in range(0, nodes, STEP):
         sender = tl.minimum(start + tl.arange(0, STEP), nodes - 1)
         k = load_rows(key, sender, query_row * VECTOR, DIM, TILE_DIM)
         v = load_rows(value, sender, value_row * VECTOR, VALUE_DIM, TILE_VALUE)
         inside = _inside(first, start, nodes, BLOCK, STEP, False)
         heard = _neighbors(neighbors, neighbors_row, first, start, inside, BLOCK, STEP, False)
+        hears = tl.maximum(hears, tl.max(heard.to(tl.int32), 1))
         weight = tl.load(_addresses(edge, edge_row, first, start, BLOCK, STEP, False), mask=heard, other=0.0)
         weight = weight.to(number)
         x = SCALE * tl.dot(q, tl.trans(k), input_precision=PRECISION) * weight
@@ -114,14 +116,15 @@ def _forward(
             tl.store(address, f * (weight + x), mask=inside)
         x = tl.where(heard, x * LOG2E, float("-inf"))
         larger = tl.maximum(maximum, tl.max(x, 1))
-        offset = tl.where(larger == float("-inf"), 0.0, larger)  # no neighbour so far
+        offset = tl.where(larger == float("-inf"), 0.0, larger)  # no neighbour so far, or all overflowed
         p = tl.exp2(x - offset[:, None])
         shrink = tl.exp2(maximum - offset)
         normalizer = normalizer * shrink + tl.sum(p, 1)
         total = total * shrink[:, None] + tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
         maximum = larger
-    # No neighbour at all: the output is 0, and a finite log_normalizer keeps NaN out of the backward.
-    lonely = maximum == float("-inf")
+    # No neighbour at all: the output is 0, and a finite log_normalizer keeps NaN out of the backward. Scores that all
+    # overflowed to -infinity give NaN, as a softmax does.
+    lonely = hears == 0
     normalizer = tl.where(lonely, 1.0, normalizer)
     output += (batch * output_batch + head * output_head) * VECTOR
     store_rows(output, node, output_row * VECTOR, total / normalizer[:, None], exists, VALUE_DIM, TILE_VALUE)
