@@ -93,6 +93,9 @@ class ModelConfig:
         for name in ("dim", "encoder_blocks", "decoder_blocks", "heads", "graph_layers", "max_relevant"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        for name in ("attention_dim", "feed_forward"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise InputError(f"{name}: expected at least 1, got {getattr(self, name)}")
         for name in ("dropout", "graph_dropout", "label_smoothing"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise InputError(f"{name}: expected a number in [0, 1), got {getattr(self, name)}")
@@ -134,6 +137,8 @@ class TrainingConfig:
         for name in (*counts, "validate_every", "checkpoint_every", "log_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"seed: expected a number in [0, 2^63), got {self.seed}")
         if self.patience is not None and self.patience < 1:
             raise InputError(f"patience: expected at least 1, got {self.patience}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -125,6 +126,8 @@ def run_chat(arguments: argparse.Namespace) -> int:
     options = _decoding(arguments)
     model = _load(arguments)
     asks = sys.stdin.isatty()
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # a byte that is no text should not end the dialogue
     if asks:
         print("Tell me about it. (/reset forgets the dialogue, /quit leaves.)")
     turns: list[str] = []

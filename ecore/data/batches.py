@@ -23,6 +23,8 @@ FORMAT = 1
 SPLITS = ("train", "valid", "test")
 MAX_CONTEXT_WORDS = 512
 """Words of a context that are kept, ``[CLS]`` not counted: the latest ones."""
+MAX_RESPONSE_WORDS = 4095
+"""Words that a response may have, EOS not counted; a longer one is refused."""
 NO_STATE, SPEAKER, LISTENER, CLS_STATE, RELATED_STATE = range(5)
 """Dialogue states of a word (Eq. 1); the model itself gives related words their own."""
 POOL_BATCHES = 50

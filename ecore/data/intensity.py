@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-from ecore.data.vocabulary import SPECIAL_WORDS
+from ecore.data.vocabulary import SPECIAL_WORDS, UNK
 from ecore.errors import InputError
 
 SOURCES = ("vader", "sentiwordnet", "vad", "skep", "none")
@@ -52,7 +52,7 @@ def word_intensity(
 
 
 def with_floor(intensity: npt.NDArray[np.float32], floor: float) -> npt.NDArray[np.float32]:
-    """``intensity`` [V] with every word's at least ``floor``; the special words keep theirs.
+    """``intensity`` [V] with every word's at least ``floor``, unknown ones' too; other special words keep theirs.
 
     An edge with c = 0 stays 0 through all layers (Eq. 7 multiplies by it), and lexicons are silent on most
     words.
@@ -63,7 +63,8 @@ def with_floor(intensity: npt.NDArray[np.float32], floor: float) -> npt.NDArray[
     if not 0.0 <= floor <= 0.25:
         raise InputError(f"intensity_floor: expected a number in [0, 0.25], got {floor}")
     result = np.maximum(intensity, np.float32(floor))
-    result[: len(SPECIAL_WORDS)] = intensity[: len(SPECIAL_WORDS)]
+    others = [i for i in range(len(SPECIAL_WORDS)) if i != UNK]
+    result[others] = intensity[others]
     return result
 
 
@@ -98,8 +99,8 @@ def read_positivity(path: Path, source: str) -> dict[str, float]:
     senses: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
     width = 0
     for number, line in numbered_lines(path):
-        if source == "sentiwordnet" and line.startswith("#"):
-            continue
+        if source == "sentiwordnet" and line.lstrip().startswith("#"):
+            continue  # the file as distributed ends with columns that are empty but for such a sign
         fields = line.split("\t")
         try:
             if not width:

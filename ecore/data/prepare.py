@@ -27,7 +27,15 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from ecore.data.batches import FORMAT, LISTENER, MAX_CONTEXT_WORDS, SPEAKER, SPLITS, WordTables
+from ecore.data.batches import (
+    FORMAT,
+    LISTENER,
+    MAX_CONTEXT_WORDS,
+    MAX_RESPONSE_WORDS,
+    SPEAKER,
+    SPLITS,
+    WordTables,
+)
 from ecore.data.concepts import MOST_CONCEPTS, related_words, select_related
 from ecore.data.corpus import Conversation, Corpus, read_corpus
 from ecore.data.embeddings import coverage, load_vectors
@@ -85,6 +93,8 @@ def prepare(
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists already; expected a new or empty folder")
+    if out.exists() and out.samefile("."):
+        raise InputError(f"{out}: is the current folder; expected a new one")
     if vocabulary not in VOCABULARIES:
         raise InputError(f"vocabulary: expected one of {', '.join(VOCABULARIES)}, got {vocabulary!r}")
     if min_count < 1:
@@ -107,7 +117,7 @@ def prepare(
     if relations is None:
         related = np.zeros((len(known), 0), dtype=np.int32), np.zeros((len(known), 0), dtype=np.float32)
     else:
-        related = related_words(relations, known.words, floored)
+        related = related_words(relations, known.words, bare)
     tables = WordTables(torch.from_numpy(floored), *map(torch.from_numpy, related))
 
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
@@ -191,6 +201,11 @@ def _write_split(
             flat += vocabulary.encode(tokens)
             states += [LISTENER if turn % 2 else SPEAKER] * len(tokens)
             if turn % 2:
+                if len(tokens) > MAX_RESPONSE_WORDS:
+                    raise InputError(
+                        f"{name}: conversation {conversation.conv_id}: a response of {len(tokens):,} words; "
+                        f"expected at most {MAX_RESPONSE_WORDS:,}"
+                    )
                 start = max(first, begin - MAX_CONTEXT_WORDS)
                 truncated += start > first
                 samples.append((start, begin, len(flat), emotions[conversation.emotion], c, turn))

@@ -31,6 +31,8 @@ _CONTRACTIONS = tuple(
         (r"\b(he|she|it|that|this|there|here|what|who|where|when|why|how)'s\b", r"\1 is"),
     )
 )
+_ENDS = frozenset(".?!")
+_CLOSING_QUOTES = frozenset(("'", "''"))
 _SENTENCE_END = re.compile(r"(?<=[.?!])\s+")
 
 # Most sentences are plain, and there one pattern does in a tenth of the time what the tokenizer's thirty do.
@@ -55,13 +57,21 @@ def _sentence_words(sentence: str) -> list[str]:
 
 
 def detokenize(tokens: Iterable[str]) -> str:
-    """Readable text from words: usual spacing, a capital where a sentence starts, "I"."""
-    words = []
+    """Readable text from words: usual spacing, a capital where a sentence starts, "I".
+
+    :func:`tokenize` finds the same words in it, but for a few with unusual marks.
+    """
+    sentences: list[list[str]] = [[]]
     starts_sentence = True
     for word in tokens:
-        words.append(word.capitalize() if starts_sentence or word == "i" else word)
-        if word in (".", "?", "!"):
+        # Sentence by sentence: the detokenizer joins what follows a full stop to it, and "you.:)" has no word "you".
+        before = sentences[-1][-1] if sentences[-1] else ""
+        joined = word in _CLOSING_QUOTES or (before != "." and word in "?!)]}")
+        if before in _ENDS and not joined:
+            sentences.append([])
+        sentences[-1].append(word.capitalize() if starts_sentence or word == "i" else word)
+        if word in _ENDS:
             starts_sentence = True
         elif word[:1].isalnum():
             starts_sentence = False
-    return _DETOKENIZER.detokenize(words)
+    return " ".join(_DETOKENIZER.detokenize(words) for words in sentences)

@@ -126,11 +126,13 @@ def write_predictions(
     """:func:`predict`, and the records to ``path``; its folder must exist.
 
     Raises:
-        InputError: as :func:`predict`, or the folder does not exist; found out before the work.
+        InputError: as :func:`predict`, or ``path`` is a folder or in none; found out before the work.
     """
     path = Path(path)
     if not path.parent.is_dir():
         raise InputError(f"{path}: its folder does not exist")
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; expected a file to write")
     records = predict(model, split, decoding, batch_size, limit, progress)
     write_records(path, records)
     return records

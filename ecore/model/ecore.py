@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ecore.config import ModelConfig
-from ecore.data.batches import Batch, Split, WordTables, context_batch
+from ecore.data.batches import MAX_RESPONSE_WORDS, Batch, Split, WordTables, context_batch
 from ecore.data.vocabulary import BOS, PAD, Vocabulary
 from ecore.errors import InputError
 from ecore.model import pretrained
@@ -377,7 +377,13 @@ class ECore(nn.Module):
         return Scores(summed, (batch.response != PAD).sum(1), encoding)
 
     def start(self, encoding: Encoding, max_length: int) -> DecoderCache:
-        """A cache for responses of at most ``max_length`` words; the first :meth:`step` takes BOS."""
+        """A cache for responses of at most ``max_length`` words; the first :meth:`step` takes BOS.
+
+        Raises:
+            InputError: there are no positions for so many.
+        """
+        if max_length > MAX_RESPONSE_WORDS:
+            raise InputError(f"max_length: expected at most {MAX_RESPONSE_WORDS}, got {max_length}")
         return self.decoder.start(
             encoding.memory,
             encoding.memory_mask,

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from ecore.config import ModelConfig
-from ecore.data.batches import NO_STATE, RELATED_STATE
+from ecore.data.batches import MAX_RESPONSE_WORDS, NO_STATE, RELATED_STATE
 from ecore.data.vocabulary import PAD
 from ecore.model.dropout import Dropout
 from ecore.model.transformer import FeedForward, MultiHeadAttention, sinusoidal_positions
 
-_MAX_POSITIONS = 4096
+_POSITIONS = MAX_RESPONSE_WORDS + 1  # contexts are shorter
 _UNKNOWN_VECTOR_STD = (
     0.1  # times sqrt(D) as large as the sinusoids; much smaller and positions drown the words
 )
@@ -35,7 +35,7 @@ class Embedding(nn.Module):
             self.word.weight[PAD].zero_()
         # Unit variance, like the sines and cosines that it is added to.
         self.state = nn.Embedding(RELATED_STATE + 1, config.dim, padding_idx=NO_STATE)
-        self.register_buffer("position", sinusoidal_positions(_MAX_POSITIONS, config.dim), persistent=False)
+        self.register_buffer("position", sinusoidal_positions(_POSITIONS, config.dim), persistent=False)
         self.scale = config.dim**0.5
         self.dropout = Dropout(config.dropout)
 

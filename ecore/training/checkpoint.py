@@ -41,7 +41,9 @@ class Progress:
     """Lowest ``ppl_per_sample`` of any validation."""
     best_step: int | None = None
     stale: int = 0
-    """Validations since then."""
+    """Validations since then, but for those that only a run's end asked for."""
+    validated: int = 0
+    """Step of the last validation."""
     window: dict[str, float] = field(default_factory=dict)
     """Sums since the last line of the log."""
     line: dict[str, Any] | None = None

@@ -26,7 +26,7 @@ from ecore.training.captured import CapturedStep, Recorder, Taken, recorder
 from ecore.training.checkpoint import Progress
 from ecore.training.distributed import Processes
 from ecore.training.interrupt import Interrupt
-from ecore.training.metrics_log import MetricsLog
+from ecore.training.metrics_log import MetricsLog, read_metrics
 from ecore.training.objective import objective
 from ecore.training.precision import autocast
 from ecore.training.run_folder import Settings
@@ -156,12 +156,14 @@ class Trainer:
             raise InputError(f"{run}: already trained for {self.state.step} steps; {steps} is fewer")
         if self.state.scaler:
             self.scaler.load_state_dict(self.state.scaler)
+        self.window = Window(self.state, processes)
+        if 0 < self.state.step == self.config.max_steps != self.state.validated and self.state.line is None:
+            self.state.line = self._owed_line()
         self.saved_step = self.state.step if loaded else None
         """Step of the last checkpoint."""
         self.log = (
             MetricsLog(run, self.state.step - (self.state.line is not None)) if processes.first else None
         )
-        self.window = Window(self.state, processes)
         self.interrupt = Interrupt()
         self.bar = tqdm(
             total=self.config.max_steps,
@@ -230,8 +232,7 @@ class Trainer:
             state.step == 1 or state.step % config.log_every == 0 or state.step % config.validate_every == 0
         )
         logs = regular or state.step == config.max_steps
-        rate = noam(state.step, self.settings.model.dim, config.warmup, config.factor)
-        set_rate(self.optimizer, rate)
+        set_rate(self.optimizer, self._rate())
         if not self.model.training:  # going through all modules takes its time
             self.model.train()
         health = self._captured_step(self.captured) if self.captured else self._accumulated_step(logs)
@@ -239,7 +240,7 @@ class Trainer:
         self.bar.update()
         if logs:
             self._settle()
-            state.line = self._line(rate) | {f"health_{name}": float(v) for name, v in health.items()}
+            state.line = self._line() | {f"health_{name}": float(v) for name, v in health.items()}
             self.bar.set_postfix({k: f"{state.line[k]:.2f}" for k in ("loss", "emotion")}, refresh=False)
             # The last step may log early; should the run be prolonged, its next regular line must not notice.
             if regular:
@@ -365,12 +366,23 @@ class Trainer:
             "try a new run with a smaller --factor, a longer --warmup or --precision float32"
         )
 
-    def _line(self, rate: float) -> dict[str, Any]:
+    def _rate(self) -> float:
+        return noam(self.state.step, self.settings.model.dim, self.config.warmup, self.config.factor)
+
+    def _owed_line(self) -> dict[str, Any]:
+        """The line of a step that has become the last one: an interrupted run was told to end where it stands."""
+        if self.state.step == 1 or self.state.step % self.config.log_every == 0:
+            for line in reversed(read_metrics(self.folder)):
+                if line["step"] == self.state.step:
+                    return line
+        return self._line()
+
+    def _line(self) -> dict[str, Any]:
         averages = self.window.averages()
         if self.settings.model.strategy == "none":  # it tells no emotions
             del averages["emotion_accuracy"]
         where = {"step": self.state.step, "epoch": self.state.epoch}
-        return {**where, **averages, "lr": rate, "peak_memory_mib": self._peak_memory()}
+        return {**where, **averages, "lr": self._rate(), "peak_memory_mib": self._peak_memory()}
 
     def _peak_memory(self) -> float:
         if self.device.type == "cuda":
@@ -410,10 +422,11 @@ class Trainer:
     def _judge(self, results: dict[str, float]) -> None:
         """Note whether this validation is the best so far."""
         state, value = self.state, results["valid_ppl_per_sample"]
+        state.validated = state.step
         better = state.best is None or value < state.best
         if better:
             state.best, state.best_step, state.stale = value, state.step, 0
-        else:
+        elif state.step % self.config.validate_every == 0:  # should the run be prolonged, no other counts
             state.stale += 1
         self._print(
             f"step {state.step}: validation perplexity {results['valid_ppl']:.2f} per token, {value:.2f} per "

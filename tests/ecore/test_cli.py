@@ -224,6 +224,10 @@ def test_chat_remembers_resets_and_leaves(run, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("We won!\n"))
     assert cli.main(["chat", str(run)]) == 0
 
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9!\n"), encoding="utf-8"))
+    assert cli.main(["chat", str(run)]) == 0
+    assert heard[-1] == ["caf\ufffd!"]
+
     def ctrl_c(*_):
         raise KeyboardInterrupt
 
@@ -307,6 +311,9 @@ def test_an_existing_run_is_left_alone(run, prepared, capsys):
         (["generate", "{run}", "--split", "test"], "--out"),
         (["generate", "{run}", "--text", "hi", "--top-p", "3"], "top_p"),
         (["generate", "{run}", "--text", ""], "turn 1 is empty"),
+        (["generate", "{run}", "--text", "hi", "--max-length", "4096"], "max_length: expected at most 4095"),
+        (["generate", "{run}", "--split", "test", "--out", "."], "is a folder; expected a file"),
+        (["train", "--data", "{prepared}", "--out", "new", "--seed", "-1", *SMALL], "seed: expected a number"),
         (["chat", "missing"], "missing: no such folder"),
         (["info", "missing"], "missing: no such folder"),
         (["train", "--data", "{prepared}", "--out", "new", "--threads", "0"], "--threads"),

@@ -44,6 +44,9 @@ def test_the_papers_numbers():
         ({"attention_dim": 40}, "heads: a width of 40"),
         ({"graph_layers": 0}, "graph_layers: expected at least 1"),
         ({"dropout": 1.0}, "dropout: expected a number in"),
+        ({"feed_forward": -5}, "feed_forward: expected at least 1, got -5"),
+        ({"attention_dim": -3}, "attention_dim: expected at least 1, got -3"),
+        ({"attention_dim": 0}, "attention_dim: expected at least 1, got 0"),
     ],
 )
 def test_models_that_cannot_be(options, what):
@@ -57,6 +60,8 @@ def test_models_that_cannot_be(options, what):
         ({"batch_size": 0}, "batch_size"),
         ({"log_every": 0}, "log_every"),
         ({"patience": 0}, "patience"),
+        ({"seed": -1}, r"seed: expected a number in \[0, 2\^63\), got -1"),
+        ({"seed": 2**63}, "seed"),
         ({"precision": "int8"}, "precision"),
     ],
 )

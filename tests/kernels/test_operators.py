@@ -259,7 +259,8 @@ def test_an_empty_batch_has_gradients_of_zero(make, lead):
     for gradient, of in zip(
         torch.autograd.grad(output.sum() + new_edge.sum(), (edge, query)), (edge, query), strict=True
     ):
-        assert gradient.shape == of.shape and not gradient.any()
+        assert gradient.shape == of.shape
+        assert not gradient.any()
 
 
 def test_large_scores_do_not_overflow(make):
@@ -428,7 +429,9 @@ def test_graph_attention_and_readout_refuse(make, change, message):
 def test_a_history_of_another_width_is_refused(make, dim):
     graph, update = make.graph(), EdgeUpdate(nodes(2, 3, 9, dim), nodes(2, 3, 9, dim))
     edge_readout(graph, [update])  # nothing else has a width there
-    with pytest.raises(ValueError, match=rf"history\[0\].query: expected \[2, 3, 9, 8\], got \[2, 3, 9, {dim}\]"):
+    with pytest.raises(
+        ValueError, match=rf"history\[0\].query: expected \[2, 3, 9, 8\], got \[2, 3, 9, {dim}\]"
+    ):
         graph_attention(*[nodes(2, 3, 9, 8)] * 3, graph, [update])
 
 

@@ -13,7 +13,7 @@ from ecore.data.intensity import (
     with_floor,
     word_intensity,
 )
-from ecore.data.vocabulary import SPECIAL_WORDS
+from ecore.data.vocabulary import SPECIAL_WORDS, UNK
 from ecore.errors import InputError
 
 WORDS = (*SPECIAL_WORDS, "good", "bad", "table")
@@ -67,7 +67,7 @@ def test_sentiwordnet_as_distributed(tmp_path):
     text = (
         "# SentiWordNet v3.0\n# POS\tID\tPosScore\tNegScore\tSynsetTerms\tGloss\n"
         "a\t1\t0.75\t0\tgood#1 nice#1\tfine\na\t2\t0.25\t0\tgood#2\tkind\nn\t3\t0.5\t0.5\tgood#1\tbenefit\n"
-        "a\t4\t0\t1\tbad#1\tnot good\n#\t\n"
+        "a\t4\t0\t1\tbad#1\tnot good\n#\t\n\t\t\t\t\t#\n"
     )
     # good: as adjective (0.75/1 + 0.25/2) / (1 + 1/2), as noun 0; η = 0.5 + half of their mean.
     adjective = (0.75 + 0.125) / 1.5
@@ -124,10 +124,12 @@ def test_unreadable_files_and_wrong_arguments(tmp_path):
         intensity("vader", tmp_path / "gone")
 
 
-def test_floor_spares_special_words():
+def test_floor_spares_special_words_but_the_unknown():
     bare = word_intensity(WORDS, "vader")
     floored = with_floor(bare, 0.06)
-    assert (floored[: len(SPECIAL_WORDS)] == 0).all()
+    np.testing.assert_allclose(
+        floored[: len(SPECIAL_WORDS)], [0.06 * (i == UNK) for i in range(len(SPECIAL_WORDS))]
+    )
     np.testing.assert_allclose(floored[len(SPECIAL_WORDS) :], [0.06, (2.5 / 8) ** 2, 0.06], rtol=1e-6)
     assert (with_floor(bare, 0.0) == bare).all()
     for floor in (-0.1, 0.3):

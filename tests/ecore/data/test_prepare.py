@@ -112,6 +112,34 @@ def test_output_folder_that_holds_something_is_left_alone(jsonl_folder, tmp_path
     assert len(PreparedData.load(out).train) == 4
 
 
+def test_the_current_folder_is_not_replaced(jsonl_folder, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(InputError, match="is the current folder"):
+        run(jsonl_folder, ".")
+
+
+def test_related_words_are_ranked_by_intensities_without_floor(jsonl_folder, tmp_path):
+    rows = [("dog", "happy", 1), ("dog", "job", 1), ("dog", "died", 1)]
+    path = tmp_path / "relations.tsv"
+    path.write_text("".join(f"{head}\tRelatedTo\t{tail}\t{weight}\n" for head, tail, weight in rows))
+    scores = []
+    for floor in (0.0, 0.01):
+        run(jsonl_folder, tmp_path / str(floor), relations=path, intensity_floor=floor)
+        scores.append(PreparedData.load(tmp_path / str(floor)).tables.related_score.numpy())
+    assert scores[0].any()
+    np.testing.assert_array_equal(*scores)
+
+
+def test_a_response_too_long_for_the_model_is_refused(jsonl_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("ecore.data.prepare.MAX_RESPONSE_WORDS", 3)
+    with pytest.raises(
+        InputError, match=r"train: conversation \S+: a response of \d+ words; expected at most 3"
+    ):
+        run(jsonl_folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
 def test_interrupted_it_leaves_nothing(error, jsonl_folder, tmp_path, monkeypatch):
     def interrupted(folder):

@@ -71,6 +71,8 @@ def test_written_and_read_back(prepared: Path, tmp_path: Path) -> None:
     records = write_predictions(tiny_model(data), data.valid, path, limit=4, progress=False)
     assert read_predictions(path) == records
     assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(InputError, match="is a folder; expected a file"):
+        write_predictions(tiny_model(data), data.valid, tmp_path)
     with pytest.raises(InputError, match="folder does not exist"):
         write_predictions(tiny_model(data), data.valid, tmp_path / "none" / "p.jsonl")
     for options in ({"limit": 0}, {"batch_size": 0}):

@@ -270,6 +270,38 @@ def test_patience_is_remembered(quiet_train, settings, monkeypatch, tmp_path):
     assert (summary["step"], summary["best_step"]) == (6, 2)
 
 
+def test_patience_does_not_count_a_validation_that_the_end_asked_for(
+    quiet_train, settings, monkeypatch, tmp_path
+):
+    values = iter([8.0, 9.0, 7.0])
+
+    def validate(self):
+        return {"valid_ppl": 1.0, "valid_ppl_per_sample": next(values), "valid_emotion_accuracy": 0.0}
+
+    monkeypatch.setattr(Trainer, "_validate", validate)
+    settings = replace(settings, validate_every=4, patience=1)
+    assert not quiet_train(tmp_path / "run", settings, max_steps=6)["stopped_early"]
+    summary = quiet_train(tmp_path / "run", resume=True, max_steps=8)
+    assert (summary["step"], summary["best_step"]) == (8, 8)
+
+
+@pytest.mark.parametrize("step", [1, 2, 4, 5, 7])
+def test_an_interrupted_run_may_end_where_it_stands(quiet_train, numbers, monkeypatch, tmp_path, step):
+    quiet_train(tmp_path / "reference", max_steps=step)
+    with monkeypatch.context() as patched:
+        at_call(patched, "loss", step, interrupt)
+        assert quiet_train(tmp_path / "run")["step"] == step
+    for _ in range(2):
+        summary = quiet_train(tmp_path / "run", resume=True, max_steps=step)
+        assert (summary["step"], summary["interrupted"]) == (step, False)
+        assert summary["best_ppl_per_sample"] > 0
+    expected, actual = numbers(tmp_path / "reference"), numbers(tmp_path / "run")
+    # What only a step in progress can tell is missing.
+    expected[-1] = {k: v for k, v in expected[-1].items() if k in actual[-1]}
+    assert actual == expected
+    assert same(weights(tmp_path / "run"), weights(tmp_path / "reference"))
+
+
 @pytest.mark.parametrize("term", ["generation", "emotion", "correlation"])
 def test_a_loss_that_is_not_finite_stops(quiet_train, monkeypatch, tmp_path, term):
     loss, calls = ECore.loss, iter(range(1, 99))
