@@ -32,6 +32,7 @@ from benchmarks.workload import CONTEXT_WORDS, made_up_batch, unit, workload
 from ecore.config import PRESETS
 from ecore.data.batches import Batch, PreparedData
 from ecore.data.vocabulary import BOS, EOS
+from ecore.errors import InputError
 from ecore.generation import Decoding, generate
 from ecore.model import ECore, Encoding
 from ecore.model import decoder as decoder_module
@@ -413,7 +414,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.rounds < 2:
         parser.error(f"--rounds: expected at least 2, got {options.rounds}")
     torch.set_num_threads(options.threads)
-    result = run(options.data, options.preset, options.device, options.rounds, options.compile)
+    try:
+        result = run(options.data, options.preset, options.device, options.rounds, options.compile)
+    except InputError as error:
+        parser.error(str(error))
     print(
         f"{options.preset}, {options.device}, {result['contexts']}; u = {harness.duration(result['u'])}; ",
         end="",

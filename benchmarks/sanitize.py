@@ -7,6 +7,7 @@ Set PYTORCH_NO_CUDA_MEMORY_CACHING=1: PyTorch's cache of memory would hide what 
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import sys
 
@@ -27,6 +28,7 @@ CASES = (
 
 
 def main() -> None:
+    argparse.ArgumentParser(prog="python -m benchmarks.sanitize", description=__doc__).parse_args()
     if not torch.cuda.is_available():
         print("sanitize: there is no CUDA device", file=sys.stderr)
         sys.exit(2)

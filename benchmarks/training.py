@@ -35,6 +35,7 @@ from benchmarks import harness
 from benchmarks.training_report import plot, report
 from benchmarks.workload import Workload, made_up_batch, unit, wait, workload
 from ecore.data.batches import Batch
+from ecore.errors import InputError
 from ecore.model import ecore as model_module
 from ecore.model.dropout import Dropout
 from ecore.model.encoder import Embedding
@@ -388,7 +389,9 @@ def _memory_of(work: Workload, configuration: str) -> float:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.training",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--data", type=Path, help="a prepared folder (default: made-up batches of the same sizes)"
@@ -409,14 +412,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.kept:
-        kept = json.loads(arguments.kept.read_text())["results"][0]
+        try:
+            kept = json.loads(arguments.kept.read_text())["results"][0]
+        except (OSError, ValueError, KeyError, IndexError) as error:
+            parser.error(f"--from: {arguments.kept}: expected results of this benchmark ({error})")
         image = arguments.plot or arguments.kept.with_suffix(".svg")
         plot(kept["configurations"], kept["preset"], image, kept.get("device", "cpu"))
         return
     device = arguments.device
     if device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA device here")
-    work = workload(arguments.data, arguments.preset)
+    try:
+        work = workload(arguments.data, arguments.preset)
+    except InputError as error:
+        parser.error(str(error))
     if arguments.memory_of:
         print(_memory_of(work, arguments.memory_of))
         return

@@ -57,9 +57,9 @@ class ModelConfig:
     gamma_emotion: float = setting(1.0, "weight of the emotion loss (gamma 1)")
     gamma_correlation: float = setting(1.0, "weight of the emotion correlation loss (gamma 2)")
     label_smoothing: float = setting(0.1, "label smoothing of the generation loss")
-    graph_norm: bool = setting(True, "norms of the graph's features and edges; off is the paper's letter")
+    graph_norm: bool = setting(True, "norms of the graph's features and edges; off is as the paper prints it")
     score_scale: float | None = setting(
-        None, "scale of graph scores (default: 1/sqrt(D/K); 1.0 is the letter)"
+        None, "scale of graph scores (default: 1/sqrt(D/K); 1.0 is as the paper prints it)"
     )
     dropout: float = setting(0.2, "dropout on embeddings and sublayer outputs")
     graph_dropout: float = setting(0.1, "dropout on graph features")
@@ -123,7 +123,8 @@ class TrainingConfig:
         ("float32", "bfloat16", "float16"),
     )
     cuda_graphs: bool = setting(
-        False, "on a GPU: record each shape's step as a CUDA graph, which spares most of a small step's time"
+        False,
+        "on a GPU: record each shape's step as a CUDA graph, which spares launching its kernels one by one",
     )
     compile: bool = setting(False, "torch.compile the losses: minutes of compiling before the first steps")
 

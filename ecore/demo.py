@@ -56,10 +56,12 @@ def run(
         The evaluation's metrics on the sample corpus's test split.
 
     Raises:
-        InputError: ``out`` holds something.
+        InputError: ``out`` holds something, or a number out of range.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists already; expected a new or empty folder (choose another with --out)")
+    if steps is not None and steps < 1:
+        raise InputError(f"steps: expected at least 1, got {steps}")
     begin = time.perf_counter()
     prepared, run_folder = out / "prepared", out / "run"
 

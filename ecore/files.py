@@ -31,6 +31,18 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def expect_file(path: Path) -> None:
+    """Check, before the work, that a file can be put at ``path``.
+
+    Raises:
+        InputError: it is a folder, or its folder does not exist.
+    """
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: its folder does not exist")
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; expected a file to write")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` to ``path`` as indented JSON, atomically."""
     with atomic_path(path) as temporary:

@@ -1,4 +1,4 @@
-"""README's examples of the operators run as they stand, one after the other."""
+"""README's examples of the operators run as they stand, each by itself."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,9 @@ def test_operator_examples(capsys):
     assert len(examples) == 2
     names: dict = {}
     for example in examples:
-        exec(example, names)
+        alone: dict = {}
+        exec(example, alone)
+        names |= alone
     assert names["to_emotion"].shape == (2, 32)
     assert names["among_emotions"].shape == (2, 32, 32)
     assert names["new_edge"].shape == (2, 4, 50, 50)

@@ -6,9 +6,12 @@ all others. So a run with a checkpoint needs neither the hub nor the folder that
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -64,9 +67,28 @@ def keep(model: BackboneECore, folder: Path) -> None:
     temporary.rename(target)
 
 
-def _model(
-    config: ModelConfig, vocabulary: Vocabulary, tables: WordTables, source: str, weights: bool
-) -> BackboneECore:
+def expect(source: str) -> None:
+    """Check that ``source`` is a GPT-2, without loading its weights.
+
+    Raises:
+        InputError: it is not, or cannot be found.
+    """
+    with _loading(source) as transformers:
+        _configuration(source, transformers)
+
+
+def _configuration(source: str, transformers: ModuleType) -> Any:
+    told = transformers.AutoConfig.from_pretrained(source)
+    if told.model_type != "gpt2" or not told.tie_word_embeddings:
+        raise InputError(
+            f"{source}: expected a GPT-2 that shares its word embedding with its head, got {told.model_type}"
+        )
+    return told
+
+
+@contextlib.contextmanager
+def _loading(source: str) -> Iterator[ModuleType]:
+    """The package transformers, kept from talking; what goes wrong with ``source`` inside becomes one line."""
     try:
         import transformers
     except ImportError:
@@ -78,18 +100,7 @@ def _model(
     transformers.logging.set_verbosity_error()  # else it lists the weights of the head, which GPT-2 shares
     transformers.logging.disable_progress_bar()
     try:
-        told = transformers.AutoConfig.from_pretrained(source)
-        if told.model_type != "gpt2" or not told.tie_word_embeddings:
-            raise InputError(
-                f"{source}: expected a GPT-2 that shares its word embedding with its head, got {told.model_type}"
-            )
-        told.embd_pdrop = told.resid_pdrop = config.dropout
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-        gpt2: GPT2Model
-        if weights:
-            gpt2 = transformers.GPT2Model.from_pretrained(source, config=told, dtype=torch.float32)
-        else:
-            gpt2 = transformers.GPT2Model(told)
+        yield transformers
     # The last two are of damaged weights.
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
@@ -101,6 +112,20 @@ def _model(
         transformers.logging.set_verbosity(level)
         if bars:
             transformers.logging.enable_progress_bar()
+
+
+def _model(
+    config: ModelConfig, vocabulary: Vocabulary, tables: WordTables, source: str, weights: bool
+) -> BackboneECore:
+    with _loading(source) as transformers:
+        told = _configuration(source, transformers)
+        told.embd_pdrop = told.resid_pdrop = config.dropout
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+        gpt2: GPT2Model
+        if weights:
+            gpt2 = transformers.GPT2Model.from_pretrained(source, config=told, dtype=torch.float32)
+        else:
+            gpt2 = transformers.GPT2Model(told)
     words = SubwordVocabulary(tokenizer, vocabulary)
     silent = [emotion for emotion, (ids, _) in zip(words.emotions, own_words(words), strict=True) if not ids]
     if silent:

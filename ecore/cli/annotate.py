@@ -90,13 +90,16 @@ def _declare_run(parser: argparse.ArgumentParser) -> None:
     endpoint = parser.add_argument_group("annotator endpoint")
     endpoint.add_argument("--url", metavar="URL", help="the API's address, up to /v1")
     endpoint.add_argument("--model", metavar="NAME", help="the model's name there")
-    endpoint.add_argument("--jobs", type=int, default=4, metavar="N", help="requests at once")
+    endpoint.add_argument("--jobs", type=int, metavar="N", help="requests at once (default: 4)")
     files = parser.add_argument_group("annotator file")
     files.add_argument(
         "--labels", type=Path, nargs="+", action="extend", metavar="FILE", help="JSON lines of labels"
     )
     files.add_argument(
-        "--votes", type=int, default=1, metavar="N", help="files that must name an emotion for it to count"
+        "--votes",
+        type=int,
+        metavar="N",
+        help="files that must name an emotion for it to count (default: 1)",
     )
 
 
@@ -118,7 +121,7 @@ def _run(arguments: argparse.Namespace) -> int:
         raise InputError(f"{out}: cannot be made a folder ({error.strerror})") from None
     stopped = threading.Event()
     annotator = _annotator(arguments, emotions, stopped)
-    jobs = arguments.jobs if arguments.annotator == "endpoint" else 1
+    jobs = 4 if arguments.jobs is None else arguments.jobs
     try:
         summary = pipeline.run(conversations, annotator, out, jobs, stopped)
     except KeyboardInterrupt:
@@ -149,6 +152,12 @@ def _check_flags(arguments: argparse.Namespace) -> None:
             if given != (annotator == arguments.annotator):
                 what = "goes with" if given else "is needed for"
                 raise InputError(f"--{flag}: {what} --annotator {annotator}")
+    for flag, annotator in (("jobs", "endpoint"), ("votes", "file")):
+        number = getattr(arguments, flag)
+        if number is not None and annotator != arguments.annotator:
+            raise InputError(f"--{flag}: goes with --annotator {annotator}")
+        if number is not None and number < 1:
+            raise InputError(f"--{flag}: expected at least 1, got {number}")
 
 
 def _annotator(
@@ -161,7 +170,7 @@ def _annotator(
     if arguments.annotator == "file":
         from ecore.annotation.annotators import FileAnnotator
 
-        return FileAnnotator(arguments.labels, emotions, arguments.votes)
+        return FileAnnotator(arguments.labels, emotions, arguments.votes or 1)
     from ecore.annotation.endpoint import EndpointAnnotator
 
     cache = arguments.out / "answers.jsonl"
@@ -221,7 +230,9 @@ def _review(arguments: argparse.Namespace) -> int:
     from ecore.annotation.agreement import alpha
     from ecore.annotation.review import decisions, read_sheet, strike
     from ecore.evaluation.multi_emotion import read_multi_emotion, write_labels
+    from ecore.files import expect_file
 
+    expect_file(arguments.out)
     labels = read_multi_emotion(arguments.folder / "labels.jsonl")
     sheets = {
         str(path): read_sheet(path, labels) for path in arguments.sheet or [arguments.folder / "review.csv"]

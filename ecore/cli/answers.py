@@ -73,6 +73,8 @@ def run_generate(arguments: argparse.Namespace) -> int:
         raise InputError("generate: expected either --text TURN or --split NAME --out FILE")
     options = _decoding(arguments)
     if arguments.text is not None:
+        for flag in [f for f in ("data", "out", "limit") if getattr(arguments, f) is not None]:
+            raise InputError(f"--{flag}: goes with --split, not with --text")
         model = _load(arguments)
         reply = model.respond(arguments.text, **options)
         print(reply)

@@ -50,6 +50,9 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     from ecore.evaluation.report import evaluate_run, format_file
 
     if arguments.predictions is not None:
+        unused = ("data", "out", "limit")
+        for flag in [f for f in unused if getattr(arguments, f) is not None]:
+            raise InputError(f"--{flag}: goes with a run's folder, not with --predictions")
         print(format_file(evaluate_file(arguments.predictions, arguments.multi_emotion)))
         return 0
     evaluate_run(

@@ -84,11 +84,12 @@ def _export(arguments: argparse.Namespace) -> int:
 
 def _score(arguments: argparse.Namespace) -> int:
     from ecore.evaluation.human import KEY, format_scores, score
-    from ecore.files import write_json
+    from ecore.files import expect_file, write_json
 
     out = arguments.out or arguments.folder / "scores.json"
     if out.resolve() in [Path(path).resolve() for path in (arguments.folder / KEY, *arguments.sheets)]:
         raise InputError(f"--out: {out}: would overwrite what it is made from; choose another file")
+    expect_file(out)
     result = score(arguments.folder, arguments.sheets)
     write_json(out, result)
     print(format_scores(result), f"\nscores: {out}", sep="\n")

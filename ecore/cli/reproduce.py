@@ -99,7 +99,7 @@ def declare_reproduce(parser: argparse.ArgumentParser) -> None:
 
 
 def run_reproduce(arguments: argparse.Namespace) -> int:
-    for name in ("seeds", "jobs", "limit"):
+    for name in ("seeds", "steps", "jobs", "limit"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise InputError(f"--{name}: expected at least 1, got {value}")

@@ -24,7 +24,7 @@ def declare_train(parser: argparse.ArgumentParser) -> None:
       Ctrl-C finishes the step and leaves a checkpoint; twice stops at once.
 
     presets:
-      paper      the paper's sizes and schedule: hours on a CPU, minutes on a GPU
+      paper      the paper's sizes and schedule: hours on a CPU; not timed on a GPU yet
       released   the sizes of the authors' released code
       tiny       seconds to minutes on a laptop
 
@@ -32,7 +32,8 @@ def declare_train(parser: argparse.ArgumentParser) -> None:
       ecore train --data prepared --out run --preset tiny
       ecore train --data prepared --out run --preset paper --strategy hard --warmup 1000 --max-steps 5000
       ecore train --data prepared --out run --ablate co-p co-g
-      ecore train --data prepared --out run --backbone microsoft/DialoGPT-small --factor 0.03 --warmup 1000
+      ecore train --data prepared --out run --backbone microsoft/DialoGPT-small \\
+          --dropout 0.1 --factor 0.03 --warmup 1000
       ecore train --out run --resume
       ecore train --out run --resume --max-steps 10000
       torchrun --nproc-per-node 2 -m ecore train --data prepared --out run     on two GPUs, or two CPU processes

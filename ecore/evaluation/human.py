@@ -75,7 +75,7 @@ def export(
 
     Raises:
         InputError: a file that cannot be used, contexts that differ (by file and line) or are too few, a number
-            under 1, nothing to compare, or a study already in ``out``.
+            under 1, nothing to compare, or ``out`` holds something.
     """
     out = Path(out)
     for name, number in (("contexts", contexts), ("raters", raters)):
@@ -88,10 +88,9 @@ def export(
         raise InputError(
             f"kind: {kind} needs two systems to choose between, got {len(systems)}; or take rating"
         )
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: a file is in the way, expected a new folder")
-    if (out / KEY).exists():
-        raise InputError(f"{out / KEY}: a study is there already, expected a new folder")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        what = "holds a study already" if (out / KEY).exists() else "exists already"
+        raise InputError(f"{out}: {what}; expected a new or empty folder")
     available = _read_contexts(systems)
     if contexts > len(available):
         raise InputError(f"contexts: expected at most the {len(available)} of the files, got {contexts}")

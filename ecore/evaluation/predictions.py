@@ -29,7 +29,7 @@ from ecore.data.text import tokenize
 from ecore.errors import InputError
 from ecore.evaluation.metrics import accuracy, distinct, mean_length
 from ecore.evaluation.multi_emotion import multi_emotion_recall, read_multi_emotion
-from ecore.files import atomic_path
+from ecore.files import atomic_path, expect_file
 from ecore.generation import Decoding, generate
 
 if TYPE_CHECKING:
@@ -129,10 +129,7 @@ def write_predictions(
         InputError: as :func:`predict`, or ``path`` is a folder or in none; found out before the work.
     """
     path = Path(path)
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: its folder does not exist")
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder; expected a file to write")
+    expect_file(path)
     records = predict(model, split, decoding, batch_size, limit, progress)
     write_records(path, records)
     return records

@@ -198,8 +198,9 @@ class Settings:
             raise InputError(f"{path}: damaged ({error}); expected what `ecore reproduce` wrote") from None
         for name, value in (told | asdict(self.model) | asdict(self.training)).items():
             if before[name] != value:
+                flag = _flag(f"no-{name}" if value is False and name not in told else name)
                 raise InputError(
-                    f"{_flag(name)}: {out} was begun with {_shown(before[name])}, not {_shown(value)}; take the "
+                    f"{flag}: {out} was begun with {_shown(before[name])}, not {_shown(value)}; take the "
                     "same again or another --out"
                 )
 

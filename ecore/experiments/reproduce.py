@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
 from ecore.data.batches import PreparedData
 from ecore.errors import InputError
 from ecore.evaluation.metrics import perplexity
@@ -39,6 +41,7 @@ from ecore.experiments.plan import (
 )
 from ecore.experiments.runs import SCORES, Outcome, execute, is_done
 from ecore.files import atomic_path, read_json, write_json
+from ecore.training.captured import recorder
 
 EXPERIMENTS = (*TABLES, *DRAWINGS, CASES)
 """What can be asked for, besides ``all``."""
@@ -110,6 +113,11 @@ def reproduce(
         raise InputError(
             f"--dim: expected at least {width}, the width of {data}'s word vectors, got {settings.model.dim}"
         )
+    for file in brought.intensity_files.values():
+        if not file.is_file():
+            raise InputError(f"--intensity-file: {file}: no such file")
+    if not out.exists():
+        recorder(settings.training, None, torch.device(device), 1, resumed=False)  # may refuse --cuda-graphs
     settings.agree(out, prepared)
     with _alone(out):
         by_source: dict[str | None, PreparedData] = {None: prepared}
@@ -117,6 +125,12 @@ def reproduce(
             file = brought.intensity_files.get(source)
             by_source[source] = with_intensity(prepared, out / f"prepared-{source}", source, file)
         runs = plan_runs(counts, out, settings, by_source)
+        if backbone is not None and any(
+            run.model.backbone == backbone and not run.folder.exists() for run in runs
+        ):
+            from ecore.backbone.files import expect  # it needs transformers
+
+            expect(backbone)
         _announce(runs, settings)
         outcome = execute(
             runs,

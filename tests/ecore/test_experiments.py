@@ -352,7 +352,7 @@ def test_settings_that_contradict_are_refused(prepared, tmp_path):
     for flag, other in {
         "--steps: .* was begun with 500, not 7": replace(settings, training=replace(training, max_steps=7)),
         "--warmup: .* was begun with 100, not 9": replace(settings, training=replace(training, warmup=9)),
-        "--graph-norm: .* True, not False": replace(settings, model=replace(model, graph_norm=False)),
+        "--no-graph-norm: .* True, not False": replace(settings, model=replace(model, graph_norm=False)),
         "--limit: .* was begun with 8, not none": replace(settings, limit=None),
         "--preset: .* tiny, not paper": replace(settings, preset="paper"),
     }.items():

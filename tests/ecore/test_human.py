@@ -470,7 +470,7 @@ def test_export_refuses(files: dict[str, Path], study: Path, tmp_path: Path) -> 
         with pytest.raises(InputError, match=message):
             export(systems, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
-    with pytest.raises(InputError, match=r"key\.json: a study is there already"):
+    with pytest.raises(InputError, match=r"holds a study already"):
         export(files, study, contexts=3)
 
 
@@ -597,7 +597,7 @@ def test_the_command(files: dict[str, Path], tmp_path: Path, capsys: pytest.Capt
         with pytest.raises(InputError, match="would overwrite what it is made from"):
             command("score", out, *sheets, "--out", kept)
         assert kept.read_bytes() == before
-    with pytest.raises(InputError, match=r"s\.json: a file is in the way"):
+    with pytest.raises(InputError, match=r"s\.json: exists already"):
         command("export", *systems, "--out", tmp_path / "s.json")
 
 
