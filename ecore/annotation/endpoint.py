@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import json
@@ -11,7 +12,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,6 +26,8 @@ TIMEOUT = 120.0
 """Seconds that one request may take."""
 ATTEMPTS = 6
 """Requests for one conversation before giving up on a server that is busy or broken."""
+BUSY = (408, 409, 425, 429)
+"""Statuses under 500 after which the same request is sent again."""
 ANSWERS = 3
 """Answers that are read for one conversation before it counts as malformed."""
 REFUSALS = 5
@@ -52,8 +55,8 @@ class EndpointAnnotator:
 
     Each answer is kept in ``cache`` as it comes, so that an interrupted annotation, started again, asks only for
     what is missing; an answer counts for the same model, instruction and dialogue alone. A busy or broken
-    server (429, 5xx, no connection, no answer in time) is asked again, after a wait that doubles or the one that it
-    asks for. May be called from several threads.
+    server (429 and the like, 5xx, no connection, no answer in time) is asked again, after a wait that
+    doubles or the one that it asks for. May be called from several threads.
 
     Args:
         url: the base address, up to ``/v1``.
@@ -115,16 +118,23 @@ class EndpointAnnotator:
             kept = self._answers.get(key)
         for _ in range(ANSWERS):
             text = self._ask(body) if kept is None else kept
-            names = _last_list(text)
-            known = [self._emotions.get(name.strip().casefold()) for name in names or ()]
-            found = tuple(dict.fromkeys(name for name in known if name is not None))
-            if names is not None and (found or not names):
+            known = self._named(text)
+            if known is not None:
                 with self._lock:
                     self.unknown_names += known.count(None)
                 if kept is None:
                     self._keep(key, conversation.conv_id, text)
-                return found
+                return tuple(dict.fromkeys(name for name in known if name is not None))
         raise NoAnnotation(f"malformed answer: {' '.join(text.split())[:60]!r}")
+
+    def _named(self, text: str) -> list[str | None] | None:
+        """The emotions that an answer names, None for each unknown one; None where it is no answer.
+
+        They stand in the last list with a known one: before it a model may think aloud, and after it explain. An empty
+        list says that there are none, if no list names any.
+        """
+        lists = [[self._emotions.get(name.strip().casefold()) for name in found] for found in _lists(text)]
+        return next((known for known in reversed(lists) if any(known)), [] if [] in lists else None)
 
     def _body(self, turns: Sequence[str]) -> bytes:
         said = "\n".join(f"{('Speaker', 'Listener')[i % 2]}: {turn}" for i, turn in enumerate(turns))
@@ -148,7 +158,7 @@ class EndpointAnnotator:
             except urllib.error.HTTPError as error:
                 problem = f"{error.code} {error.reason}"
                 with error:
-                    if error.code != 429 and error.code < 500:
+                    if error.code not in BUSY and error.code < 500:
                         self._refused(error)
                     wait = _asked_wait(error.headers.get("Retry-After")) or wait
             except OSError as error:  # URLError, a reset connection, a timeout
@@ -164,7 +174,10 @@ class EndpointAnnotator:
 
     def _refused(self, error: urllib.error.HTTPError) -> NoReturn:
         """A refusal of this dialogue (too long, filtered), or of everything."""
-        said = " ".join(error.read(2000).decode("utf-8", "replace").split())[:200]
+        body = b""
+        with contextlib.suppress(OSError, http.client.HTTPException):  # the explanation may break off
+            body = error.read(2000)
+        said = " ".join(body.decode("utf-8", "replace").split())[:200]
         if error.code in (400, 413, 422):
             with self._lock:
                 self._refusals += 1
@@ -218,16 +231,15 @@ def _answer_text(content: bytes) -> str:
         raise ValueError("no choices[0].message.content") from None
 
 
-def _last_list(text: str) -> list[str] | None:
-    """The last JSON list of texts in ``text`` (before it a model may think aloud); None without one."""
-    for found in reversed(_LIST.findall(text)):
+def _lists(text: str) -> Iterator[list[str]]:
+    """The JSON lists of texts in ``text``."""
+    for found in _LIST.findall(text):
         try:
             names = json.loads(found)
         except ValueError:
             continue
         if all(isinstance(name, str) for name in names):
-            return names
-    return None
+            yield names
 
 
 def _asked_wait(header: str | None) -> float | None:

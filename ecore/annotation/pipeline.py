@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,7 +30,7 @@ def read_conversations(folder: Path | str, split: str) -> tuple[list[Conversatio
         folder: a corpus (:func:`ecore.data.corpus.read_corpus`) or a prepared folder.
 
     Raises:
-        InputError: neither, or damaged.
+        InputError: neither, or damaged; or two conversations of one ``conv_id``, by which labels are kept.
     """
     folder = Path(folder)
     if (folder / "meta.json").is_file():
@@ -40,6 +41,10 @@ def read_conversations(folder: Path | str, split: str) -> tuple[list[Conversatio
     else:
         corpus = read_corpus(folder)
         conversations, emotions = getattr(corpus, split), corpus.emotions
+    counts = Counter(c.conv_id for c in conversations)
+    for conv_id, count in counts.items():
+        if count > 1:
+            raise InputError(f"{folder}: {split}: {count} conversations of conv_id {conv_id!r}; expected one")
     return [c for c in conversations if len(c.turns) > 1], emotions
 
 

@@ -106,6 +106,9 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
                         f"{path}:{line}: expected the columns {', '.join(COLUMNS)}, got {header[:80]!r}"
                     )
             elif any(fields):
+                # Spreadsheets leave the last delimiter out where a block of rows has nothing in the last column.
+                if len(fields) == len(columns) - 1 and columns[-1] == "strike":
+                    fields.append("")
                 if len(fields) != len(columns):
                     raise InputError(
                         f"{path}:{line}: torn row: expected {len(columns)} fields, got {len(fields)}"

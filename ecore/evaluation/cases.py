@@ -61,7 +61,7 @@ class Case:
 
 def cases(
     predictions: Mapping[str, Path],
-    conv_ids: Sequence[str] | None = None,
+    conv_ids: Sequence[str | tuple[str, int]] | None = None,
     number: int = 5,
     seed: int = 0,
 ) -> list[Case]:
@@ -70,7 +70,8 @@ def cases(
     Args:
         predictions: by system name, a predictions file or the folder of a run that `ecore evaluate` scored on the test
             split.
-        conv_ids: the conversations to show, each at its last answered turn, in this order. None draws ``number``
+        conv_ids: the conversations to show, in this order, each at its last answered turn or, as (conv_id, turn), at
+            that one. None draws ``number``
             samples instead: all samples are shuffled by ``seed``, and from the front the first one of every true
             emotion and conversation not seen yet is taken; when every emotion had its turn, the next round starts.
             Nothing is chosen by its answers.
@@ -79,7 +80,7 @@ def cases(
 
     Raises:
         InputError: no file; a file or line that cannot be used; files that share no sample, or tell different
-            references for one; a conversation that is not in them; or a number under 1.
+            references for one; a conversation or turn that is not in them; or a number under 1.
     """
     if not predictions:
         raise InputError("cases: expected at least one predictions file")
@@ -149,14 +150,21 @@ def _drawn(emotions: Mapping[tuple[str, int], str | None], number: int, seed: in
     return chosen
 
 
-def _named(shared: Sequence[tuple[str, int]], conv_ids: Sequence[str]) -> list[tuple[str, int]]:
-    last: dict[str, int] = {}
+def _named(
+    shared: Sequence[tuple[str, int]], conv_ids: Sequence[str | tuple[str, int]]
+) -> list[tuple[str, int]]:
+    turns: dict[str, list[int]] = {}
     for conv_id, turn in shared:
-        last[conv_id] = max(turn, last.get(conv_id, turn))
-    for conv_id in conv_ids:
-        if conv_id not in last:
+        turns.setdefault(conv_id, []).append(turn)
+    chosen = []
+    for named in conv_ids:
+        conv_id, turn = (named, None) if isinstance(named, str) else named
+        if conv_id not in turns:
             raise InputError(f"cases: no conversation {conv_id!r} in all predictions")
-    return [(conv_id, last[conv_id]) for conv_id in conv_ids]
+        if turn is not None and turn not in turns[conv_id]:
+            raise InputError(f"cases: no turn {turn} of {conv_id!r} in all predictions")
+        chosen.append((conv_id, max(turns[conv_id]) if turn is None else turn))
+    return chosen
 
 
 def _case(key: tuple[str, int], records: Mapping[str, Record]) -> Case:

@@ -13,8 +13,8 @@ from ecore.experiments.plan import Variant
 from ecore.experiments.runs import SCORES
 from ecore.files import write_json
 
-PAPERS_CASES = ("hit:1430_conv:2860", "hit:10320_conv:20641", "hit:5011_conv:10022")
-"""EmpatheticDialogues' names of the dialogues in Tables 5 and 10."""
+PAPERS_CASES = (("hit:1430_conv:2860", 1), ("hit:10320_conv:20641", 1), ("hit:5011_conv:10022", 3))
+"""The samples of Tables 5 and 10: EmpatheticDialogues' name of the dialogue, and the turn that is answered."""
 DRAWINGS = ("figure2", "figure4", "figure5", "figure6")
 CASES = "cases"
 _SOFT, _HARD = Variant("soft"), Variant("hard")
@@ -53,9 +53,10 @@ def draw(name: str, folders: Mapping[Variant, Path], data: PreparedData, out: Pa
 
 
 def _write_cases(systems: Mapping[str, Path], out: Path) -> None:
-    """The paper's dialogues where they were scored, each at its last answered turn, and five drawn at random."""
-    scored = {r["conv_id"] for r in read_predictions(next(iter(systems.values())))}
-    known = [conv_id for conv_id in PAPERS_CASES if conv_id in scored]
+    """The paper's samples where they were scored, and five drawn at random."""
+    scored = {(r["conv_id"], r["turn"]) for r in read_predictions(next(iter(systems.values())))}
+    known = [key for key in PAPERS_CASES if key in scored]
     chosen = cases(systems, known) if known else []
-    write_cases(out, [*chosen, *(case for case in cases(systems) if case.conv_id not in known)])
+    shown = {case.conv_id for case in chosen}
+    write_cases(out, [*chosen, *(case for case in cases(systems) if case.conv_id not in shown)])
     print(out / "cases.md", flush=True)

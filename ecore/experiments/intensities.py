@@ -36,8 +36,12 @@ def with_intensity(data: PreparedData, out: Path, source: str, file: Path | None
         return made
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
-        shutil.copytree(data.folder, temporary)
-        (temporary / "meta.json").unlink()
+        temporary.mkdir()
+        for file_of_data in data.folder.iterdir():
+            if file_of_data.is_file() and file_of_data.name not in ("meta.json", "intensity.npy"):
+                shutil.copyfile(
+                    file_of_data, temporary / file_of_data.name
+                )  # not its rights: it may be read-only
         np.save(temporary / "intensity.npy", floored)
         meta = {
             **data.meta,

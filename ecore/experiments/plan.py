@@ -65,7 +65,7 @@ class Brought:
     intensity: str
     """Source of word intensities of the prepared data."""
     relations: bool
-    """Whether the prepared data has commonsense relations."""
+    """Whether the prepared data has commonsense relations, and runs use them."""
     intensity_files: Mapping[str, Path]
     multi_emotion: Path | None = None
     backbone: str | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import importlib.util
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -88,7 +89,7 @@ def reproduce(
     prepared = PreparedData.load(data)
     brought = Brought(
         prepared.meta["intensity"],
-        prepared.meta.get("relations") is not None,
+        prepared.meta.get("relations") is not None and settings.model.commonsense,
         dict(intensity_files or {}),
         multi_emotion,
         backbone,
@@ -168,8 +169,9 @@ def _check_packages(names: Sequence[str]) -> None:
 
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
-    """Keep other processes out of ``out``."""
+    """Keep other processes out of ``out``, until the last run's process has ended, too."""
     with (out / ".lock").open("w") as lock:
+        os.set_inheritable(lock.fileno(), True)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

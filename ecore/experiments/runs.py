@@ -162,6 +162,7 @@ class _Process:
                 stderr=subprocess.STDOUT,
                 # Else the terminal's Ctrl-C would reach it twice, the second time to stop at once.
                 start_new_session=True,
+                close_fds=False,  # it holds the lock of the folder, should this process die before it
             )
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it has died; its log says why

@@ -284,7 +284,7 @@ def test_labels_of_another_corpus_leave_no_files(tmp_path):
         ("1,a,,sad", "1,b,,sad", 5, "no such label: 'b'"),
         ("sad,afraid,", "sad,sad,", 5, "no such label"),
         ("sad,afraid,", "sad,joyful,", 5, "'joyful' of a again"),
-        ("sad,afraid,", "sad,afraid", 5, "torn row: expected 6 fields, got 5"),
+        ("sad,afraid,", "sad", 5, "torn row: expected 6 fields, got 4"),
         ("sad,afraid,", "sad,afraid,,x", 5, "torn row: expected 6 fields, got 7"),
         ("conv_id,", "id,", 1, "expected the columns sample, conv_id"),
         ('twice."', "twice.", 2, "torn row"),
@@ -296,6 +296,14 @@ def test_damage_is_told_by_line(sheet, old, new, line, message):
         read_sheet(sheet, LABELS)
     assert str(error.value).startswith(f"{sheet}:{line}: ")
     assert message in str(error.value)
+
+
+def test_a_spreadsheet_may_leave_out_the_last_empty_cells(sheet):
+    edit(sheet, "sad,joyful,", "sad,joyful,x")
+    whole = read_sheet(sheet, LABELS)
+    edit(sheet, "sad,afraid,", "sad,afraid")
+    assert read_sheet(sheet, LABELS) == whole
+    assert sum(whole.values()) == 1
 
 
 def test_missing_rows_and_files(sheet, tmp_path):
@@ -435,7 +443,11 @@ def test_a_prepared_folder_gives_the_same_conversations(corpus, tmp_path):
     conversations, emotions = read_conversations(corpus, "valid")
     assert emotions == EMOTIONS
     assert [c.conv_id for c in conversations] == ["valid-sad", "valid-joyful", "valid-afraid"]
-    (tmp_path / "prepared" / "test.texts.jsonl").write_text("{}\n")
+    texts = tmp_path / "prepared" / "test.texts.jsonl"
+    texts.write_text(texts.read_text() + texts.read_text())
+    with pytest.raises(InputError, match=r"prepared: test: 2 conversations of conv_id '\S+'; expected one"):
+        read_conversations(tmp_path / "prepared", "test")
+    texts.write_text("{}\n")
     with pytest.raises(InputError, match=r"test.texts.jsonl: missing or damaged"):
         read_conversations(tmp_path / "prepared", "test")
 

@@ -155,6 +155,7 @@ def dawdle(handler, body):
     "trouble",
     [
         (429, {}, "slow down"),
+        (408, {}, "too late"),
         (500, {}, ""),
         (503, {"Retry-After": "soon"}, ""),
         (200, {}, "<html>busy</html>"),
@@ -194,6 +195,33 @@ def test_a_broken_server_ends_the_work_and_loses_nothing(stub, tmp_path):
     assert labels == {"a": ("sad",), "b": ("joyful",)}
     assert not problems
     assert len(stub.requests) == 2 + ATTEMPTS
+
+
+@pytest.mark.parametrize(
+    "text, labels",
+    [
+        ('["sad", "afraid"] Others considered: []', ("sad", "afraid")),
+        ('Not ["sad"], rather: ["joyful"]', ("joyful",)),
+        ('["sad", "wistful"] I left out ["wild"].', ("sad",)),
+        ("None at all: []", ()),
+    ],
+)
+def test_the_last_list_that_names_an_emotion_counts(stub, tmp_path, text, labels):
+    stub.answers = [reply(text)]
+    assert asking(stub, tmp_path).annotate(conversation()) == labels
+
+
+def test_a_refusal_that_breaks_off_is_still_one(stub, tmp_path):
+    def torn(handler, _):
+        handler.send_response(400)
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+        handler.wfile.write(b"ff\r\ntoo lo")
+        handler.close_connection = True
+
+    stub.answers = [torn]
+    with pytest.raises(NoAnnotation, match="refused with 400"):
+        asking(stub, tmp_path).annotate(conversation())
 
 
 @pytest.mark.parametrize("status, hint", [(401, "the key"), (403, "the key"), (404, "--url and --model")])

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
+from ecore.data.corpus import read_split
 from ecore.errors import InputError
 from ecore.evaluation.cases import Answer, Case, cases, format_cases, write_cases
+from ecore.experiments.drawings import PAPERS_CASES
 
 
 def record(conv: int, turn: int, emotion: str, **more: object) -> dict:
@@ -78,6 +81,28 @@ def test_named_conversations_come_in_their_order_at_their_last_turn(soft: Path) 
     assert [(case.conv_id, case.turn) for case in drawn] == [("c7", 3), ("c2", 3)]
     with pytest.raises(InputError, match="no conversation 'c99'"):
         cases({"soft": soft}, ["c7", "c99"])
+
+
+def test_a_turn_may_be_named(soft: Path) -> None:
+    drawn = cases({"soft": soft}, [("c7", 1), "c2"])
+    assert [(case.conv_id, case.turn) for case in drawn] == [("c7", 1), ("c2", 3)]
+    with pytest.raises(InputError, match="no turn 2 of 'c7'"):
+        cases({"soft": soft}, [("c7", 2)])
+
+
+@pytest.mark.skipif("ECORE_DATA" not in os.environ, reason="ECORE_DATA names no folder of real data")
+def test_the_papers_cases_are_answered_where_the_paper_answers_them() -> None:
+    humans = {
+        ("hit:1430_conv:2860", 1): "Awww I bet that brought back memories.",
+        ("hit:10320_conv:20641", 1): "Keep up the good work! You will do good in life",
+        ("hit:5011_conv:10022", 3): "i am sorry to hear about that! i hope everything gets better for you!",
+    }
+    conversations = {
+        c.conv_id: c.turns for c in read_split(Path(os.environ["ECORE_DATA"]) / "ed" / "test.jsonl")[0]
+    }
+    assert set(PAPERS_CASES) == set(humans)
+    for (conv_id, turn), said in humans.items():
+        assert conversations[conv_id][turn].startswith(said)
 
 
 def test_anybodys_predictions_without_emotions(soft: Path, tmp_path: Path) -> None:

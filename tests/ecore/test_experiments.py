@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -27,6 +28,7 @@ from ecore.experiments import plan, reproduce, runs, tables
 from ecore.experiments.intensities import with_intensity
 from ecore.experiments.paper import HARD, SOFT, TABLES
 from ecore.experiments.plan import Brought, Run, Settings, Variant
+from ecore.experiments.runs import Outcome
 from ecore.experiments.significance import outperforms
 from ecore.model.pretrained import FORMAT
 from ecore.training.metrics_log import read_metrics
@@ -340,6 +342,33 @@ def test_other_intensities_change_nothing_else(prepared, tmp_path):
     assert with_intensity(data, tmp_path / "none", "none").thresholds((0.0, 0.075)) == (0.0, 0.0)
 
 
+def test_other_intensities_of_a_folder_that_is_read_only_and_holds_more(prepared, tmp_path):
+    given = tmp_path / "given"
+    shutil.copytree(prepared, given)
+    (given / ".ipynb_checkpoints").mkdir()
+    for path in given.iterdir():
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    data = PreparedData.load(given)
+    # Inside of it, too.
+    for out in (tmp_path / "none", given / "none"):
+        made = with_intensity(data, out, "none")
+        assert {path.name for path in out.iterdir()} == {path.name for path in prepared.iterdir()}
+        assert os.access(made.folder / "meta.json", os.W_OK)
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_no_ablation_of_relations_that_nothing_uses(prepared, monkeypatch, tmp_path, used):
+    data = PreparedData.load(prepared)
+    monkeypatch.setitem(data.meta, "relations", "relations.tsv")
+    monkeypatch.setattr(PreparedData, "load", lambda *_: data)
+    planned = []
+    monkeypatch.setattr(reproduce, "execute", lambda runs, *_, **__: planned.extend(runs) or Outcome())
+    model, training = PRESETS["tiny"]
+    settings = Settings("tiny", replace(model, commonsense=used), training)
+    reproduce.reproduce(["table8"], prepared, tmp_path / "out", settings, progress=False)
+    assert any("commonsense" in run.name for run in planned) == used
+
+
 # Settings
 
 
@@ -370,6 +399,20 @@ def test_settings_that_contradict_are_refused(prepared, tmp_path):
     (tmp_path / "mine" / "thesis.tex").touch()
     with pytest.raises(InputError, match="holds something else"):
         settings.agree(tmp_path / "mine", data)
+
+
+def test_a_folder_is_taken_until_its_last_process_has_ended(prepared, tmp_path):
+    model, training = PRESETS["tiny"]
+    run = Run(Variant("soft"), 0, tmp_path / "run", prepared, model, training)
+    with reproduce._alone(tmp_path):
+        left_behind = runs._Process(run, tmp_path, {})
+    try:
+        with pytest.raises(InputError, match="is at work there"), reproduce._alone(tmp_path):
+            pass
+    finally:
+        left_behind.kill()
+    with reproduce._alone(tmp_path):
+        pass
 
 
 def test_what_cannot_be_used_is_told_in_a_line(command, tmp_path, capsys):
