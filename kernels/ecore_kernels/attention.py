@@ -301,7 +301,7 @@ def graph_attention(
     if kind is not None:
         query, key, value = query.to(kind), key.to(kind), value.to(kind)
     history_query, history_key = past_nodes(history, kind)
-    past = [EdgeUpdate(*pair) for pair in zip(history_query, history_key, strict=True)]
+    past = [EdgeUpdate(q, k, u.gate) for q, k, u in zip(history_query, history_key, history, strict=True)]
     chosen = backends.choose("graph_attention", backend, query, key, value, graph, past)
     result = torch.promote_types(torch.promote_types(query.dtype, key.dtype), value.dtype)
     words_only = receivers == "words"

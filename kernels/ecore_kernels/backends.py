@@ -6,7 +6,6 @@ that it can. ``ECORE_KERNELS_BACKEND`` (read at import) or :func:`use_backend` n
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ecore_kernels import native, native_kernels, triton_kernels
+from ecore_kernels.fused import node_type
 
 OPERATORS = ("edge_attention", "graph_attention", "edge_readout", "otsu")
 
@@ -35,34 +35,53 @@ def _no_gradient_to_words(graph: Any) -> list[str]:
 
 
 def _triton_edge_attention(
-    query: Any = None, key: Any = None, value: Any = None, *_: Any, **__: Any
+    query: Any = None,
+    key: Any = None,
+    value: Any = None,
+    edge: Any = None,
+    *_: Any,
+    gate: Any = None,
+    **__: Any,
 ) -> list[str]:
-    return triton_kernels.why_not(*(() if query is None else (query, key, value)))
+    if query is None:
+        return triton_kernels.why_not()
+    nodes = [query, key, value]
+    return triton_kernels.why_not(*nodes, kind=node_type(nodes, edge, gate))
 
 
 def _triton_graph_attention(
     query: Any = None, key: Any = None, value: Any = None, graph: Any = None, history: Any = (), **_: Any
 ) -> list[str]:
+    if query is None:
+        return triton_kernels.why_not()
     past = [x for update in history for x in (update.query, update.key)]
-    nodes = [] if query is None else [query, key, value, *past]
-    reasons = triton_kernels.why_not(*nodes)
+    nodes = [query, key, value, *past]
+    kind = node_type(nodes, graph.word_weight, *_weights(graph, history))
+    reasons = triton_kernels.why_not(*nodes, kind=kind)
     if past:
-        reasons += triton_kernels.too_deep("graph_attention", len(history), *_head(nodes))
+        reasons += triton_kernels.too_deep("graph_attention", len(history), _widest(nodes), kind)
     return reasons + _no_gradient_to_words(graph)
 
 
 def _triton_edge_readout(graph: Any = None, history: Any = (), **_: Any) -> list[str]:
+    if graph is None:
+        return triton_kernels.why_not()
     past = [x for update in history for x in (update.query, update.key)]
-    reasons = triton_kernels.why_not(*(() if graph is None else (graph.emotion_weight[:, :1], *past)))
+    nodes = past or [graph.emotion_weight[:, :1]]
+    kind = node_type(nodes, *_weights(graph, history))
+    reasons = triton_kernels.why_not(graph.emotion_weight[:, :1], *past, kind=kind)
     if past:
-        reasons += triton_kernels.too_deep("edge_readout", len(history), *_head(past))
+        reasons += triton_kernels.too_deep("edge_readout", len(history), _widest(past), kind)
     return reasons
 
 
-def _head(nodes: list[Tensor]) -> tuple[int, torch.dtype]:
-    """The widest head among queries, keys and values, and the type that they are multiplied in."""
-    kind = functools.reduce(torch.promote_types, (tensor.dtype for tensor in nodes))
-    return max(tensor.shape[-1] for tensor in nodes), kind
+def _weights(graph: Any, history: Any) -> list[Tensor | None]:
+    """What decides, beside queries, keys and values, the type that those are multiplied in."""
+    return [graph.emotion_weight, graph.correlation, *(update.gate for update in history)]
+
+
+def _widest(nodes: list[Tensor]) -> int:
+    return max(tensor.shape[-1] for tensor in nodes)
 
 
 def _native_edge_attention(

@@ -13,13 +13,13 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.autograd import forward_ad
 
 from ecore_kernels.graph import EmotionGraph
 from ecore_kernels.layout import empty_rows
@@ -45,7 +45,7 @@ def _matmul_precision() -> str:
     return "tf32" if chosen == "tf32" else "ieee"
 
 
-def _node_type(nodes: list[Tensor], *weights: Tensor | None) -> torch.dtype:
+def node_type(nodes: list[Tensor], *weights: Tensor | None) -> torch.dtype:
     """The type that queries, keys and values are multiplied in: their common one, float64 where a weight is."""
     kind = functools.reduce(torch.promote_types, (tensor.dtype for tensor in nodes))
     return torch.float64 if any(w is not None and w.dtype is torch.float64 for w in weights) else kind
@@ -63,7 +63,12 @@ def _apply(function: type[torch.autograd.Function], setting: tuple[Any, ...], *t
 
     Raises:
         ValueError: tensors on more than one device: the kernels would take an address for one of their own.
+        NotImplementedError: tangents of forward-mode differentiation: they would be lost without a word.
     """
+    if not torch.compiler.is_compiling():
+        for tensor in tensors:
+            if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
+                raise NotImplementedError(f"no forward-mode derivative in fused kernels; {_REFERENCE}")
     devices = [tensor.device for tensor in tensors if tensor is not None]
     for device in devices:
         if device != devices[0]:
@@ -71,6 +76,37 @@ def _apply(function: type[torch.autograd.Function], setting: tuple[Any, ...], *t
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
         return function.apply(setting, *tensors)
     return function.forward(setting, *tensors)
+
+
+_REFERENCE = "backend='reference' has it"
+
+
+class _Once(torch.autograd.Function):
+    """A backward operator, where somebody may want to differentiate it: that raises, where silence would give zeros."""
+
+    @staticmethod
+    def forward(operator, sizes, *values):
+        # Of the operator's arguments, lists come spread out: tensors in a list are not followed.
+        left = iter(values)
+        arguments = [next(left) if size is None else [next(left) for _ in range(size)] for size in sizes]
+        return tuple(operator(*arguments))
+
+    @staticmethod
+    def setup_context(ctx, inputs, outputs):
+        pass
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise NotImplementedError(f"no second derivative in fused kernels; {_REFERENCE}")
+
+
+def _differentiated_once(operator: Callable[..., list[Tensor]], *arguments: Any) -> Sequence[Tensor]:
+    """``operator(*arguments)``, a backward whose results cannot be differentiated again."""
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return operator(*arguments)
+    sizes = tuple(len(a) if isinstance(a, list) else None for a in arguments)
+    values = [x for a in arguments for x in (a if isinstance(a, list) else [a])]
+    return _Once.apply(operator, sizes, *values)
 
 
 def _apart(tensors: list[Tensor], kind: torch.dtype) -> list[Tensor]:
@@ -181,7 +217,6 @@ class _GraphAttention(torch.autograd.Function):
         ctx.mark_non_differentiable(*outputs[1:])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_output, *_):
         layers, scale, words_only, precision, backend = ctx.setting
         query, key, value, _, word_mask, _, correlation, emotion_mask, row_factor, *rest = ctx.saved_tensors
@@ -189,7 +224,8 @@ class _GraphAttention(torch.autograd.Function):
         if grad_output is None:
             grad_output = torch.zeros_like(saved[0])
         needs_emotion_weight, needs_correlation = ctx.needs_input_grad[6:8]
-        gradients = torch.ops.ecore_kernels.fused_graph_attention_backward(
+        gradients = _differentiated_once(
+            torch.ops.ecore_kernels.fused_graph_attention_backward,
             grad_output, query, key, value, word_mask, correlation, emotion_mask, past[:layers], past[layers:],
             row_factor, *saved, scale, words_only, needs_emotion_weight, needs_correlation, precision, backend,
         )  # fmt: skip
@@ -219,7 +255,7 @@ def graph_attention(
         [B, K, N or M, dv], in the type that values are multiplied in.
     """
     nodes = [query, key, value, *history_query, *history_key]
-    kind = _node_type(nodes, graph.word_weight, graph.emotion_weight, graph.correlation, row_factor)
+    kind = node_type(nodes, graph.word_weight, graph.emotion_weight, graph.correlation, row_factor)
     number = _weight_type(kind)
     query, key, value, *past = _apart(nodes, kind)
     output, *_ = _apply(
@@ -299,13 +335,13 @@ class _EdgeReadout(torch.autograd.Function):
         ctx.save_for_backward(*inputs[1:])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, *grad_outputs):
         layers, scale, per_word, precision, backend = ctx.setting
         *graph, row_factor = ctx.saved_tensors[:5]
         past = list(ctx.saved_tensors[5:])
         needs_emotion_weight, needs_correlation = ctx.needs_input_grad[2:4]
-        gradients = torch.ops.ecore_kernels.fused_edge_readout_backward(
+        gradients = _differentiated_once(
+            torch.ops.ecore_kernels.fused_edge_readout_backward,
             *grad_outputs, *graph, past[:layers], past[layers:], row_factor, scale, per_word,
             needs_emotion_weight, needs_correlation, precision, backend,
         )  # fmt: skip
@@ -328,7 +364,7 @@ def edge_readout(
     """:func:`ecore_kernels.edge_readout` on a backend's fused kernels; arguments as the reference's."""
     weights = graph.emotion_weight, graph.correlation, row_factor
     past = [*history_query, *history_key]
-    kind = _node_type(past or [graph.emotion_weight], *weights)
+    kind = node_type(past or [graph.emotion_weight], *weights)
     number = _weight_type(kind)
     return _apply(
         _EdgeReadout,
@@ -397,14 +433,14 @@ class _EdgeAttention(torch.autograd.Function):
         ctx.mark_non_differentiable(outputs[2])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_output, grad_new_edge, _):
         scale, precision, backend = ctx.setting
         query, key, value, edge, neighbors, factor, output, log_normalizer = ctx.saved_tensors
         if grad_output is None:
             grad_output = torch.zeros_like(output)
         needs_edge = ctx.needs_input_grad[4]
-        gradients = torch.ops.ecore_kernels.fused_edge_attention_backward(
+        gradients = _differentiated_once(
+            torch.ops.ecore_kernels.fused_edge_attention_backward,
             grad_output, grad_new_edge if factor is not None else None, query, key, value, edge, neighbors, factor,
             output, log_normalizer, scale, needs_edge, precision, backend,
         )  # fmt: skip
@@ -437,7 +473,7 @@ def edge_attention(
         ``factor``.
     """
     nodes = [query, key, value]
-    kind = _node_type(nodes, edge, factor)
+    kind = node_type(nodes, edge, factor)
     number = _weight_type(kind)
     output, new_edge, _ = _apply(
         _EdgeAttention,

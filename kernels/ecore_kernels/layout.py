@@ -22,7 +22,11 @@ def dense_rows(tensor: Tensor) -> Tensor:
     Copied too if a head's rows reach further than 32 bits count: offsets within a head are that wide.
     """
     shape, strides = tensor.shape, tensor.stride()
-    apart = all(stride > 0 or size == 1 for stride, size in zip(strides, shape, strict=True))
+    reach, apart = 1, True  # of the dimensions with smaller strides
+    for stride, size in sorted(zip(strides, shape, strict=True)):
+        if size > 1:
+            apart = apart and stride >= reach
+            reach += (size - 1) * stride
     if apart and (strides[3] == 1 or shape[3] == 1) and shape[2] * strides[2] < 2**31:
         return tensor
     return tensor.contiguous()
@@ -32,9 +36,10 @@ def empty_rows(model: Tensor, rows: int, width: int, dtype: torch.dtype) -> Tens
     """An uninitialised [B, K, rows, width] whose heads lie side by side in memory if the model's do.
 
     A model that is a transposed [B, N, K, d] then gets a result that flattens back to [B, N, K * d] without a copy.
+    Not where a head's rows would reach further than 32 bits count.
     """
     batch, resolutions = model.shape[:2]
-    if model.stride(1) < model.stride(2):
+    if model.stride(1) < model.stride(2) and rows * resolutions * width < 2**31:
         strides = (rows * resolutions * width, width, resolutions * width, 1)
     else:
         strides = (resolutions * rows * width, rows * width, width, 1)

@@ -79,7 +79,7 @@ def edge_readout(
     device = graph.word_weight.device
     kind = backends.autocast_type(device)
     history_query, history_key = past_nodes(history, kind)
-    past = [EdgeUpdate(*pair) for pair in zip(history_query, history_key, strict=True)]
+    past = [EdgeUpdate(q, k, u.gate) for q, k, u in zip(history_query, history_key, history, strict=True)]
     chosen = backends.choose("edge_readout", backend, graph, past)
     with without_autocast(device, kind):
         factor = row_factor(history)

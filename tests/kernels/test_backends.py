@@ -166,7 +166,8 @@ def test_the_interpreter_runs_only_where_it_is_named(monkeypatch):
     assert lines[1].strip() == "triton: could run it, but only where it is named"
     assert explain("graph_attention", backend="triton").startswith("graph_attention: triton")
     x = torch.zeros(1, 1, 2, 2)
-    assert "gets bfloat16 wrong" in explain("edge_attention", x.bfloat16(), x, x, torch.ones(()))
+    low = x.bfloat16()
+    assert "gets bfloat16 wrong" in explain("edge_attention", low, low, low, torch.ones(()))
     for kind, most in ((torch.float32, 256), (torch.float64, 128)):
         wide = torch.zeros(1, 1, 2, most + 1, dtype=kind)
         with pytest.raises(RuntimeError, match=f"heads of float.. up to {most} wide, not {most + 1}"):
@@ -201,6 +202,20 @@ def test_triton_refuses_histories_that_do_not_fit(kind, head, attention, readout
         assert said.startswith("graph_attention: triton") == (depth <= attention)
         said = explain("edge_readout", graph, [update] * depth, backend="triton")
         assert (f"takes at most {readout} layers of history" in said) == (depth > readout)
+    # Weights of float64 make float64 of it all.
+    weights = [torch.ones(1, 1), torch.ones(1, 1, dtype=torch.float64)]
+    for one, other in (weights, weights[::-1]):
+        double = EmotionGraph(torch.ones(1, 1), torch.ones(1, 1, 1, dtype=torch.bool), one, other)
+        said = explain("graph_attention", nodes, nodes, nodes, double, backend="triton")
+        assert said.startswith("graph_attention: triton") == (head <= 128)
+        said = explain("edge_readout", double, [update] * 3, backend="triton")
+        assert said.startswith("edge_readout: triton") == (head <= 64)
+    for edge, gate in ((torch.float64, torch.float32), (torch.float32, torch.float64)):
+        gates = {"gate": torch.ones(1, 1, 2, dtype=gate), "edge_scale": 1.0}
+        said = explain(
+            "edge_attention", nodes, nodes, nodes, torch.ones((), dtype=edge), **gates, backend="triton"
+        )
+        assert said.startswith("edge_attention: triton") == (head <= 128)
     # A wide value counts as a wide query does.
     value = torch.ones(1, 1, 2, 2 * head, dtype=kind)
     assert "layers of history with heads of" in explain(

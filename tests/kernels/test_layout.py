@@ -13,7 +13,8 @@ def test_rows_are_copied_only_where_they_must_be():
     assert dense_rows(heads) is heads
     sliced = torch.randn(2, 3, 9, 12)[..., :4]
     assert dense_rows(sliced) is sliced
-    for tensor in (heads.mT.contiguous().mT, heads[:, :1].expand(2, 3, 9, 4), heads[..., ::2]):
+    windows = torch.randn(1, 3, 8).unfold(1, 2, 1).mT[:, None]  # its rows are apart and share elements
+    for tensor in (heads.mT.contiguous().mT, heads[:, :1].expand(2, 3, 9, 4), heads[..., ::2], windows):
         copied = dense_rows(tensor)
         assert copied is not tensor
         assert copied.is_contiguous()
@@ -23,6 +24,12 @@ def test_rows_are_copied_only_where_they_must_be():
 def test_rows_that_are_32_bits_apart_are_copied():
     far = torch.empty(1, device="meta").as_strided((1, 1, 3, 4), (2**32, 2**32, 2**30, 1))
     assert dense_rows(far).stride() == (12, 12, 4, 1)
+
+
+def test_results_that_would_reach_beyond_32_bits_have_their_heads_apart():
+    for rows, stride in ((2**26, 24), (2**27, 8)):
+        model = torch.empty_strided((1, 3, rows, 8), (24 * rows, 8, 24, 1), device="meta")
+        assert empty_rows(model, rows, 8, torch.float32).stride(2) == stride
 
 
 def test_laid_out_like():

@@ -250,6 +250,41 @@ def test_scores_that_all_overflow_are_not_hidden(masked):
     assert gradient[0, 0, hears].isnan().any()
 
 
+@pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")  # NumPy's, under the interpreter
+def test_what_is_off_the_graph_is_zero_whatever_stands_there():
+    query, key, value = torch.randn(3, 1, 1, 4, 2)
+    gate = torch.randn(1, 1, 4)
+    query[..., 3, :], key[..., 3, :], gate[..., 3] = float("nan"), float("inf"), float("inf")
+    neighbors = torch.ones(4, 4, dtype=torch.bool)
+    neighbors[3] = neighbors[:, 3] = False
+    output, new_edge = edge_attention(
+        query, key, value, torch.rand(4, 4), neighbors, gate=gate, edge_scale=1.0
+    )
+    assert output.isfinite().all()
+    assert new_edge.isfinite().all()
+    assert not new_edge[0, 0, ~neighbors].any()
+
+
+@pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")  # NumPy's, under the interpreter
+def test_a_row_whose_first_scores_overflow_is_what_its_others_make_it():
+    words, emotions = 40, 3
+    query, key, value = torch.randn(3, 1, 1, words + emotions, 4)
+    query[..., 0], key[..., 0] = 1e20, 1.0
+    key[..., :30, 0] = key[..., words:, 0] = -1e20
+    graph = EmotionGraph(
+        torch.rand(1, words),
+        torch.ones(1, 1, words, dtype=torch.bool),
+        torch.rand(1, emotions),
+        torch.rand(emotions, emotions),
+    )
+    output = graph_attention(query, key, value, graph)
+    expected = graph_attention(query, key, value, graph, backend="reference")
+    assert torch.equal(output.isnan(), expected.isnan())
+    finite = ~expected.isnan().any(-1)
+    assert finite[0, 0, 31:words].all()
+    torch.testing.assert_close(output[finite], expected[finite])
+
+
 @pytest.mark.parametrize("lead", [(1, 1), (1, 2), (0, 1), (0, 2)])
 def test_an_empty_batch_has_gradients_of_zero(make, lead):
     query, key, value = (torch.zeros(0, 2, 6, 4, requires_grad=True) for _ in range(3))

@@ -131,7 +131,7 @@ def backward(
     if grad_correlation is not None:
         gradients.append(grad_correlation.sum((0, 1) if correlation.dim() == 2 else 1))
     elif needs_correlation:  # words hear emotions by emotion_weight alone
-        gradients.append(torch.zeros_like(correlation))
+        gradients.append(correlation.new_zeros(correlation.shape))
     return gradients
 
 

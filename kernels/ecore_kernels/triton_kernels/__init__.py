@@ -99,8 +99,12 @@ def too_deep(operator: str, depth: int, head: int, kind: torch.dtype) -> list[st
     return [f"takes at most {wide} layers of history with heads of {name} wider than {widest}, not {depth}"]
 
 
-def why_not(*tensors: Tensor) -> list[str]:
-    """The reasons why the kernels cannot run on these queries, keys or values [B, K, N, d]; empty if they can."""
+def why_not(*tensors: Tensor, kind: torch.dtype | None = None) -> list[str]:
+    """The reasons why the kernels cannot run on these queries, keys or values [B, K, N, d]; empty if they can.
+
+    Args:
+        kind: the type that they are multiplied in.
+    """
     reason = unavailable_reason()
     if reason:
         return [reason]
@@ -114,15 +118,16 @@ def why_not(*tensors: Tensor) -> list[str]:
             refusal = f"runs on CUDA GPUs, not on {device.type}"
         if refusal:
             reasons.append(refusal)
-    for kind in dict.fromkeys(tensor.dtype for tensor in tensors):
-        name = str(kind).removeprefix("torch.")
-        largest = max([tensor.shape[-1] for tensor in tensors if tensor.dtype is kind])
-        if kind not in LARGEST_HEAD:
-            reasons.append(f"takes float16, bfloat16, float32 and float64, not {name}")
-        elif kind is torch.bfloat16 and INTERPRETED:
-            reasons.append("gets bfloat16 wrong under Triton's interpreter")
-        elif kind is torch.float64 and _lacks_float64():
-            reasons.append(f"needs Triton {_spelled(OLDEST_TRITON_FOR_FLOAT64)} or newer for float64")
-        elif largest > LARGEST_HEAD[kind]:
-            reasons.append(f"takes heads of {name} up to {LARGEST_HEAD[kind]} wide, not {largest}")
+    if kind is None:
+        return reasons
+    name = str(kind).removeprefix("torch.")
+    largest = max(tensor.shape[-1] for tensor in tensors)
+    if kind not in LARGEST_HEAD:
+        reasons.append(f"takes float16, bfloat16, float32 and float64, not {name}")
+    elif kind is torch.bfloat16 and INTERPRETED:
+        reasons.append("gets bfloat16 wrong under Triton's interpreter")
+    elif kind is torch.float64 and _lacks_float64():
+        reasons.append(f"needs Triton {_spelled(OLDEST_TRITON_FOR_FLOAT64)} or newer for float64")
+    elif largest > LARGEST_HEAD[kind]:
+        reasons.append(f"takes heads of {name} up to {LARGEST_HEAD[kind]} wide, not {largest}")
     return reasons

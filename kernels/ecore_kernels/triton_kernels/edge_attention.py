@@ -113,7 +113,7 @@ def _forward(
         x = SCALE * tl.dot(q, tl.trans(k), input_precision=PRECISION) * weight
         if new_edge is not None:
             address = _addresses(new_edge, nodes, first, start, BLOCK, STEP, False)
-            tl.store(address, f * (weight + x), mask=inside)
+            tl.store(address, tl.where(heard, f * (weight + x), 0.0), mask=inside)
         x = tl.where(heard, x * LOG2E, float("-inf"))
         larger = tl.maximum(maximum, tl.max(x, 1))
         offset = tl.where(larger == float("-inf"), 0.0, larger)  # no neighbour so far, or all overflowed

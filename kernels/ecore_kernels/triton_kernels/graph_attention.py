@@ -184,10 +184,11 @@ def _forward(
         if row_factor is not None:
             x *= factor
         x = tl.where((sender[None, :] <= last) & (sender[None, :] != itself), x, float("-inf"))
-        # The first tile holds [CLS], whom everybody hears: the maximum is finite from there on.
         larger = tl.maximum(maximum, tl.max(x, 1))
-        p = tl.exp2(x - larger[:, None])
-        shrink = tl.exp2(maximum - larger)
+        # Everybody hears [CLS], in the first tile; but what is heard there may all have overflowed.
+        offset = tl.where(larger == float("-inf"), 0.0, larger)
+        p = tl.exp2(x - offset[:, None])
+        shrink = tl.exp2(maximum - offset)
         normalizer = normalizer * shrink + tl.sum(p, 1)
         v = load_pieces(value + value_offset, sender_node, value_row, VALUE_DIM, PIECE)
         total = add_product(scaled(total, shrink[:, None]), p, v, PRECISION)
@@ -718,5 +719,5 @@ def backward(
     if grad_correlation is not None:
         gradients.append(grad_correlation.sum((0, 1) if correlation.dim() == 2 else 1))
     elif needs_correlation:  # words hear emotions by emotion_weight alone
-        gradients.append(torch.zeros_like(correlation))
+        gradients.append(correlation.new_zeros(correlation.shape))
     return gradients

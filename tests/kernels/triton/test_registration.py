@@ -54,6 +54,7 @@ def test_graph_attention(make, device, words_only, layout, batched):
             graph.emotion_mask,
         )
     )
+    correlation = correlation.mT  # results are laid out in their own way
     query, key, value, past_query, past_key = (laid_out(layout, (2, 2, 7, 3), device) for _ in range(5))
     history = [past_query], [past_key], random(2, 2, 7, device=device)
     inputs = (query, key, value, word_weight, mask, weight, correlation, emotions, *history, 0.5, words_only)
