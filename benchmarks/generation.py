@@ -350,7 +350,7 @@ def run(data: Path | None, preset: str, device: str, rounds: int, compiled: bool
     with torch.no_grad():
         model.output.bias[EOS] = -1e4
     contexts = Contexts(data, len(model.vocabulary), device)
-    u = [unit()]
+    u = [unit(device)]
     compared = []
     for rows in COMPARED:
         batch = contexts(rows)
@@ -358,8 +358,9 @@ def run(data: Path | None, preset: str, device: str, rounds: int, compiled: bool
         where = parts(model, batch, rounds) if device == "cpu" else {}
         compared.append({"batch": rows, "timings": timings, "parts": where})
     grown = growth(model, contexts, rounds)
-    u.append(unit())
-    return {"preset": preset, "contexts": work.name, "u": min(u), "compared": compared, "growth": grown}
+    u.append(unit(device))
+    told = {"preset": preset, "device": device, "contexts": work.name, "u": min(u)}
+    return told | {"compared": compared, "growth": grown}
 
 
 def _kept(path: Path) -> list[dict[str, Any]]:
@@ -413,6 +414,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     if options.rounds < 2:
         parser.error(f"--rounds: expected at least 2, got {options.rounds}")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no CUDA device here")
     torch.set_num_threads(options.threads)
     try:
         result = run(options.data, options.preset, options.device, options.rounds, options.compile)

@@ -50,6 +50,8 @@ TRAINING_SLACK = 25.0
 OVERRUN_SECONDS = 45.0
 LOG_BYTES = 2**20  # of each step's output
 LARGEST_FILE = 15 * 2**20
+WRITTEN = ("operators", "training", "runs", "otsu")
+"""Results in the folder, NAME.json each."""
 # Sizes whose compilation is worth a cache: the larger ones need the GPU's memory for themselves.
 CACHED_NODES = ("160", "288", "96", "64")
 
@@ -160,10 +162,12 @@ class Report:
         (self.folder / "summary.json").write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
         (self.folder / "summary.md").write_text(self._markdown(tests, seconds))
         (self.folder / "log.txt").write_text("\n".join(self.logs))
-        for file in self.folder.iterdir():
-            if file.suffix == ".part":  # of a step that was stopped while it wrote
-                file.unlink()
-            elif file.is_file() and file.stat().st_size > LARGEST_FILE:
+        for name in WRITTEN:  # and nothing else: the folder may hold what is not ours
+            (self.folder / f"{name}.json.part").unlink(
+                missing_ok=True
+            )  # of a step that was stopped while it wrote
+            file = self.folder / f"{name}.json"
+            if file.is_file() and file.stat().st_size > LARGEST_FILE:
                 file.write_text(f"left out: {file.stat().st_size} bytes\n")
 
     def _markdown(self, tests: Mapping[str, Any] | None, seconds: float) -> str:
@@ -314,8 +318,15 @@ def checks(folder: Path, seconds: float, trains: bool, data: Path | None = None)
     pytest += ["--continue-on-collection-errors"]
     if cores >= 8 and _importable("xdist"):
         pytest += ["-n", str(cores * 5 // 8)]
-    # What tells most comes first; what is named twice runs once.
-    pytest += ["tests/kernels/triton/test_gpu.py", "tests/kernels/triton", "tests/kernels", "tests"]
+    for first in (
+        "tests/kernels/triton/test_gpu.py",
+        "tests/kernels/triton",
+        "tests/kernels",
+    ):  # what tells most
+        pytest += ["--first", first]
+    if not _importable("pytest_timeout"):  # else its setting in pyproject.toml would be refused as unknown
+        pytest += ["-o", "addopts=--import-mode=importlib"]
+    pytest += ["tests"]
     steps = [Step("tests", pytest, seconds)]
     if shutil.which("compute-sanitizer"):
         # torch asks the driver for what may not be there: such answers are not errors of ours.

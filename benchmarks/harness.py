@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import json
 import os
 import platform
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -149,7 +151,7 @@ def _traced(call: Callable[[int], object], device: str) -> list[dict[str, Any]]:
 
 
 def machine() -> dict[str, Any]:
-    """Hardware and versions that a result depends on."""
+    """Hardware, versions and command that a result depends on."""
     description: dict[str, Any] = {
         "cpu": _cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -158,6 +160,7 @@ def machine() -> dict[str, Any]:
         "packages": {name: _version(name) for name in ("torch", "triton", "numpy", "scikit-image")},
         "native": native.build_record() or native.unavailable_reason(),
         "commit": _commit(),
+        "arguments": [Path(a).name if os.sep in a else a for a in sys.argv[1:]],
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
     }
     if torch.cuda.is_available():
@@ -182,6 +185,7 @@ def _version(package: str) -> str | None:
         return None
 
 
+@functools.cache  # asked before the first result is written: a kept one that it replaces is no change of the code
 def _commit() -> str | None:
     try:
         command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]

@@ -188,11 +188,10 @@ class Runner:
         entry: dict[str, Any] = {"error": norm, "worst_element": worst}
         if name in self.compile_seconds:
             entry["compile_seconds"], entry["compile_cached"] = self.compile_seconds[name]
-        limit = problems.LIMITS[self.problem.precision]
         wrong = [
             f"{what} is off by {errors[0]:.1e} ({errors[1]:.1e} in one element)"
             for what, errors in found.items()
-            if not (errors[0] <= limit and errors[1] <= 10 * limit)
+            if not self.problem.allows(errors)
         ]
         if wrong:
             entry["refused"] = f"wrong: {'; '.join(wrong[:3])}"

@@ -10,7 +10,7 @@ because it is what one would otherwise call; it is timed on at most 64 rows and 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +56,9 @@ def check(values: torch.Tensor) -> None:
             raise SystemExit(f"{name} of {values.shape[0]} rows differs from the reference")
 
 
-def run(device: str) -> list[dict[str, Any]]:
-    """One result a number of rows."""
+def run(device: str) -> Iterator[dict[str, Any]]:
+    """One result a number of rows, each as soon as it is there."""
     generator = torch.Generator().manual_seed(0)
-    results = []
     for rows in ROWS:
         copies = max(2, min(256, INPUT_ELEMENTS // (rows * COLUMNS)))
         inputs = [torch.randn(rows, COLUMNS, generator=generator).to(device) for _ in range(copies)]
@@ -72,8 +71,7 @@ def run(device: str) -> list[dict[str, Any]]:
             scale = rows / min(rows, SKIMAGE_ROWS)
             result["skimage_scaled_by"] = scale
             result["skimage_over_native"] = timings["skimage"].median * scale / timings["native"].median
-        results.append(result)
-    return results
+        yield result
 
 
 def show(result: dict[str, Any]) -> list[str]:
@@ -105,13 +103,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     if reason:
         parser.exit(2, f"otsu: nothing to compare: native {reason}\n")
 
-    results = run(arguments.device)
+    results = []
+    for result in run(arguments.device):
+        results.append(result)
+        if arguments.out:
+            harness.write_json(arguments.out, "otsu", results)
     header = ["rows of 32", "native: median (p20 – p80)", "PyTorch: median (p20 – p80)", "PyTorch / native"]
     if "skimage_over_native" in results[0]:
         header += ["scikit-image, loop, scaled", "scikit-image / native"]
     print(harness.table(header, [show(result) for result in results]))
-    if arguments.out:
-        harness.write_json(arguments.out, "otsu", results)
 
 
 if __name__ == "__main__":

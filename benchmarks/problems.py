@@ -67,6 +67,11 @@ class Problem:
     def words(self) -> int:
         return self.nodes - self.emotions
 
+    def allows(self, errors: tuple[float, float]) -> bool:
+        """Whether an answer that is off by so much, in norm and in its worst element, is right."""
+        limit = LIMITS[self.precision]
+        return errors[0] <= limit and errors[1] <= 10 * limit
+
     @property
     def scale(self) -> float:
         return self.dim**-0.5

@@ -87,9 +87,15 @@ def test_files_stay_few_and_small(report):
     report.folder.mkdir()
     (report.folder / "otsu.json").write_bytes(b" " * (gpu.LARGEST_FILE + 1))
     (report.folder / "operators.json.part").write_text("torn")
+    others = {"checkpoint.pt": b" " * (gpu.LARGEST_FILE + 1), "download.part": b"half"}
+    for name, content in others.items():
+        (report.folder / name).write_bytes(content)
     report.run(python("flood", "print('x' * 3_000_000); print('the end')"))
     assert (report.folder / "log.txt").stat().st_size < 1.1 * gpu.LOG_BYTES
     assert "the end" in (report.folder / "log.txt").read_text()
+    for name, content in others.items():
+        assert (report.folder / name).read_bytes() == content
+        (report.folder / name).unlink()
     files = list(report.folder.rglob("*"))
     assert {file.name for file in files} == {"summary.json", "summary.md", "log.txt", "otsu.json"}
     assert all(file.stat().st_size < gpu.LARGEST_FILE for file in files)
@@ -136,6 +142,19 @@ def test_killed_tests_leave_what_they_knew(report, tmp_path):
         file.write('{"test": "torn')
     assert gpu.test_results(lines) == results
     assert gpu.test_results(tmp_path / "none.jsonl") is None
+
+
+def test_what_tells_most_runs_first(report, tmp_path):
+    for name in ("test_a.py", "deep/test_b.py", "deep/test_c.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("def test_one(): pass\ndef test_two(): pass")
+    lines = tmp_path / "tests.jsonl"
+    command = [sys.executable, "-m", "pytest", "-p", "benchmarks.pytest_lines", "--lines", str(lines)]
+    command += ["-p", "no:cacheprovider", "--rootdir", str(tmp_path), "-c", os.devnull]
+    report.run(Step("tests", [*command, "--first", "deep/test_c.py", "--first", "deep", str(tmp_path)], 60.0))
+    assert [record["outcome"] for record in report.records] == ["ok"]
+    ran = [json.loads(line)["test"].rpartition("/")[2] for line in lines.read_text().splitlines()]
+    assert ran == [f"test_{file}.py::test_{name}" for file in "cba" for name in ("one", "two")]
 
 
 def test_without_a_gpu(monkeypatch, capsys, tmp_path):
