@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 
 from benchmarks import generation, operators, otsu, training
+from ecore.data.batches import PreparedData
+from ecore.errors import InputError
 
 
 def main() -> None:
@@ -23,6 +25,11 @@ def main() -> None:
         "--data", type=Path, metavar="PREPARED", help="batches of a prepared folder, not made-up ones"
     )
     arguments = parser.parse_args()
+    if arguments.data:
+        try:
+            PreparedData.load(arguments.data)
+        except InputError as error:
+            parser.error(str(error))
     wrong = False
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for question, benchmark in (

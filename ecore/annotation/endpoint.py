@@ -130,11 +130,13 @@ class EndpointAnnotator:
     def _named(self, text: str) -> list[str | None] | None:
         """The emotions that an answer names, None for each unknown one; None where it is no answer.
 
-        They stand in the last list with a known one: before it a model may think aloud, and after it explain. An empty
-        list says that there are none, if no list names any.
+        The last list counts, for before it a model may think aloud. Where it is empty and another comes before it, it
+        may be an afterthought ("others: []") or a change of mind: that is no answer.
         """
         lists = [[self._emotions.get(name.strip().casefold()) for name in found] for found in _lists(text)]
-        return next((known for known in reversed(lists) if any(known)), [] if [] in lists else None)
+        if not lists or (not any(lists[-1]) and any(map(any, lists))) or (lists[-1] and not any(lists[-1])):
+            return None
+        return lists[-1]
 
     def _body(self, turns: Sequence[str]) -> bytes:
         said = "\n".join(f"{('Speaker', 'Listener')[i % 2]}: {turn}" for i, turn in enumerate(turns))

@@ -121,7 +121,7 @@ def _run(arguments: argparse.Namespace) -> int:
         raise InputError(f"{out}: cannot be made a folder ({error.strerror})") from None
     stopped = threading.Event()
     annotator = _annotator(arguments, emotions, stopped)
-    jobs = 4 if arguments.jobs is None else arguments.jobs
+    jobs = (arguments.jobs or 4) if arguments.annotator == "endpoint" else 1
     try:
         summary = pipeline.run(conversations, annotator, out, jobs, stopped)
     except KeyboardInterrupt:

@@ -111,6 +111,11 @@ def run_train(arguments: argparse.Namespace) -> int:
         print(f"{done}, checkpoint written; go on with: ecore train --out {arguments.out} --resume")
         return 130
     early = ", stopped early: validation no longer improves" if summary["stopped_early"] else ""
+    if summary["best_step"] is None:
+        print(
+            f"{done}, never validated; train on with: ecore train --out {arguments.out} --resume --max-steps N"
+        )
+        return 0
     print(
         f"{done}{early}; best validation perplexity {summary['best_ppl_per_sample']:.2f} per sample at step "
         f"{summary['best_step']:,}; {summary['seconds']:.0f} s, {summary['peak_memory_mib']:,.0f} MiB"

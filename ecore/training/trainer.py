@@ -157,8 +157,12 @@ class Trainer:
         if self.state.scaler:
             self.scaler.load_state_dict(self.state.scaler)
         self.window = Window(self.state, processes)
+        owed = False
         if 0 < self.state.step == self.config.max_steps != self.state.validated and self.state.line is None:
-            self.state.line = self._owed_line()
+            line = self._owed_line() if processes.first else None
+            owed = processes.any(line is not None)
+            if owed:
+                self.state.line = line or {"step": self.state.step}  # the first process's is what is logged
         self.saved_step = self.state.step if loaded else None
         """Step of the last checkpoint."""
         self.log = (
@@ -177,6 +181,8 @@ class Trainer:
         self.source = self._source(self.train_split, device.type == "cuda" or captures is not None)
         self.valid_source = self._source(self.valid_split, device.type == "cuda")
         self.loss = objective(model, self.config.compile, processes.count)
+        if owed:  # the log was cut before the line: only the checkpoint has it now
+            self._save()
         self.captured: CapturedStep | None = None
         if captures is not None:
             self.captured = CapturedStep(
@@ -369,13 +375,15 @@ class Trainer:
     def _rate(self) -> float:
         return noam(self.state.step, self.settings.model.dim, self.config.warmup, self.config.factor)
 
-    def _owed_line(self) -> dict[str, Any]:
-        """The line of a step that has become the last one: an interrupted run was told to end where it stands."""
-        if self.state.step == 1 or self.state.step % self.config.log_every == 0:
-            for line in reversed(read_metrics(self.folder)):
-                if line["step"] == self.state.step:
-                    return line
-        return self._line()
+    def _owed_line(self) -> dict[str, Any] | None:
+        """The line of a step that has become the last one: an interrupted run was told to end where it stands.
+
+        None where it was validated after all: checkpoints used not to tell.
+        """
+        for line in reversed(read_metrics(self.folder)):
+            if line["step"] == self.state.step:
+                return None if "valid_ppl" in line else line
+        return self._line() if self.state.window else None
 
     def _line(self) -> dict[str, Any]:
         averages = self.window.averages()

@@ -138,7 +138,6 @@ def check_history(
             )
         if update.gate is not None:
             check_shape(operator, f"history[{layer}].gate", update.gate, leading)
-            check_floats(operator, **{f"history[{layer}].gate": update.gate})
         check_scalar(operator, f"history[{layer}].edge_scale", update.edge_scale)
 
 
@@ -206,7 +205,6 @@ def edge_attention(
         raise ValueError(f"edge_attention: edge: expected real numbers, got {edge.dtype}")
     if gate is not None:
         check_shape("edge_attention", "gate", gate, query.shape[:3])
-        check_floats("edge_attention", gate=gate)
         check_scalar("edge_attention", "edge_scale", edge_scale)
     full = (batch, resolutions, nodes, nodes)
     if neighbors is not None:

@@ -216,16 +216,14 @@ def autocast_type(device: torch.device) -> torch.dtype | None:
     return torch.float32 if device.type == "cpu" else torch.get_autocast_dtype(device.type)
 
 
-def _cast(arguments: Any) -> Any:
-    """A call's arguments with their tensors in the type that autocast has now, as far as backends look at types."""
-    if isinstance(arguments, Tensor):
-        kind = autocast_type(arguments.device) if arguments.is_floating_point() else None
-        return arguments if kind is None else arguments.to(kind)
-    if isinstance(arguments, dict):
-        return {name: _cast(value) for name, value in arguments.items()}
-    if isinstance(arguments, tuple) and hasattr(arguments, "_fields"):  # an EdgeUpdate
-        return type(arguments)(*map(_cast, arguments))
-    return [_cast(value) for value in arguments] if isinstance(arguments, (list, tuple)) else arguments
+def _cast(nodes: Any) -> Any:
+    """Queries, keys or values, or a history of them, in the type that autocast has now; anything else as it is."""
+    if isinstance(nodes, Tensor):
+        kind = autocast_type(nodes.device)
+        return nodes if kind is None else nodes.to(kind)
+    if isinstance(nodes, (list, tuple)):
+        return [update._replace(query=_cast(update.query), key=_cast(update.key)) for update in nodes]
+    return nodes
 
 
 def explain(operator: str | Callable[..., Any], *args: Any, **kwargs: Any) -> str:
@@ -247,8 +245,10 @@ def explain(operator: str | Callable[..., Any], *args: Any, **kwargs: Any) -> st
     named = kwargs.pop("backend", None) or _named
     if named is not None:
         _check_name(named, "explain: backend")
-    if name != "otsu":
-        args, kwargs = _cast((args, kwargs))
+    # Autocast casts what an operator multiplies, and not its edges, gates and graph.
+    cast = {"edge_attention": (0, 1, 2), "graph_attention": (0, 1, 2, 4), "edge_readout": (1,)}.get(name, ())
+    args = tuple(_cast(value) if i in cast else value for i, value in enumerate(args))
+    kwargs = {n: _cast(v) if n in ("query", "key", "value", "history") else v for n, v in kwargs.items()}
     lines, chosen = [], None
     for backend in BACKENDS.values():
         reasons = backend.why_not(name, *args, **kwargs)

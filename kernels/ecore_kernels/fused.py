@@ -45,6 +45,11 @@ def _matmul_precision() -> str:
     return "tf32" if chosen == "tf32" else "ieee"
 
 
+@torch.compiler.assume_constant_result
+def _inside_torch_func() -> bool:
+    return torch._C._are_functorch_transforms_active()
+
+
 def node_type(nodes: list[Tensor], *weights: Tensor | None) -> torch.dtype:
     """The type that queries, keys and values are multiplied in: their common one, float64 where a weight is."""
     kind = functools.reduce(torch.promote_types, (tensor.dtype for tensor in nodes))
@@ -63,9 +68,15 @@ def _apply(function: type[torch.autograd.Function], setting: tuple[Any, ...], *t
 
     Raises:
         ValueError: tensors on more than one device: the kernels would take an address for one of their own.
-        NotImplementedError: tangents of forward-mode differentiation: they would be lost without a word.
+        NotImplementedError: tangents of forward-mode differentiation, or torch.func inside of compiled code, where
+            nothing seems to require a gradient: derivatives would be lost without a word.
     """
-    if not torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
+        if _inside_torch_func():
+            raise NotImplementedError(
+                f"no torch.func inside of compiled code for fused kernels; {_REFERENCE}"
+            )
+    else:
         for tensor in tensors:
             if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
                 raise NotImplementedError(f"no forward-mode derivative in fused kernels; {_REFERENCE}")

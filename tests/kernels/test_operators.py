@@ -396,7 +396,6 @@ def nodes(*shape):
         ({"gate": nodes(2, 3, 4)}, "both given or both left out"),
         ({"edge_scale": 1.0}, "both given or both left out"),
         ({"gate": nodes(2, 3, 5), "edge_scale": 1.0}, r"gate: expected \[2, 3, 4\]"),
-        ({"gate": nodes(2, 3, 4).long(), "edge_scale": 1.0}, "gate: expected a float type, got torch.int64"),
         ({"query": nodes(2, 3, 4, 5).long()}, "query: expected a float type, got torch.int64"),
         ({"value": nodes(2, 3, 4, 5).bool()}, "value: expected a float type, got torch.bool"),
         ({"edge": nodes(4, 4) * 1j}, "edge: expected real numbers, got torch.complex64"),

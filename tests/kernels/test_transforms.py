@@ -149,6 +149,16 @@ def test_fused_kernels_refuse_a_second_derivative(make, operator, backend):
         torch.autograd.grad(total, inputs, allow_unused=True, materialize_grads=True)
 
 
+def test_torch_func_inside_of_compiled_code_gives_no_silent_zeros(make, fresh_compile):
+    problem = Problem(make, layers=1)
+    first, *others = [x.detach() for x in problem.inputs("dense")]
+
+    def gradient(x):
+        return torch.func.grad(lambda y: problem.dense(y, *others)[0].square().sum())(x)
+
+    torch.testing.assert_close(torch.compile(gradient, backend="aot_eager")(first), gradient(first))
+
+
 @pytest.mark.parametrize("operator", ["attention", "readout", "dense"])
 def test_fused_kernels_refuse_what_would_be_silent_zeros(make, operator, backend):
     problem = Problem(make, layers=1)

@@ -302,6 +302,23 @@ def test_an_interrupted_run_may_end_where_it_stands(quiet_train, numbers, monkey
     assert same(weights(tmp_path / "run"), weights(tmp_path / "reference"))
 
 
+@pytest.mark.parametrize("step", [6, 7])
+def test_the_validation_of_a_run_that_ends_where_it_stands_may_be_interrupted(
+    quiet_train, settings, numbers, monkeypatch, tmp_path, step
+):
+    settings = replace(settings, log_every=3)
+    quiet_train(tmp_path / "reference", settings, max_steps=step)
+    for name, call, options in (("loss", step, {}), ("score", 1, {"resume": True, "max_steps": step})):
+        with monkeypatch.context() as patched:
+            at_call(patched, name, call, interrupt)
+            assert quiet_train(tmp_path / "run", settings, **options)["interrupted"]
+    for _ in range(2):
+        assert quiet_train(tmp_path / "run", resume=True, max_steps=step)["best_step"] is not None
+    expected, actual = numbers(tmp_path / "reference"), numbers(tmp_path / "run")
+    expected[-1] = {k: v for k, v in expected[-1].items() if k in actual[-1]}
+    assert actual == expected
+
+
 @pytest.mark.parametrize("term", ["generation", "emotion", "correlation"])
 def test_a_loss_that_is_not_finite_stops(quiet_train, monkeypatch, tmp_path, term):
     loss, calls = ECore.loss, iter(range(1, 99))
