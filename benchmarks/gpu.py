@@ -163,9 +163,8 @@ class Report:
         (self.folder / "summary.md").write_text(self._markdown(tests, seconds))
         (self.folder / "log.txt").write_text("\n".join(self.logs))
         for name in WRITTEN:  # and nothing else: the folder may hold what is not ours
-            (self.folder / f"{name}.json.part").unlink(
-                missing_ok=True
-            )  # of a step that was stopped while it wrote
+            # Of a step that was stopped while it wrote.
+            (self.folder / f"{name}.json.part").unlink(missing_ok=True)
             file = self.folder / f"{name}.json"
             if file.is_file() and file.stat().st_size > LARGEST_FILE:
                 file.write_text(f"left out: {file.stat().st_size} bytes\n")
@@ -318,11 +317,8 @@ def checks(folder: Path, seconds: float, trains: bool, data: Path | None = None)
     pytest += ["--continue-on-collection-errors"]
     if cores >= 8 and _importable("xdist"):
         pytest += ["-n", str(cores * 5 // 8)]
-    for first in (
-        "tests/kernels/triton/test_gpu.py",
-        "tests/kernels/triton",
-        "tests/kernels",
-    ):  # what tells most
+    # What tells most.
+    for first in ("tests/kernels/triton/test_gpu.py", "tests/kernels/triton", "tests/kernels"):
         pytest += ["--first", first]
     if not _importable("pytest_timeout"):  # else its setting in pyproject.toml would be refused as unknown
         pytest += ["-o", "addopts=--import-mode=importlib"]

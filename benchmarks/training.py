@@ -464,9 +464,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         write()
         for result in results:
             if result["configuration"] in ("plain PyTorch", "all", "all, bfloat16"):
-                with contextlib.suppress(
-                    subprocess.CalledProcessError
-                ):  # it may have asked for more than there is
+                # It may have asked for more than there is.
+                with contextlib.suppress(subprocess.CalledProcessError):
                     result["peak_memory_mib"] = peak_memory(arguments, result["configuration"])
     document["growth"] = growth(work, device)
     write()

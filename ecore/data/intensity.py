@@ -100,7 +100,7 @@ def read_positivity(path: Path, source: str) -> dict[str, float]:
     width = 0
     for number, line in numbered_lines(path):
         if source == "sentiwordnet" and line.lstrip().startswith("#"):
-            continue  # the file as distributed ends with columns that are empty but for such a sign
+            continue  # a comment may stand behind empty columns
         fields = line.split("\t")
         try:
             if not width:

@@ -37,11 +37,9 @@ def with_intensity(data: PreparedData, out: Path, source: str, file: Path | None
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir()
-        for file_of_data in data.folder.iterdir():
-            if file_of_data.is_file() and file_of_data.name not in ("meta.json", "intensity.npy"):
-                shutil.copyfile(
-                    file_of_data, temporary / file_of_data.name
-                )  # not its rights: it may be read-only
+        for path in data.folder.iterdir():
+            if path.is_file() and path.name not in ("meta.json", "intensity.npy"):
+                shutil.copyfile(path, temporary / path.name)  # not its rights: it may be read-only
         np.save(temporary / "intensity.npy", floored)
         meta = {
             **data.meta,
