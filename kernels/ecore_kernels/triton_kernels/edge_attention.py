@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ecore_kernels.layout import dense_rows, empty_rows, laid_out_like
 from ecore_kernels.triton_kernels import launch
-from ecore_kernels.triton_kernels.tiles import LOG2E, load_rows, store_rows
+from ecore_kernels.triton_kernels.tiles import LOG2E, load_rows, rounded, store_rows
 
 # Sizes and strides differ from batch to batch: compiling anew where one happens to be a multiple of 16 would cost more
 # than it gains. VECTOR tells the compiler what it needs.
@@ -93,7 +93,7 @@ def _forward(
     exists = row < nodes
     node = tl.minimum(row, nodes - 1)  # rows past the last one repeat it, and are not stored
     query += (batch * query_batch + head * query_head) * VECTOR
-    q = load_rows(query, node, query_row * VECTOR, DIM, TILE_DIM)
+    q = load_rows(query, node, query_row * VECTOR, DIM, TILE_DIM, PRECISION)
     number = log_normalizer.dtype.element_ty
     if factor is not None:
         f = tl.load(factor + pair * nodes + node)[:, None]
@@ -103,8 +103,8 @@ def _forward(
     hears = tl.zeros([BLOCK], tl.int32)
     for start in range(0, nodes, STEP):
         sender = tl.minimum(start + tl.arange(0, STEP), nodes - 1)
-        k = load_rows(key, sender, query_row * VECTOR, DIM, TILE_DIM)
-        v = load_rows(value, sender, value_row * VECTOR, VALUE_DIM, TILE_VALUE)
+        k = load_rows(key, sender, query_row * VECTOR, DIM, TILE_DIM, PRECISION)
+        v = load_rows(value, sender, value_row * VECTOR, VALUE_DIM, TILE_VALUE, PRECISION)
         inside = _inside(first, start, nodes, BLOCK, STEP, False)
         heard = _neighbors(neighbors, neighbors_row, first, start, inside, BLOCK, STEP, False)
         hears = tl.maximum(hears, tl.max(heard.to(tl.int32), 1))
@@ -120,7 +120,9 @@ def _forward(
         p = tl.exp2(x - offset[:, None])
         shrink = tl.exp2(maximum - offset)
         normalizer = normalizer * shrink + tl.sum(p, 1)
-        total = total * shrink[:, None] + tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
+        total = total * shrink[:, None] + tl.dot(
+            rounded(p.to(v.dtype), PRECISION), v, input_precision=PRECISION
+        )
         maximum = larger
     # No neighbour at all: the output is 0, and a finite log_normalizer keeps NaN out of the backward. Scores that all
     # overflowed to -infinity give NaN, as a softmax does.
@@ -193,14 +195,16 @@ def _backward(
                 sender = tl.minimum(start + tl.arange(0, SHARED_STEP), nodes - 1)
                 query_offset = (batch * query_batch + head * query_head) * VECTOR
                 output_offset = (batch * output_batch + head * output_head) * VECTOR
-                do = load_rows(grad_output + output_offset, node, output_row, VALUE_DIM, TILE_VALUE)
-                o = load_rows(output + output_offset, node, output_row, VALUE_DIM, TILE_VALUE)
+                do = load_rows(
+                    grad_output + output_offset, node, output_row, VALUE_DIM, TILE_VALUE, PRECISION
+                )
+                o = load_rows(output + output_offset, node, output_row, VALUE_DIM, TILE_VALUE, "ieee")
                 delta = tl.sum(do.to(number) * o.to(number), 1)[:, None]
                 value_of = value + (batch * value_batch + head * value_head) * VECTOR
-                v = load_rows(value_of, sender, value_row, VALUE_DIM, TILE_VALUE)
+                v = load_rows(value_of, sender, value_row, VALUE_DIM, TILE_VALUE, PRECISION)
                 passed = tl.dot(do, tl.trans(v), input_precision=PRECISION) - delta
-                q = load_rows(query + query_offset, node, query_row, DIM, TILE_DIM)
-                k = load_rows(key + query_offset, sender, query_row, DIM, TILE_DIM)
+                q = load_rows(query + query_offset, node, query_row, DIM, TILE_DIM, PRECISION)
+                k = load_rows(key + query_offset, sender, query_row, DIM, TILE_DIM, PRECISION)
                 normalizer = tl.load(log_normalizer + pair * nodes + node)[:, None]
                 heard = _inside(first, start, nodes, BLOCK, SHARED_STEP, False)
                 if neighbors is not None:
@@ -249,9 +253,9 @@ def _backward(
         row = first + tl.arange(0, BLOCK)
         exists = row < nodes
         node = tl.minimum(row, nodes - 1)
-        q = load_rows(query, node, query_row, DIM, TILE_DIM)
-        do = load_rows(grad_output, node, output_row, VALUE_DIM, TILE_VALUE)
-        o = load_rows(output, node, output_row, VALUE_DIM, TILE_VALUE)
+        q = load_rows(query, node, query_row, DIM, TILE_DIM, PRECISION)
+        do = load_rows(grad_output, node, output_row, VALUE_DIM, TILE_VALUE, PRECISION)
+        o = load_rows(output, node, output_row, VALUE_DIM, TILE_VALUE, "ieee")
         delta = tl.sum(do.to(number) * o.to(number), 1)[:, None]
         normalizer = tl.load(log_normalizer + node)[:, None]
         if grad_new_edge is not None:
@@ -263,11 +267,11 @@ def _backward(
         for start in range(0, nodes, STEP):
             if RELOAD:
                 again = node + start * zero
-                q = load_rows(query, again, query_row, DIM, TILE_DIM)
-                do = load_rows(grad_output, again, output_row, VALUE_DIM, TILE_VALUE)
+                q = load_rows(query, again, query_row, DIM, TILE_DIM, PRECISION)
+                do = load_rows(grad_output, again, output_row, VALUE_DIM, TILE_VALUE, PRECISION)
             sender = tl.minimum(start + tl.arange(0, STEP), nodes - 1)
-            k = load_rows(key, sender, query_row, DIM, TILE_DIM)
-            v = load_rows(value, sender, value_row, VALUE_DIM, TILE_VALUE)
+            k = load_rows(key, sender, query_row, DIM, TILE_DIM, PRECISION)
+            v = load_rows(value, sender, value_row, VALUE_DIM, TILE_VALUE, PRECISION)
             inside = _inside(first, start, nodes, BLOCK, STEP, False)
             heard = _neighbors(neighbors, neighbors_row, first, start, inside, BLOCK, STEP, False)
             weight = tl.load(
@@ -282,7 +286,7 @@ def _backward(
                 through_edge = f * gradient
                 grad_x += through_edge
                 grad_f += tl.sum(gradient * (weight + score * weight), 1)
-            grad_q += tl.dot((grad_x * weight).to(k.dtype), k, input_precision=PRECISION)
+            grad_q += tl.dot(rounded((grad_x * weight).to(k.dtype), PRECISION), k, input_precision=PRECISION)
             if grad_edge is not None and not SHARED_EDGE:
                 address = _addresses(grad_edge, nodes, first, start, BLOCK, STEP, False)
                 grad_tile = grad_x * score
@@ -297,19 +301,19 @@ def _backward(
         row = first + tl.arange(0, BLOCK)
         exists = row < nodes
         node = tl.minimum(row, nodes - 1)
-        k = load_rows(key, node, query_row, DIM, TILE_DIM)
-        v = load_rows(value, node, value_row, VALUE_DIM, TILE_VALUE)
+        k = load_rows(key, node, query_row, DIM, TILE_DIM, PRECISION)
+        v = load_rows(value, node, value_row, VALUE_DIM, TILE_VALUE, PRECISION)
         grad_k = tl.zeros([BLOCK, TILE_DIM], number)
         grad_v = tl.zeros([BLOCK, TILE_VALUE], number)
         for start in range(0, nodes, STEP):
             if RELOAD:
                 again = node + start * zero
-                k = load_rows(key, again, query_row, DIM, TILE_DIM)
-                v = load_rows(value, again, value_row, VALUE_DIM, TILE_VALUE)
+                k = load_rows(key, again, query_row, DIM, TILE_DIM, PRECISION)
+                v = load_rows(value, again, value_row, VALUE_DIM, TILE_VALUE, PRECISION)
             receiver = tl.minimum(start + tl.arange(0, STEP), nodes - 1)
-            q = load_rows(query, receiver, query_row, DIM, TILE_DIM)
-            do = load_rows(grad_output, receiver, output_row, VALUE_DIM, TILE_VALUE)
-            o = load_rows(output, receiver, output_row, VALUE_DIM, TILE_VALUE)
+            q = load_rows(query, receiver, query_row, DIM, TILE_DIM, PRECISION)
+            do = load_rows(grad_output, receiver, output_row, VALUE_DIM, TILE_VALUE, PRECISION)
+            o = load_rows(output, receiver, output_row, VALUE_DIM, TILE_VALUE, "ieee")
             delta = tl.sum(do.to(number) * o.to(number), 1)[None, :]
             normalizer = tl.load(log_normalizer + receiver)[None, :]
             inside = _inside(start, first, nodes, STEP, BLOCK, True)
@@ -320,12 +324,12 @@ def _backward(
             weight = weight.to(number)
             _, attention = _attention(k, q, weight, heard, normalizer, SCALE, PRECISION)
             grad_x = attention * (tl.dot(v, tl.trans(do), input_precision=PRECISION) - delta)
-            grad_v += tl.dot(attention.to(do.dtype), do, input_precision=PRECISION)
+            grad_v += tl.dot(rounded(attention.to(do.dtype), PRECISION), do, input_precision=PRECISION)
             if grad_new_edge is not None:
                 address = _addresses(grad_new_edge, grad_new_edge_row, start, first, STEP, BLOCK, True)
                 f = tl.load(factor + receiver)[None, :]
                 grad_x += f * tl.load(address, mask=heard, other=0.0)
-            grad_k += tl.dot((grad_x * weight).to(q.dtype), q, input_precision=PRECISION)
+            grad_k += tl.dot(rounded((grad_x * weight).to(q.dtype), PRECISION), q, input_precision=PRECISION)
         store_rows(grad_key + gradient_offset, node, gradient_row, grad_k * SCALE, exists, DIM, TILE_DIM)
         grad_value += (batch * value_gradient_batch + head * value_gradient_head) * VECTOR
         store_rows(grad_value, node, value_gradient_row * VECTOR, grad_v, exists, VALUE_DIM, TILE_VALUE)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ecore_kernels.layout import dense_rows, empty_rows, laid_out_like
 from ecore_kernels.triton_kernels import launch
-from ecore_kernels.triton_kernels.tiles import rows_of, store_rows
+from ecore_kernels.triton_kernels.tiles import rounded, rows_of, store_rows
 
 # Sizes and strides differ from batch to batch: compiling anew where one happens to be a multiple of 16 would cost more
 # than it gains. VECTOR tells the compiler what it needs.
@@ -74,12 +74,15 @@ def _edge_values(to_words, word_row, to_emotions, row, column, emotional, wanted
 
 
 @triton.jit
-def _load_all(bases, offset, node, stride, part, WIDTH: tl.constexpr, TILE: tl.constexpr):
-    """The rows of these nodes from every tensor of a tuple; zeros for those that take no part."""
+def _load_all(
+    bases, offset, node, stride, part, WIDTH: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr
+):
+    """The rows of these nodes from every tensor of a tuple, for a dot; zeros for those that take no part."""
     inside = (tl.arange(0, TILE) < WIDTH)[None, :] & part[:, None]
     tiles = ()
     for m in tl.static_range(len(bases)):
-        tiles += (tl.load(rows_of(bases[m] + offset, node, stride, WIDTH, TILE), mask=inside, other=0.0),)
+        rows = tl.load(rows_of(bases[m] + offset, node, stride, WIDTH, TILE), mask=inside, other=0.0)
+        tiles += (rounded(rows, PRECISION),)
     return tiles
 
 
@@ -137,8 +140,10 @@ def _forward(
         if row_factor is not None:
             factor = tl.load(row_factor + head * nodes + node, mask=receives, other=0.0)
         offset = (batch * history_batch + head * history_head) * VECTOR
-        q = _load_all(history_query, offset, node, history_row * VECTOR, receives, DIM, TILE_DIM)
-        k = _load_all(history_key, offset, words + column, history_row * VECTOR, sends, DIM, TILE_DIM)
+        q = _load_all(history_query, offset, node, history_row * VECTOR, receives, DIM, TILE_DIM, PRECISION)
+        k = _load_all(
+            history_key, offset, words + column, history_row * VECTOR, sends, DIM, TILE_DIM, PRECISION
+        )
         u = _factors(q, k, SCALE, PRECISION)
         heard = _heard((node - words)[:, None], j, receives[:, None], sends[None, :])
         edge = tl.where(heard, factor[:, None], 0.0)
@@ -188,7 +193,10 @@ def _accumulate(totals, tiles, others, PRECISION: tl.constexpr):
     """Every total plus its tile's product with the streaming rows."""
     sums = ()
     for m in tl.static_range(len(totals)):
-        sums += (totals[m] + tl.dot(tiles[m].to(others[m].dtype), others[m], input_precision=PRECISION),)
+        sums += (
+            totals[m]
+            + tl.dot(rounded(tiles[m].to(others[m].dtype), PRECISION), others[m], input_precision=PRECISION),
+        )
     return sums
 
 
@@ -247,13 +255,17 @@ def _backward(
     if by_column:
         column = part * COLUMNS + tl.arange(0, COLUMNS)
         sends = _takes_part(words + column, column < emotions, word_mask, emotion_mask, words)
-        k = _load_all(history_key, history_offset, words + column, history_row, sends, DIM, TILE_DIM)
+        k = _load_all(
+            history_key, history_offset, words + column, history_row, sends, DIM, TILE_DIM, PRECISION
+        )
         grad_k = _zeros(history_key, COLUMNS, TILE_DIM, number)
         grad_weight = tl.zeros([COLUMNS], number)
         for block in range(0, blocks):
             emotional, row, node, exists = _rows_of_block(block, words, emotions, BLOCK)
             receives = _takes_part(node, exists, word_mask, emotion_mask, words)
-            q = _load_all(history_query, history_offset, node, history_row, receives, DIM, TILE_DIM)
+            q = _load_all(
+                history_query, history_offset, node, history_row, receives, DIM, TILE_DIM, PRECISION
+            )
             factor = receives.to(number)
             if row_factor is not None:
                 factor = tl.load(row_factor + node, mask=receives, other=0.0)
@@ -275,7 +287,7 @@ def _backward(
     else:
         emotional, row, node, exists = _rows_of_block(part, words, emotions, BLOCK)
         receives = _takes_part(node, exists, word_mask, emotion_mask, words)
-        q = _load_all(history_query, history_offset, node, history_row, receives, DIM, TILE_DIM)
+        q = _load_all(history_query, history_offset, node, history_row, receives, DIM, TILE_DIM, PRECISION)
         factor = receives.to(number)
         if row_factor is not None:
             factor = tl.load(row_factor + node, mask=receives, other=0.0)
@@ -286,7 +298,9 @@ def _backward(
         for start in range(0, end, COLUMNS):
             column = start + tl.arange(0, COLUMNS)
             sends = _takes_part(words + column, column < emotions, word_mask, emotion_mask, words)
-            k = _load_all(history_key, history_offset, words + column, history_row, sends, DIM, TILE_DIM)
+            k = _load_all(
+                history_key, history_offset, words + column, history_row, sends, DIM, TILE_DIM, PRECISION
+            )
             i, j = row[:, None], column[None, :]
             heard = _heard((node - words)[:, None], j, receives[:, None], sends[None, :])
             initial = _edge_values(emotion_weight, 0, correlation, i, j, emotional, heard, emotions)

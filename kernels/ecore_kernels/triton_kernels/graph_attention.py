@@ -73,11 +73,11 @@ def _initial_edges(
 
 
 @triton.jit
-def _load_all(bases, offset, node, stride, WIDTH: tl.constexpr, PIECE: tl.constexpr):
+def _load_all(bases, offset, node, stride, WIDTH: tl.constexpr, PIECE: tl.constexpr, PRECISION: tl.constexpr):
     """The rows of these nodes from every tensor of a tuple."""
     tiles = ()
     for m in tl.static_range(len(bases)):
-        tiles += (load_pieces(bases[m] + offset, node, stride, WIDTH, PIECE),)
+        tiles += (load_pieces(bases[m] + offset, node, stride, WIDTH, PIECE, PRECISION),)
     return tiles
 
 
@@ -90,7 +90,7 @@ def _all_u(
     u = ()
     for m in tl.static_range(len(own)):
         # Loaded right before its product: loaded together, the layers would fill the registers.
-        rows = load_pieces(bases[m] + offset, node, stride, WIDTH, PIECE)
+        rows = load_pieces(bases[m] + offset, node, stride, WIDTH, PIECE, PRECISION)
         u += (1.0 + SCALE * inner_product(own[m], rows, PRECISION),)
     return u
 
@@ -154,8 +154,8 @@ def _forward(
     node = tl.load(order + place)
     last = last_heard(place, emotion_count, count)[:, None]
     itself = unheard_self(place, emotion_count)[:, None]
-    q = load_pieces(query + query_offset, node, query_row, DIM, PIECE)
-    past = _load_all(history_query, query_offset, node, query_row, DIM, PIECE)
+    q = load_pieces(query + query_offset, node, query_row, DIM, PIECE, PRECISION)
+    past = _load_all(history_query, query_offset, node, query_row, DIM, PIECE, PRECISION)
     if row_factor is not None:
         factor = tl.load(row_factor + pair * nodes + node)[:, None]
     maximum = tl.full([BLOCK], float("-inf"), number)
@@ -176,7 +176,7 @@ def _forward(
             emotion_count, between, False,
         )  # fmt: skip
         # Every tile is loaded right before its product: loaded together, they would fill shared memory and registers.
-        k = load_pieces(key + query_offset, sender_node, query_row, DIM, PIECE)
+        k = load_pieces(key + query_offset, sender_node, query_row, DIM, PIECE, PRECISION)
         x = inner_product(q, k, PRECISION) * (SCALE * LOG2E) * edge
         u = _all_u(past, history_key, query_offset, sender_node, query_row, DIM, PIECE, SCALE, PRECISION)
         for m in tl.static_range(len(u)):
@@ -190,7 +190,7 @@ def _forward(
         p = tl.exp2(x - offset[:, None])
         shrink = tl.exp2(maximum - offset)
         normalizer = normalizer * shrink + tl.sum(p, 1)
-        v = load_pieces(value + value_offset, sender_node, value_row, VALUE_DIM, PIECE)
+        v = load_pieces(value + value_offset, sender_node, value_row, VALUE_DIM, PIECE, PRECISION)
         total = add_product(scaled(total, shrink[:, None]), p, v, PRECISION)
         maximum = larger
     total = scaled(total, 1.0 / normalizer[:, None])
@@ -245,7 +245,7 @@ def _add_all(
     """Every total plus its tile's product with the rows of these nodes."""
     sums = ()
     for m in tl.static_range(len(totals)):
-        rows = load_pieces(bases[m] + offset, node, stride, WIDTH, PIECE)
+        rows = load_pieces(bases[m] + offset, node, stride, WIDTH, PIECE, PRECISION)
         sums += (add_product(totals[m], tiles[m], rows, PRECISION),)
     return sums
 
@@ -333,10 +333,10 @@ def _backward(
             factor = tl.load(row_factor + pair * nodes + node)[:, None]
         else:
             factor = 1.0
-        q = load_pieces(query + query_offset, node, query_row, DIM, PIECE)
-        past = _load_all(history_query, query_offset, node, query_row, DIM, PIECE)
-        do = load_pieces(grad_output, node, output_row, VALUE_DIM, PIECE)
-        o = load_pieces(output, node, output_row, VALUE_DIM, PIECE)
+        q = load_pieces(query + query_offset, node, query_row, DIM, PIECE, PRECISION)
+        past = _load_all(history_query, query_offset, node, query_row, DIM, PIECE, PRECISION)
+        do = load_pieces(grad_output, node, output_row, VALUE_DIM, PIECE, PRECISION)
+        o = load_pieces(output, node, output_row, VALUE_DIM, PIECE, "ieee")
         delta = _rows_inner_sum(do, o, number)[:, None]
         grad_q = zero_pieces(BLOCK, DIM, PIECE, number)
         grad_past = _zeros(history_query, BLOCK, DIM, PIECE, number)
@@ -357,17 +357,17 @@ def _backward(
                 emotion_count, between, False,
             )  # fmt: skip
             heard = (sender[None, :] <= last) & (sender[None, :] != itself)
-            k = load_pieces(key + query_offset, sender_node, query_row, DIM, PIECE)
+            k = load_pieces(key + query_offset, sender_node, query_row, DIM, PIECE, PRECISION)
             score = SCALE * inner_product(q, k, PRECISION)
             u = _all_u(past, history_key, query_offset, sender_node, query_row, DIM, PIECE, SCALE, PRECISION)
-            v = load_pieces(value, sender_node, value_row, VALUE_DIM, PIECE)
+            v = load_pieces(value, sender_node, value_row, VALUE_DIM, PIECE, PRECISION)
             grad_attention = inner_product(do, v, PRECISION)
             _, grad_score, grad_u, _, grad_r = _tile(
                 score, u, grad_attention, edge, factor, heard, normalizer, delta
             )
             if RELOAD:
                 sender_node += zero
-            k = load_pieces(key + query_offset, sender_node, query_row, DIM, PIECE)
+            k = load_pieces(key + query_offset, sender_node, query_row, DIM, PIECE, PRECISION)
             grad_q = add_product(grad_q, grad_score, k, PRECISION)
             grad_past = _add_all(
                 grad_past, grad_u, history_key, query_offset, sender_node, query_row, DIM, PIECE, PRECISION
@@ -401,9 +401,9 @@ def _backward(
         place = tl.minimum(row, count - 1)
         node = tl.load(order + place)
         own_weight = tl.load(weight + place)
-        k = load_pieces(key + query_offset, node, query_row, DIM, PIECE)
-        past = _load_all(history_key, query_offset, node, query_row, DIM, PIECE)
-        v = load_pieces(value, node, value_row, VALUE_DIM, PIECE)
+        k = load_pieces(key + query_offset, node, query_row, DIM, PIECE, PRECISION)
+        past = _load_all(history_key, query_offset, node, query_row, DIM, PIECE, PRECISION)
+        v = load_pieces(value, node, value_row, VALUE_DIM, PIECE, PRECISION)
         grad_k = zero_pieces(BLOCK, DIM, PIECE, number)
         grad_past = _zeros(history_key, BLOCK, DIM, PIECE, number)
         grad_v = zero_pieces(BLOCK, VALUE_DIM, PIECE, number)
@@ -437,23 +437,23 @@ def _backward(
             last = tl.where(heard_at_all, last_heard(receiver_place, emotion_count, count), -1)[None, :]
             itself = unheard_self(receiver_place, emotion_count)[None, :]
             heard = (row[:, None] <= last) & (row[:, None] != itself)
-            q = load_pieces(query + query_offset, receiver_node, query_row, DIM, PIECE)
+            q = load_pieces(query + query_offset, receiver_node, query_row, DIM, PIECE, PRECISION)
             score = SCALE * inner_product(k, q, PRECISION)
             u = _all_u(
                 past, history_query, query_offset, receiver_node, query_row, DIM, PIECE, SCALE, PRECISION
             )
-            do = load_pieces(grad_output, receiver_node, output_row, VALUE_DIM, PIECE)
+            do = load_pieces(grad_output, receiver_node, output_row, VALUE_DIM, PIECE, PRECISION)
             grad_attention = inner_product(v, do, PRECISION)
-            o = load_pieces(output, receiver_node, output_row, VALUE_DIM, PIECE)
+            o = load_pieces(output, receiver_node, output_row, VALUE_DIM, PIECE, "ieee")
             delta = _rows_inner_sum(do, o, number)[None, :]
             attention, grad_score, grad_u, grad_edge, _ = _tile(
                 score, u, grad_attention, edge, factor, heard, normalizer, delta
             )
             if RELOAD:
                 receiver_node += zero
-            do = load_pieces(grad_output, receiver_node, output_row, VALUE_DIM, PIECE)
+            do = load_pieces(grad_output, receiver_node, output_row, VALUE_DIM, PIECE, PRECISION)
             grad_v = add_product(grad_v, attention, do, PRECISION)
-            q = load_pieces(query + query_offset, receiver_node, query_row, DIM, PIECE)
+            q = load_pieces(query + query_offset, receiver_node, query_row, DIM, PIECE, PRECISION)
             grad_k = add_product(grad_k, grad_score, q, PRECISION)
             grad_past = _add_all(
                 grad_past,

@@ -90,16 +90,30 @@ def takes_no_part(node, word_mask, emotion_mask, words, nodes):
 
 
 @triton.jit
+def rounded(tile, PRECISION: tl.constexpr):
+    """Return a dot's operand as the dot should read it: under tf32 rounded to 10 bits of mantissa, else as it is.
+
+    The tensor cores cut the 13 low bits of a float32 off; cuBLAS rounds before, to nearest with ties away from zero,
+    and so does this. NaN stays NaN: half a unit added to its bits would make -0 of one, and a cut payload infinity.
+    """
+    if PRECISION == "tf32":
+        bits = tile.to(tl.int32, bitcast=True)
+        bits = tl.where(tile == tile, (bits + 0x1000) & -0x2000, 0x7FC00000)
+        tile = bits.to(tl.float32, bitcast=True)
+    return tile
+
+
+@triton.jit
 def rows_of(base, node, stride, WIDTH: tl.constexpr, TILE: tl.constexpr):
     """Addresses of the rows of these nodes, [nodes, TILE]; columns from WIDTH on are padding."""
     return base + node[:, None] * stride + tl.arange(0, TILE)[None, :]
 
 
 @triton.jit
-def load_rows(base, node, stride, WIDTH: tl.constexpr, TILE: tl.constexpr):
-    """Rows of nodes that exist, [nodes, TILE], padded with zeros on the right."""
+def load_rows(base, node, stride, WIDTH: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr):
+    """Rows of nodes that exist, [nodes, TILE], padded with zeros on the right, :func:`rounded` for a dot."""
     inside = (tl.arange(0, TILE) < WIDTH)[None, :]
-    return tl.load(rows_of(base, node, stride, WIDTH, TILE), mask=inside, other=0.0)
+    return rounded(tl.load(rows_of(base, node, stride, WIDTH, TILE), mask=inside, other=0.0), PRECISION)
 
 
 @triton.jit
@@ -113,13 +127,13 @@ def store_rows(base, node, stride, rows, stored, WIDTH: tl.constexpr, TILE: tl.c
 
 
 @triton.jit
-def load_pieces(base, node, stride, WIDTH: tl.constexpr, PIECE: tl.constexpr):
-    """Rows of nodes that exist, as a tuple of [nodes, PIECE], the last one padded with zeros."""
+def load_pieces(base, node, stride, WIDTH: tl.constexpr, PIECE: tl.constexpr, PRECISION: tl.constexpr):
+    """Rows of nodes that exist, as a tuple of [nodes, PIECE], the last one padded with zeros, for a dot."""
     tiles = ()
     row = base + node[:, None] * stride
     for p in tl.static_range((WIDTH + PIECE - 1) // PIECE):
         column = p * PIECE + tl.arange(0, PIECE)[None, :]
-        tiles += (tl.load(row + column, mask=column < WIDTH, other=0.0),)
+        tiles += (rounded(tl.load(row + column, mask=column < WIDTH, other=0.0), PRECISION),)
     return tiles
 
 
@@ -143,7 +157,7 @@ def zero_pieces(ROWS: tl.constexpr, WIDTH: tl.constexpr, PIECE: tl.constexpr, TY
 
 @triton.jit
 def inner_product(a, b, PRECISION: tl.constexpr):
-    """a b^T of rows in pieces.
+    """a b^T of rows in pieces, both rounded where they were loaded.
 
     Computed as (b a^T)^T: what is transposed does not count as chained to the dots that follow, and Triton then spreads
     the warps over both sides of the tile; along one side alone every warp would hold all of a in registers.
@@ -156,10 +170,10 @@ def inner_product(a, b, PRECISION: tl.constexpr):
 
 @triton.jit
 def add_product(total, tile, rows, PRECISION: tl.constexpr):
-    """total + tile rows, of rows in pieces."""
+    """total + tile rows, of rows in pieces; the tile is rounded here, the rows where they were loaded."""
     sums = ()
     for p in tl.static_range(len(rows)):
-        left = tile.to(rows[p].dtype)
+        left = rounded(tile.to(rows[p].dtype), PRECISION)
         sums += (tl.dot(left, rows[p], total[p], input_precision=PRECISION, out_dtype=total[p].dtype),)
     return sums
 
