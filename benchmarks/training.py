@@ -21,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -39,9 +39,9 @@ from ecore.errors import InputError
 from ecore.model import ecore as model_module
 from ecore.model.dropout import Dropout
 from ecore.model.encoder import Embedding
+from ecore.precision import autocast, float32_products
 from ecore.training.captured import CapturedStep, CudaGraphs, Recorder, Taken
 from ecore.training.objective import objective
-from ecore.training.precision import autocast
 from ecore.training.schedule import adam
 from ecore_kernels import use_backend
 
@@ -74,16 +74,8 @@ WITHOUT: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
 }
 """Each improvement, and how it is taken out: plain PyTorch in its place."""
 
-
-@contextlib.contextmanager
-def _tf32() -> Iterator[None]:
-    """float32 products on a GPU's tensor cores, PyTorch's and the graph operators'."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+LOW = ("tf32", "bfloat16")
+"""Precisions below float32."""
 
 
 class Steps:
@@ -106,8 +98,6 @@ class Steps:
         **settings: Any,
     ) -> None:
         self.off = [take_out for name, take_out in WITHOUT.items() if name not in parts]
-        if "tf32" in parts:
-            self.off.append(_tf32)
         self.device, self.model = device, work.model(**settings).to(device)
         if "fused optimiser" in parts:
             self.optimizer = adam(self.model.parameters())
@@ -116,7 +106,7 @@ class Steps:
                 self.model.parameters(), betas=(0.9, 0.98), eps=1e-9, foreach=True
             )
         self.optimizer.param_groups[0]["lr"] = 1e-4
-        self.precision = "bfloat16" if "bfloat16" in parts else "float32"
+        self.precision = next((part for part in LOW if part in parts), "float32")
         self.loss = objective(self.model, "torch.compile" in parts, processes=1)
         self._rows = work.rows
         self._batches = [(batch.to(device), tokens) for batch, tokens in work.batches]
@@ -146,6 +136,7 @@ class Steps:
         with contextlib.ExitStack() as stack:
             for take_out in self.off:
                 stack.enter_context(take_out())
+            stack.enter_context(float32_products(self.device, self.precision))
             with autocast(self.device, self.precision, keep_casts=self._captured is None):
                 losses = self.loss(batch, False, tokens)
             losses.total.backward()
@@ -164,10 +155,9 @@ def configurations(with_compile: bool, device: str = "cpu") -> dict[str, list[st
     if device == "cpu":
         named = plain | alone | {"all": list(WITHOUT), "all, bfloat16": [*WITHOUT, "bfloat16"]}
         return named | ({"all, torch.compile": [*WITHOUT, "torch.compile"]} if with_compile else {})
-    low = ("tf32", "bfloat16")
-    named = plain | {f"plain, {kind}": [kind] for kind in low}
+    named = plain | {f"plain, {kind}": [kind] for kind in LOW}
     for name, parts in {"all": [*WITHOUT], "all, CUDA graphs": [*WITHOUT, "CUDA graphs"]}.items():
-        named |= {name: parts, **{f"{name}, {kind}": [*parts, kind] for kind in low}}
+        named |= {name: parts, **{f"{name}, {kind}": [*parts, kind] for kind in LOW}}
     named |= alone
     if with_compile:
         named["plain, torch.compile"] = ["torch.compile"]

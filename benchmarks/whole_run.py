@@ -1,8 +1,9 @@
 """A whole training on a prepared folder, with validations and checkpoints: what a user waits for.
 
-``python -m benchmarks.whole_run --data PREPARED [--preset paper] [--steps 26000] [--device cpu] [--out FILE.json]``
+``python -m benchmarks.whole_run --data PREPARED [--preset paper] [--steps 26000] [--device cpu]
+[--precision bfloat16 tf32 float32] [--out FILE.json]``
 
-On a GPU with CUDA graphs, in bfloat16 and in float32; on a CPU as the preset is. Results are written after each run.
+On a GPU with CUDA graphs, in each precision; on a CPU as the preset is. Results are written after each run.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from ecore.training.metrics_log import read_metrics
 from ecore.training.trainer import train
 
 PAPER_STEPS = 26_000
+PRECISIONS = ("bfloat16", "tf32", "float32")
 
 
 def whole_run(data: Path, preset: str, steps: int, device: str, **options: Any) -> dict[str, Any]:
@@ -64,12 +66,14 @@ def whole_run(data: Path, preset: str, steps: int, device: str, **options: Any) 
     }
 
 
-def whole_runs(data: Path, preset: str, steps: int, device: str) -> Iterator[dict[str, Any]]:
-    """Each run as it is done: on a GPU with CUDA graphs, in bfloat16 and float32; on a CPU as the preset is."""
+def whole_runs(
+    data: Path, preset: str, steps: int, device: str, precisions: Sequence[str] = PRECISIONS
+) -> Iterator[dict[str, Any]]:
+    """Each run as it is done: on a GPU with CUDA graphs, in each precision; on a CPU as the preset is."""
     if device == "cpu":
         yield whole_run(data, preset, steps, device)
         return
-    for precision in ("bfloat16", "float32"):
+    for precision in precisions:
         torch.cuda.reset_peak_memory_stats()
         yield whole_run(data, preset, steps, device, precision=precision, cuda_graphs=True)
 
@@ -114,15 +118,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--preset", choices=PRESETS, default="paper")
     parser.add_argument("--steps", type=int, default=PAPER_STEPS)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--precision",
+        nargs="+",
+        choices=PRECISIONS,
+        help="of the runs on a GPU, in this order (default: bfloat16 tf32 float32)",
+    )
     parser.add_argument("--out", type=Path, help="write the results as JSON")
     arguments = parser.parse_args(argv)
     if arguments.steps < 2:
         parser.error(f"--steps: expected at least 2, got {arguments.steps}")
+    if arguments.device == "cpu" and arguments.precision:
+        parser.error("--precision: on a CPU runs are as the preset is")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA device here")
     done: list[dict[str, Any]] = []
     try:
-        for run in whole_runs(arguments.data, arguments.preset, arguments.steps, arguments.device):
+        precisions = arguments.precision or PRECISIONS
+        for run in whole_runs(
+            arguments.data, arguments.preset, arguments.steps, arguments.device, precisions
+        ):
             done.append(run)
             if arguments.out:
                 harness.write_json(arguments.out, "whole_run", done)

@@ -119,8 +119,10 @@ class TrainingConfig:
     seed: int = setting(0, "seed of everything random")
     precision: str = setting(
         "float32",
-        "arithmetic of the forward pass, by autocast; bfloat16 is faster on a CPU with instructions for it",
-        ("float32", "bfloat16", "float16"),
+        "arithmetic; float32: IEEE, whatever torch is set to; tf32: a GPU's tensor cores multiply float32 rounded to "
+        "10 bits (on a CPU the same as float32); bfloat16, float16: of the forward pass, by autocast; bfloat16 is "
+        "faster on a CPU with instructions for it",
+        ("float32", "tf32", "bfloat16", "float16"),
     )
     cuda_graphs: bool = setting(
         False,
@@ -133,7 +135,7 @@ class TrainingConfig:
         if self.cuda_graphs and self.accumulate > 1:
             raise InputError(f"cuda_graphs: expected accumulate 1, got {self.accumulate}")
         if self.cuda_graphs and self.precision == "float16":
-            raise InputError("cuda_graphs: expected precision float32 or bfloat16, got float16")
+            raise InputError("cuda_graphs: expected precision float32, tf32 or bfloat16, got float16")
         counts = ("batch_size", "accumulate", "max_steps", "warmup")
         for name in (*counts, "validate_every", "checkpoint_every", "log_every"):
             if getattr(self, name) < 1:

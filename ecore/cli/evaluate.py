@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from ecore.cli.common import add_device, device
@@ -39,6 +40,13 @@ def declare_evaluate(parser: argparse.ArgumentParser) -> None:
         help="JSON lines of dialogues with several emotions: adds R@1, R@3 and R@5 of the paper's Table 3",
     )
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="samples at once")
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "tf32"),
+        default="float32",
+        help="of matrix products; float32: IEEE, whatever torch is set to; tf32: a GPU's tensor cores multiply "
+        "float32 rounded to 10 bits (on a CPU the same as float32) (default: %(default)s)",
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N samples")
     add_device(parser)
 
@@ -55,14 +63,18 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
             raise InputError(f"--{flag}: goes with a run's folder, not with --predictions")
         print(format_file(evaluate_file(arguments.predictions, arguments.multi_emotion)))
         return 0
+    where = device(arguments)
+    if arguments.precision == "tf32" and where == "cpu":
+        print("--precision tf32: on a CPU the same as float32", file=sys.stderr)
     evaluate_run(
         arguments.folder,
         arguments.split,
         arguments.data,
-        device(arguments),
+        where,
         arguments.batch_size,
         arguments.out,
         arguments.limit,
         multi_emotion=arguments.multi_emotion,
+        precision=arguments.precision,
     )
     return 0

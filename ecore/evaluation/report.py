@@ -31,6 +31,7 @@ from ecore.files import write_json
 from ecore.generation import Decoding
 from ecore.model.ecore import ECore
 from ecore.model.pretrained import read_config, weights_file
+from ecore.precision import PRODUCTS, float32_products
 
 EXTREMES = 3  # best and worst emotions of the printed table
 
@@ -47,6 +48,7 @@ def evaluate_run(
     yardsticks: bool = True,
     progress: bool = True,
     multi_emotion: Path | str | None = None,
+    precision: str = "float32",
 ) -> dict[str, Any]:
     """Score and answer one split with a run's model, write the files, print the table.
 
@@ -59,6 +61,7 @@ def evaluate_run(
         decoding: default greedy, at most 30 words: that of the literature's tables.
         yardsticks: count those too.
         multi_emotion: label file (:mod:`ecore.evaluation.multi_emotion`) whose dialogues' emotions are scored too.
+        precision: "float32" or "tf32", of matrix products (:func:`ecore.precision.float32_products`).
 
     Returns:
         What ``metrics.json`` holds.
@@ -70,6 +73,8 @@ def evaluate_run(
     run, decoding = Path(run), decoding or Decoding()
     if split not in SPLITS:
         raise InputError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
+    if precision not in PRODUCTS:
+        raise InputError(f"precision: expected one of {', '.join(PRODUCTS)}, got {precision!r}")
     model = ECore.from_pretrained(run, device=device)
     prepared = PreparedData.load(_data_folder(run, data))
     if prepared.vocabulary.fingerprint != model.vocabulary.fingerprint:
@@ -91,11 +96,14 @@ def evaluate_run(
     except OSError as error:
         raise InputError(f"{out}: cannot be made a folder ({error.strerror})") from None
 
-    records = predict(model, chosen, decoding, batch_size, limit, progress)
+    kind = model.device.type
+    with float32_products(kind, precision):
+        records = predict(model, chosen, decoding, batch_size, limit, progress)
     metrics = {
         "split": split,
         "checkpoint": weights_file(run, "best").stem,
         "strategy": model.config.strategy,
+        "precision": "float32" if kind == "cpu" else precision,
         "vocabulary": {
             "kind": "subword" if model.config.backbone else prepared.meta["vocabulary"],
             "words": len(model.vocabulary),

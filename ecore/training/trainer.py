@@ -21,6 +21,7 @@ from ecore.config import ModelConfig, TrainingConfig
 from ecore.data.batches import Batch, PreparedData, ResidentSplit, Split, length_buckets
 from ecore.errors import InputError
 from ecore.model import ECore
+from ecore.precision import autocast, float32_products
 from ecore.training import checkpoint, run_folder, validation
 from ecore.training.captured import CapturedStep, Recorder, Taken, recorder
 from ecore.training.checkpoint import Progress
@@ -28,7 +29,6 @@ from ecore.training.distributed import Processes
 from ecore.training.interrupt import Interrupt
 from ecore.training.metrics_log import MetricsLog, read_metrics
 from ecore.training.objective import objective
-from ecore.training.precision import autocast
 from ecore.training.run_folder import Settings
 from ecore.training.schedule import adam, noam, set_rate
 from ecore.training.window import Window, sums
@@ -194,7 +194,7 @@ class Trainer:
         self._print(self._opening())
         began = time.perf_counter()
         self.window.restart_clock()
-        with self.interrupt:
+        with self.interrupt, float32_products(self.device.type, self.config.precision):
             self._conclude_step()  # an interrupted run may still owe its validation
             while not (self.state.step >= self.config.max_steps or self._stale() or self._interrupted()):
                 self._take_step()
@@ -466,7 +466,13 @@ class Trainer:
 
     def _opening(self) -> str:
         options = [
-            name for name, on in (("CUDA graphs", self.captured), ("compiled", self.config.compile)) if on
+            name
+            for name, on in (
+                ("where tf32 is float32", self.device.type == "cpu" and self.config.precision == "tf32"),
+                ("CUDA graphs", self.captured),
+                ("compiled", self.config.compile),
+            )
+            if on
         ]
         several = f"{self.processes.count} processes, each " if self.processes.count > 1 else ""
         where = f"{several}{self.device}, {torch.get_num_threads()} CPU threads"

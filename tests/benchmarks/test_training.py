@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 
@@ -142,7 +143,7 @@ def test_a_configuration_that_fails_or_has_no_time_is_told(small, monkeypatch):
     warm_up = Steps.warm_up
 
     def fail(self):
-        if training._tf32 in self.off:
+        if self.precision == "tf32":
             raise RuntimeError("out of memory\nand more")
         warm_up(self)
 
@@ -161,14 +162,20 @@ def test_a_configuration_that_fails_or_has_no_time_is_told(small, monkeypatch):
     assert "- plain PyTorch: no time was left" in told
 
 
-def test_tf32_is_of_the_step_alone(small):
-    seen = []
-    one = Steps(small, [*WITHOUT, "tf32"])
-    loss = one.loss
-    one.loss = lambda *a: seen.append(torch.get_float32_matmul_precision()) or loss(*a)
-    one.take_number(0)
-    assert seen == ["high"]
-    assert torch.get_float32_matmul_precision() == "highest"
+def test_tf32_is_of_the_step_alone(small, monkeypatch):
+    for parts, told in (([*WITHOUT, "tf32"], "high"), ([*WITHOUT], "highest"), (["bfloat16"], "highest")):
+        seen, one = [], Steps(small, parts)
+        loss, one.device = one.loss, "cuda"  # for its precision alone: on a CPU there is nothing to set
+        monkeypatch.setattr(training, "autocast", lambda *_, **__: contextlib.nullcontext())
+
+        def watched(*arguments, loss=loss, seen=seen):
+            seen.append(torch.get_float32_matmul_precision())
+            return loss(*arguments)
+
+        one.loss = watched
+        one.take_number(0)
+        assert seen == [told]
+        assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_configurations_of_a_gpu():
@@ -220,7 +227,7 @@ def test_whole_runs_are_written_as_they_come(prepared, monkeypatch, tmp_path, ca
     made = []
 
     def run(*_, precision, **__):
-        if made:  # the second: the first is kept by then
+        if made:  # those before it are kept by then
             assert json.loads(out.read_text())["results"] == made
         made.append({"configuration": precision, "steps": 4})
         return made[-1]
@@ -231,8 +238,12 @@ def test_whole_runs_are_written_as_they_come(prepared, monkeypatch, tmp_path, ca
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
     monkeypatch.setattr("benchmarks.harness.machine", dict)
     whole_run.main(["--data", str(prepared), "--device", "cuda", "--steps", "4", "--out", str(out)])
-    assert capsys.readouterr().out == "2 runs\n"
-    assert [run["configuration"] for run in json.loads(out.read_text())["results"]] == ["bfloat16", "float32"]
+    assert capsys.readouterr().out == "3 runs\n"
+    kept = [run["configuration"] for run in json.loads(out.read_text())["results"]]
+    assert kept == ["bfloat16", "tf32", "float32"]
+    made.clear()
+    whole_run.main(["--data", str(prepared), "--device", "cuda", "--precision", "tf32", "--out", str(out)])
+    assert made == [{"configuration": "tf32", "steps": 4}]
 
 
 def test_a_whole_run_refuses_in_one_line(tmp_path, capsys):

@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from ecore.data.batches import PreparedData
 from ecore.data.vocabulary import Vocabulary
 from ecore.errors import InputError
+from ecore.evaluation import report
 from ecore.evaluation.predictions import evaluate_file
 from ecore.evaluation.report import evaluate_run, format_run, run_metrics
 from ecore.evaluation.yardsticks import yardsticks
 from ecore.files import read_json, write_json
+from ecore.model import ECore
+from ecore.precision import float32_products
 
 from .test_predictions import tiny_model
 
@@ -47,6 +52,30 @@ def test_run_end_to_end(run: Path, prepared: Path, capsys: pytest.CaptureFixture
     printed = capsys.readouterr().out
     for words in ("literature", "ppl_per_sample", "R@relevant", "naive Bayes", "not passed", "best emotions"):
         assert words in printed
+
+
+@pytest.mark.parametrize("precision, told", [("float32", "highest"), ("tf32", "high")])
+def test_precision_of_products(run: Path, monkeypatch: pytest.MonkeyPatch, precision: str, told: str) -> None:
+    """As on a GPU, but for the device; on a CPU the two are the same, and the file says so."""
+    seen = set()
+    for name in ("score", "step"):
+        method = getattr(ECore, name)
+
+        def watched(*arguments: Any, method: Any = method, name: str = name) -> Any:
+            seen.add((name, torch.get_float32_matmul_precision()))
+            return method(*arguments)
+
+        monkeypatch.setattr(ECore, name, watched)
+    options: dict[str, Any] = {"limit": 2, "yardsticks": False, "progress": False, "precision": precision}
+    assert evaluate_run(run, **options)["precision"] == "float32"
+    assert seen == {("score", "highest"), ("step", "highest")}
+    seen.clear()
+    monkeypatch.setattr(report, "float32_products", lambda _, precision: float32_products("cuda", precision))
+    evaluate_run(run, **options)
+    assert seen == {("score", told), ("step", told)}
+    assert torch.get_float32_matmul_precision() == "highest"
+    with pytest.raises(InputError, match="precision: expected one of float32, tf32, got 'bfloat16'"):
+        evaluate_run(run, **options | {"precision": "bfloat16"})
 
 
 def test_another_vocabulary_is_refused(run: Path, prepared: Path, tmp_path: Path) -> None:

@@ -369,7 +369,7 @@ def test_refusals(data, tiny, graphs, tmp_path):
     assert recorder(replace(graphs, cuda_graphs=False), None, cuda, 1, resumed=False) is None
     with pytest.raises(InputError, match="expected accumulate 1, got 2"):
         TrainingConfig(cuda_graphs=True, accumulate=2)
-    with pytest.raises(InputError, match="expected precision float32 or bfloat16"):
+    with pytest.raises(InputError, match="expected precision float32, tf32 or bfloat16"):
         TrainingConfig(cuda_graphs=True, precision="float16")
 
 

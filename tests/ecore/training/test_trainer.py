@@ -18,6 +18,7 @@ from ecore.data.prepare import prepare
 from ecore.errors import InputError
 from ecore.files import read_json
 from ecore.model import ECore
+from ecore.precision import float32_products
 from ecore.training import trainer
 from ecore.training.interrupt import Interrupt
 from ecore.training.metrics_log import read_metrics
@@ -238,6 +239,37 @@ def test_autocast(quiet_train, settings, numbers, monkeypatch, tmp_path, precisi
             scales.append(json.loads(file.metadata()["progress"])["scaler"].get("scale"))
     assert scales[0] == scales[1]
     assert (scales[0] is None) == (precision == "bfloat16")
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32"])
+def test_products_of_steps_and_validations_alike(
+    quiet_train, settings, numbers, monkeypatch, tmp_path, precision
+):
+    """As on a GPU, but for the device: what is set there is left unset on a CPU."""
+    seen = {"loss": set(), "score": set()}
+    for name, told in seen.items():
+        method = getattr(ECore, name)
+
+        def watched(*arguments, method=method, told=told):
+            told.add(torch.get_float32_matmul_precision())
+            return method(*arguments)
+
+        monkeypatch.setattr(ECore, name, watched)
+    settings = replace(settings, precision=precision, max_steps=6)
+    quiet_train(tmp_path / "cpu", settings)
+    assert seen == {"loss": {"highest"}, "score": {"highest"}}
+    monkeypatch.setattr(trainer, "float32_products", lambda _, precision: float32_products("cuda", precision))
+    for told in seen.values():
+        told.clear()
+    with monkeypatch.context() as patched:
+        at_call(patched, "loss", 3, interrupt)
+        quiet_train(tmp_path / "run", settings)
+    quiet_train(tmp_path / "run", resume=True)
+    expected = "high" if precision == "tf32" else "highest"
+    assert seen == {"loss": {expected}, "score": {expected}}
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert json.loads((tmp_path / "run/config.json").read_text())["training"]["precision"] == precision
+    assert numbers(tmp_path / "run") == numbers(tmp_path / "cpu")
 
 
 def test_early_stopping_and_the_best(quiet_train, settings, monkeypatch, tmp_path):
