@@ -39,7 +39,7 @@ from ecore.errors import InputError
 from ecore.model import ecore as model_module
 from ecore.model.dropout import Dropout
 from ecore.model.encoder import Embedding
-from ecore.precision import autocast, float32_products
+from ecore.precision import LowWeights, autocast, float32_products
 from ecore.training.captured import CapturedStep, CudaGraphs, Recorder, Taken
 from ecore.training.objective import objective
 from ecore.training.schedule import adam
@@ -107,6 +107,9 @@ class Steps:
             )
         self.optimizer.param_groups[0]["lr"] = 1e-4
         self.precision = next((part for part in LOW if part in parts), "float32")
+        # Plain PyTorch lets autocast cast weights one by one, and keep them.
+        self.plain = not set(parts) & set(WITHOUT)
+        self.low_weights = LowWeights(self.model, "float32" if self.plain else self.precision)
         self.loss = objective(self.model, "torch.compile" in parts, processes=1)
         self._rows = work.rows
         self._batches = [(batch.to(device), tokens) for batch, tokens in work.batches]
@@ -137,7 +140,8 @@ class Steps:
             for take_out in self.off:
                 stack.enter_context(take_out())
             stack.enter_context(float32_products(self.device, self.precision))
-            with autocast(self.device, self.precision, keep_casts=self._captured is None):
+            stack.enter_context(self.low_weights())
+            with autocast(self.device, self.precision, keep_casts=self.plain):
                 losses = self.loss(batch, False, tokens)
             losses.total.backward()
         self.optimizer.step()

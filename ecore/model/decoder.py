@@ -12,6 +12,7 @@ from ecore.config import ModelConfig
 from ecore.model.dropout import Dropout
 from ecore.model.pointer import Copyable
 from ecore.model.transformer import FeedForward, MultiHeadAttention, attend, mean_scores, project
+from ecore.precision import for_products
 
 Affine = tuple[Tensor, Tensor]
 """Weight and bias."""
@@ -141,7 +142,7 @@ class DecoderBlock(nn.Module):
     ) -> Decoded:
         """y [B, T, D], memory [B, S, D], mask [B, 1, 1, S] bool, guidance [B, 1, D] -> y and scores if it copies."""
         own, cross = self.self_attention, self.cross_attention
-        normed = self.self_norm(y)
+        normed = for_products(self.self_norm(y))
         y = y + self.dropout(own(own.queries(normed), *own.keys_values(normed), causal=True))
         queries, (keys, values) = cross.queries(self.cross_norm(y)), cross.keys_values(memory)
         joined = self.join_context(cross(queries, keys, values, mask))
@@ -185,7 +186,7 @@ class Decoder(nn.Module):
     def _guidance(self, guidance: Tensor | None) -> list[Tensor] | None:
         if guidance is None:
             return None
-        normed = self.guidance_norm(guidance)[:, None]
+        normed = for_products(self.guidance_norm(guidance))[:, None]
         return [block.join_guidance(normed) for block in self.blocks]
 
     def forward(self, y: Tensor, memory: Tensor, mask: Tensor, guidance: Tensor | None) -> Decoded:
@@ -201,7 +202,7 @@ class Decoder(nn.Module):
             [B, T, D] states, and the last block's scores [B, T, S] where the model copies.
         """
         joins = self._guidance(guidance)
-        mask, scores = mask[:, None, None, :], None
+        memory, mask, scores = for_products(memory), mask[:, None, None, :], None
         for i, block in enumerate(self.blocks):
             copies = self.copies and block is self.blocks[-1]
             y, scores = block(y, memory, mask, None if joins is None else joins[i], copies)
@@ -218,6 +219,7 @@ class Decoder(nn.Module):
     ) -> DecoderCache:
         """The cache of responses of at most ``max_length`` words, none decoded yet; arguments as for forward and for
         the cache."""
+        memory = for_products(memory)
         cross = [part for block in self.blocks for part in block.cross_attention.keys_values(memory)]
         guided = self._guidance(guidance)
         added: Tensor | None = None

@@ -11,6 +11,7 @@ from ecore.data.batches import MAX_RESPONSE_WORDS, NO_STATE, RELATED_STATE
 from ecore.data.vocabulary import PAD
 from ecore.model.dropout import Dropout
 from ecore.model.transformer import FeedForward, MultiHeadAttention, sinusoidal_positions
+from ecore.precision import for_products
 
 _POSITIONS = MAX_RESPONSE_WORDS + 1  # contexts are shorter
 _UNKNOWN_VECTOR_STD = (
@@ -78,7 +79,7 @@ class EncoderBlock(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        normed = self.attention_norm(x)
+        normed = for_products(self.attention_norm(x))
         attention = self.attention
         x = x + self.dropout(attention(attention.queries(normed), *attention.keys_values(normed), mask))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ecore.config import ModelConfig
 from ecore.model.dropout import Dropout
+from ecore.precision import for_products
 from ecore_kernels import EdgeUpdate, EmotionGraph, MultiResolutionEdgeAttention, edge_readout
 
 
@@ -88,16 +89,18 @@ class GraphNetwork(nn.Module):
 
     def _layers(
         self, nodes: Tensor, update: EdgeUpdate, values: Tensor, graph: EmotionGraph
-    ) -> tuple[Tensor, list[EdgeUpdate]]:
-        """All layers but the last one's attention: the last one's input nodes, and every layer's update."""
-        history = [update]
+    ) -> tuple[Tensor, Tensor, list[EdgeUpdate]]:
+        """All layers but the last one's attention: the last one's input nodes, the same as its products take them, and
+        every layer's update."""
+        history, inputs = [update], nodes
         for layer, following in zip(self.layers[:-1], self.layers[1:], strict=True):
             if len(history) > 1:
-                values = layer.attention.values(nodes)
+                values = layer.attention.values(inputs)
             attended = layer.attention.attend(history[-1], values, graph, history[:-1])
             nodes = layer.finish(nodes, attended)
-            history.append(following.attention.edge_update(nodes))
-        return nodes, history
+            inputs = for_products(nodes)
+            history.append(following.attention.edge_update(inputs))
+        return nodes, inputs, history
 
     def perceive(
         self, words: Tensor, emotions: Tensor, graph: EmotionGraph, per_word: bool = False
@@ -115,9 +118,9 @@ class GraphNetwork(nn.Module):
         """
         emotions = self.emotion_norm(emotions).expand(len(words), -1, -1)
         nodes = torch.cat([self.word_norm(words), emotions], dim=1)
-        first = self.layers[0].attention
-        update, values = first.edge_update(nodes), first.values(nodes)
-        _, history = self._layers(nodes, update, values, graph)
+        first, inputs = self.layers[0].attention, for_products(nodes)
+        update, values = first.edge_update(inputs), first.values(inputs)
+        *_, history = self._layers(nodes, update, values, graph)
         if self.normed:
             last = history[-1]
             history[-1] = last._replace(gate=F.pad(last.gate[..., 1:], (1, 0)))
@@ -127,9 +130,9 @@ class GraphNetwork(nn.Module):
 
     def guide(self, first: FirstPass, graph: EmotionGraph) -> Tensor:
         """Second pass, over the improved graph: word node features [B, M, D] (the input of Eq. 24)."""
-        nodes, history = self._layers(first.nodes, first.update, first.values, graph)
+        nodes, inputs, history = self._layers(first.nodes, first.update, first.values, graph)
         last, words = self.layers[-1], graph.shape[2]
-        values = first.values if len(self.layers) == 1 else last.attention.values(nodes)
+        values = first.values if len(self.layers) == 1 else last.attention.values(inputs)
         attended = last.attention.attend(history[-1], values, graph, history[:-1], receivers="words")
         return last.finish(nodes[:, :words], attended)
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ecore.config import ModelConfig
+from ecore.precision import for_products
 
 
 class Perception(NamedTuple):
@@ -65,7 +66,7 @@ class Perceptron(nn.Module):
         if self.aggregate:
             # Not a matrix product: under autocast that would round the edge weights.
             global_signal = (self.aggregation(emotion_to_emotion) * word_to_emotion[:, None]).sum(-1)
-        normed = self.norm(global_signal)
+        normed = for_products(self.norm(global_signal))
         main = self.main(torch.cat([normed, self.context(context)], dim=1))
         gate = torch.sigmoid(self.gate(normed))
         return Perception(global_signal, main, gate * main + main if self.gated else main, gate)

@@ -49,12 +49,25 @@ class MultiHeadAttention(nn.Module):
         return self.output(attended.transpose(1, 2).flatten(2))
 
 
+ALIGNED_HEAD = 8
+"""What sizes of heads have to be a multiple of, for a GPU's fused kernels that take a mask in low precision."""
+
+
+def _pads_heads(queries: Tensor) -> bool:
+    """Whether heads need zeros behind them for such a kernel: of other sizes the scores would go through memory."""
+    return queries.is_cuda and queries.dtype.itemsize == 2 and queries.shape[-1] % ALIGNED_HEAD != 0
+
+
 def _attention(queries: Tensor, keys: Tensor, values: Tensor, **options: Any) -> Tensor:
     """PyTorch's attention, on a CPU always in float32 at least.
 
     There it multiplies small blocks. In low precision oneDNN would compile a kernel for each shape of those.
     """
-    kind = queries.dtype
+    kind, size = queries.dtype, queries.shape[-1]
+    if _pads_heads(queries) and options.get("attn_mask") is not None:
+        padding = (0, -size % ALIGNED_HEAD)
+        queries, keys, values = (F.pad(x, padding) for x in (queries, keys, values))
+        return F.scaled_dot_product_attention(queries, keys, values, scale=size**-0.5, **options)[..., :size]
     if queries.is_cuda or kind.itemsize > 2:
         return F.scaled_dot_product_attention(queries, keys, values, **options)
     with torch.autocast("cpu", enabled=False):

@@ -21,7 +21,7 @@ from ecore.config import ModelConfig, TrainingConfig
 from ecore.data.batches import Batch, PreparedData, ResidentSplit, Split, length_buckets
 from ecore.errors import InputError
 from ecore.model import ECore
-from ecore.precision import autocast, float32_products
+from ecore.precision import LowWeights, autocast, float32_products
 from ecore.training import checkpoint, run_folder, validation
 from ecore.training.captured import CapturedStep, Recorder, Taken, recorder
 from ecore.training.checkpoint import Progress
@@ -145,6 +145,7 @@ class Trainer:
         self.valid_split = model.view(data.valid, show_progress)
         self.settings, self.config, self.show_progress = settings, settings.training, show_progress
         self.processes = processes
+        self.low_weights = LowWeights(model, self.config.precision)
         self.optimizer = adam(p for p in model.parameters() if p.requires_grad)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.config.precision == "float16")
         loaded = checkpoint.load(run, model, self.optimizer, processes.rank, processes.count)
@@ -241,7 +242,11 @@ class Trainer:
         set_rate(self.optimizer, self._rate())
         if not self.model.training:  # going through all modules takes its time
             self.model.train()
-        health = self._captured_step(self.captured) if self.captured else self._accumulated_step(logs)
+        if self.captured is not None:
+            health = self._captured_step(self.captured)
+        else:
+            with self.low_weights():
+                health = self._accumulated_step(logs)
         self.window.count(steps=1)
         self.bar.update()
         if logs:
@@ -286,7 +291,7 @@ class Trainer:
 
     def _whole_step(self, batch: Batch, tokens: int) -> Taken:
         """What is captured. Health is always in it: it costs less than graphs with it and graphs without."""
-        with self._autocast():
+        with self._autocast(), self.low_weights():
             losses = self.loss(batch, True, tokens)
         losses.total.backward()
         self.optimizer.step()
@@ -341,8 +346,7 @@ class Trainer:
             yield
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        # Copies of weights that autocast keeps would be a graph's own, and gone in other steps.
-        return autocast(self.device.type, self.config.precision, keep_casts=self.captured is None)
+        return autocast(self.device.type, self.config.precision)
 
     @contextlib.contextmanager
     def _split_may_refuse(self) -> Iterator[None]:
@@ -407,14 +411,15 @@ class Trainer:
         batches = length_buckets(self.valid_split, size, seed=0, epoch=0)
         mine = batches[self.processes.rank :: self.processes.count]
         shown = tqdm(mine, "validating", leave=False, unit="batch", **self._bar_style())
-        scored = validation.score(
-            self.model,
-            self.valid_split,
-            self.valid_source,
-            shown,
-            self._forward,
-            lambda: self.interrupt.requested,
-        )
+        with torch.no_grad(), self.low_weights():
+            scored = validation.score(
+                self.model,
+                self.valid_split,
+                self.valid_source,
+                shown,
+                self._forward,
+                lambda: self.interrupt.requested,
+            )
         shown.close()
         if self.processes.any(scored is None):
             return None
