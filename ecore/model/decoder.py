@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ecore.config import ModelConfig
 from ecore.model.dropout import Dropout
 from ecore.model.pointer import Copyable
-from ecore.model.transformer import FeedForward, MultiHeadAttention, attend, mean_scores, project
+from ecore.model.transformer import FeedForward, MultiHeadAttention, attend, mean_scores, project, projected
 from ecore.precision import for_products
 
 Affine = tuple[Tensor, Tensor]
@@ -138,13 +138,19 @@ class DecoderBlock(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def forward(
-        self, y: Tensor, memory: Tensor, mask: Tensor, guidance: Tensor | None, copies: bool = False
+        self,
+        y: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        mask: Tensor,
+        guidance: Tensor | None,
+        copies: bool = False,
     ) -> Decoded:
-        """y [B, T, D], memory [B, S, D], mask [B, 1, 1, S] bool, guidance [B, 1, D] -> y and scores if it copies."""
-        own, cross = self.self_attention, self.cross_attention
-        normed = for_products(self.self_norm(y))
-        y = y + self.dropout(own(own.queries(normed), *own.keys_values(normed), causal=True))
-        queries, (keys, values) = cross.queries(self.cross_norm(y)), cross.keys_values(memory)
+        """y [B, T, D], keys and values of the memory [B, heads, S, d], mask [B, 1, 1, S] bool, guidance [B, 1, D] ->
+        y and scores if it copies."""
+        y = y + self.dropout(self.self_attention.of_itself(for_products(self.self_norm(y)), causal=True))
+        cross = self.cross_attention
+        queries = cross.queries(self.cross_norm(y))
         joined = self.join_context(cross(queries, keys, values, mask))
         y = y + self.dropout(joined if guidance is None else joined + guidance)
         y = y + self.dropout(self.feed_forward(self.feed_forward_norm(y)))
@@ -189,6 +195,12 @@ class Decoder(nn.Module):
         normed = for_products(self.guidance_norm(guidance))[:, None]
         return [block.join_guidance(normed) for block in self.blocks]
 
+    def _keys_values(self, memory: Tensor) -> tuple[Tensor, ...]:
+        """Return every block's keys and values of the memory [B, S, D], in turn: 2 * blocks of [B, heads, S, d]."""
+        cross = [block.cross_attention for block in self.blocks]
+        layers = [layer for attention in cross for layer in (attention.key, attention.value)]
+        return projected(for_products(memory), layers, cross[0].heads)
+
     def forward(self, y: Tensor, memory: Tensor, mask: Tensor, guidance: Tensor | None) -> Decoded:
         """Decode whole responses at once.
 
@@ -202,10 +214,12 @@ class Decoder(nn.Module):
             [B, T, D] states, and the last block's scores [B, T, S] where the model copies.
         """
         joins = self._guidance(guidance)
-        memory, mask, scores = for_products(memory), mask[:, None, None, :], None
+        of_memory = self._keys_values(memory)
+        mask, scores = mask[:, None, None, :], None
         for i, block in enumerate(self.blocks):
             copies = self.copies and block is self.blocks[-1]
-            y, scores = block(y, memory, mask, None if joins is None else joins[i], copies)
+            keys, values = of_memory[2 * i : 2 * i + 2]
+            y, scores = block(y, keys, values, mask, None if joins is None else joins[i], copies)
         return Decoded(self.norm(y), scores)
 
     def start(
@@ -219,8 +233,7 @@ class Decoder(nn.Module):
     ) -> DecoderCache:
         """The cache of responses of at most ``max_length`` words, none decoded yet; arguments as for forward and for
         the cache."""
-        memory = for_products(memory)
-        cross = [part for block in self.blocks for part in block.cross_attention.keys_values(memory)]
+        cross = self._keys_values(memory)
         guided = self._guidance(guidance)
         added: Tensor | None = None
         if memory.is_cuda or not mask.all():  # on GPU looking would wait for it

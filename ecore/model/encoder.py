@@ -80,8 +80,7 @@ class EncoderBlock(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         normed = for_products(self.attention_norm(x))
-        attention = self.attention
-        x = x + self.dropout(attention(attention.queries(normed), *attention.keys_values(normed), mask))
+        x = x + self.dropout(self.attention.of_itself(normed, mask))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ecore_kernels.attention import EdgeUpdate, graph_attention
 from ecore_kernels.graph import EmotionGraph
+
+ALIGNED_COLUMNS = 8
+"""What rows of queries are a multiple of: 16 bytes in low precision, which a GPU's thread loads at once."""
 
 
 class MultiResolutionEdgeAttention(nn.Module):
@@ -44,8 +48,18 @@ class MultiResolutionEdgeAttention(nn.Module):
 
     def edge_update(self, nodes: Tensor) -> EdgeUpdate:
         """What this layer does to the edges: queries and keys [B, K, N, d] and gates [B, K, N] of nodes [B, N, D]."""
-        query, key = self._heads(self.query(nodes)), self._heads(self.key(nodes))
-        return EdgeUpdate(query, key, self.gate(nodes).mT, self.edge_scale)
+        # One product of all weights: alone, each is too small for a GPU, and its two gradients are as well.
+        layers = (self.query, self.key, self.gate)
+        width = sum(layer.out_features for layer in layers)
+        idle = -width % ALIGNED_COLUMNS  # zeros, so that every row begins where full vectors can be loaded
+        weight = self.query.weight
+        weight = torch.cat([*(layer.weight for layer in layers), weight.new_zeros(idle, weight.shape[1])])
+        bias = self.query.bias
+        if bias is not None:
+            bias = torch.cat([*(layer.bias for layer in layers), bias.new_zeros(idle)])
+        together = F.linear(nodes, weight, bias)  # [B, N, 2 * D + K + idle]
+        query, key, gate, _ = together.split([*(layer.out_features for layer in layers), idle], dim=-1)
+        return EdgeUpdate(self._heads(query), self._heads(key), gate.mT, self.edge_scale)
 
     def values(self, nodes: Tensor) -> Tensor:
         """Values [B, K, N, d] of nodes [B, N, D]."""

@@ -61,7 +61,9 @@ def test_gradients_reach_every_parameter(graph, nodes):
     for name, parameter in first.named_parameters():
         assert parameter.grad.abs().sum() > 0, name
     # Its own edges are the next layer's: this one's gate is read by nobody.
-    unread = {name for name, parameter in second.named_parameters() if parameter.grad is None}
+    unread = {
+        name for name, p in second.named_parameters() if p.grad is None or not bool(p.grad.abs().sum() > 0)
+    }
     assert unread == {"gate.weight", "gate.bias", "edge_scale"}
 
 
