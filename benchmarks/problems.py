@@ -1,15 +1,4 @@
-"""One call of an operator at one size: its random inputs, how any candidate is called, and the float64 oracle.
-
-Inputs have the model's layout: queries, keys and values [B, K, N, d] are transposed [B, N, K, d], as a
-projection of [B, N, K * d] leaves them. Words take part in one of two ways:
-
-* ``all``: every context has M words and all of them take part in every resolution;
-* ``real``: a batch as the data has them. Its longest context has M words (batches are padded to the longest),
-  the others' lengths are log-normal with mean 38, 90th percentile 67 and 99th 126, redrawn until at most M. All
-  words of a context take part in the coarsest resolution; in the finer ones take part ``[CLS]`` and a word with
-  probability 1/37 and half of that (so about 2 and 1.5 of 38), a word of a finer resolution being one of the
-  coarser too.
-"""
+"""The benchmarks' problems: calls of :mod:`ecore_kernels.problems`, sets of them to rotate among, a float64 oracle."""
 
 from __future__ import annotations
 
@@ -19,19 +8,47 @@ import math
 import torch
 from torch import Tensor
 
-from ecore_kernels import EdgeUpdate, EmotionGraph, edge_attention, edge_readout, graph_attention, reference
+from ecore_kernels import problems, reference
 from ecore_kernels.attention import row_factor
+from ecore_kernels.problems import (
+    MASKS,
+    PRECISIONS,
+    asking,
+    call,
+    draw,
+    draw_graph,
+    draw_lengths,
+    graph_of,
+    history_of,
+    set_precision,
+    upstream,
+)
+
+__all__ = [
+    "DIRECTIONS",
+    "LIMITS",
+    "MASKS",
+    "OPERATORS",
+    "PRECISIONS",
+    "Oracle",
+    "Problem",
+    "asking",
+    "call",
+    "draw",
+    "draw_graph",
+    "draw_lengths",
+    "draw_sets",
+    "graph_of",
+    "history_of",
+    "oracle",
+    "plain",
+    "relative_error",
+    "set_precision",
+    "upstream",
+]
 
 OPERATORS = ("graph_attention", "edge_readout", "edge_attention")
-PRECISIONS = ("tf32", "bfloat16", "ieee")
-MASKS = ("all", "real")
 DIRECTIONS = ("forward", "forward+backward")
-
-# Logarithm of a context's length in words, [CLS] counted: location and scale.
-LENGTH_LOCATION, LENGTH_SCALE = 3.43, 0.605
-# Share of words that take part at the model's finer thresholds.
-THRESHOLDS = (0.0, 0.075, 0.15)
-SHARES = (1.0, 1 / 37, 0.5 / 37)
 
 # From this many nodes on the oracle judges some receivers only: float64 N x N tensors would not fit.
 LARGEST_FULL_CHECK = 2048
@@ -44,137 +61,13 @@ LIMITS = {"ieee": 2e-5, "tf32": 5e-3, "bfloat16": 3e-2}
 
 
 @dataclasses.dataclass(frozen=True)
-class Problem:
-    """What is asked of an operator.
-
-    Attributes:
-        operator: one of OPERATORS. nodes: N, words and emotions. depth: layers of history; for edge_attention 1
-        if the call returns updated edges and 0 if not. masks: one of MASKS: which words take part. precision:
-        "ieee" or "tf32" (float32 inputs), or "bfloat16". Edge weights and gates are float32 always.
-    """
-
-    operator: str
-    nodes: int
-    batch: int = 16
-    resolutions: int = 3
-    emotions: int = 32
-    dim: int = 100
-    depth: int = 1
-    masks: str = "all"
-    precision: str = "ieee"
-
-    @property
-    def words(self) -> int:
-        return self.nodes - self.emotions
+class Problem(problems.Problem):
+    """One call of an operator, and how wrong its answer may be."""
 
     def allows(self, errors: tuple[float, float]) -> bool:
         """Whether an answer that is off by so much, in norm and in its worst element, is right."""
         limit = LIMITS[self.precision]
         return errors[0] <= limit and errors[1] <= 10 * limit
-
-    @property
-    def scale(self) -> float:
-        return self.dim**-0.5
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of queries, keys and values."""
-        return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
-
-    @property
-    def dense_bytes(self) -> int:
-        """Of one float32 [B, K, N, N]."""
-        return 4 * self.batch * self.resolutions * self.nodes**2
-
-    @property
-    def leaves(self) -> tuple[str, ...]:
-        """The inputs that get gradients."""
-        if self.operator == "edge_attention":
-            return ("query", "key", "value", "edge", *(("gate", "edge_scale") if self.depth else ()))
-        past = [f"{name}{m}" for m in range(self.depth) for name in ("query", "key", "gate", "edge_scale")]
-        own = ("query", "key", "value") if self.operator == "graph_attention" else ()
-        return (*own, *past, "emotion_weight", "correlation")
-
-
-def set_precision(precision: str) -> None:
-    """Ask PyTorch for float32 products in that precision; beside bfloat16 inputs, in the fastest."""
-    torch.set_float32_matmul_precision("highest" if precision == "ieee" else "high")
-
-
-def draw_lengths(batch: int, words: int, generator: torch.Generator) -> Tensor:
-    """[batch] lengths of real contexts, [CLS] counted: the longest is ``words``."""
-    lengths = torch.full((batch,), words)
-    for b in range(1, batch):
-        drawn = math.inf
-        while drawn > words:
-            normal = float(torch.randn((), generator=generator))
-            drawn = max(min(2, words), round(math.exp(LENGTH_LOCATION + LENGTH_SCALE * normal)))
-            drawn = min(drawn, words) if words < 8 else drawn  # hardly a context is that short
-        lengths[b] = drawn
-    return lengths
-
-
-def draw_graph(problem: Problem, generator: torch.Generator) -> EmotionGraph:
-    """A float32 graph on the CPU; no word's weight is 0, so that a mistake in any shows."""
-    batch, words, emotions = problem.batch, problem.words, problem.emotions
-    correlation = torch.randn(emotions, emotions, generator=generator).softmax(-1)
-    emotion_weight = torch.randn(batch, emotions, generator=generator).softmax(-1)
-    uniform = torch.rand(batch, words, generator=generator)
-    if problem.masks == "all":
-        lengths, intensity = torch.full((batch,), words), 0.01 + 0.24 * uniform
-        thresholds: tuple[float, ...] = (0.0,) * problem.resolutions
-    else:
-        lengths = draw_lengths(batch, words, generator)
-        thresholds = tuple(THRESHOLDS[min(k, len(THRESHOLDS) - 1)] for k in range(problem.resolutions))
-        fine, finest = SHARES[1:]
-        low = torch.where(uniform < finest, 0.15, torch.where(uniform < fine, 0.075, 0.01))
-        intensity = low + 0.06 * torch.rand(batch, words, generator=generator)
-    return EmotionGraph.from_intensity(intensity, lengths, thresholds, correlation, emotion_weight)
-
-
-def draw(problem: Problem, seed: int, device: str) -> dict[str, Tensor]:
-    """All tensors of one call by name, none asking for gradients: inputs, and ``upstream0``, ... for the backward."""
-    generator = torch.Generator().manual_seed(seed)
-    graph = draw_graph(problem, generator)
-    # Large tensors are drawn where they are used.
-    device_generator = torch.Generator(device).manual_seed(seed)
-
-    def normal(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.randn(shape, generator=device_generator, device=device, dtype=dtype)
-
-    lead = (problem.batch, problem.resolutions, problem.nodes)
-
-    def rows() -> Tensor:
-        batch, resolutions, nodes = lead
-        return normal(batch, nodes, resolutions, problem.dim, dtype=problem.dtype).transpose(1, 2)
-
-    tensors = {
-        "word_weight": graph.word_weight.to(device),
-        "word_mask": graph.word_mask.to(device),
-        "emotion_weight": graph.emotion_weight.to(device),
-        "correlation": graph.correlation.to(device),
-    }
-    if problem.operator != "edge_readout":
-        tensors |= {name: rows() for name in ("query", "key", "value")}
-    one = torch.ones((), device=device)
-    if problem.operator == "edge_attention":
-        tensors["edge"], tensors["neighbors"] = graph_of(tensors).dense()
-        outputs: list[tuple[int, ...]] = [(*lead, problem.dim)]
-        if problem.depth:
-            tensors |= {"gate": normal(*lead), "edge_scale": one}
-            outputs.append((*lead, problem.nodes))
-    else:
-        for m in range(problem.depth):
-            tensors |= {f"query{m}": rows(), f"key{m}": rows(), f"gate{m}": normal(*lead)}
-            tensors[f"edge_scale{m}"] = one.clone()
-        batch, emotions = problem.batch, problem.emotions
-        readout = [(batch, emotions), (batch, emotions, emotions)]
-        outputs = readout if problem.operator == "edge_readout" else [(*lead, problem.dim)]
-    for index, shape in enumerate(outputs):
-        # A model's projection behind the heads sends its gradient with the heads side by side.
-        nodes = index == 0 and problem.operator != "edge_readout"
-        tensors[f"upstream{index}"] = rows() if nodes else normal(*shape)
-    return tensors
 
 
 def draw_sets(problem: Problem, device: str) -> list[dict[str, Tensor]]:
@@ -183,38 +76,6 @@ def draw_sets(problem: Problem, device: str) -> list[dict[str, Tensor]]:
     size = sum(x.nbytes for x in first.values())
     count = max(2, min(MOST_SETS[device], INPUT_BYTES // size))
     return [first, *(draw(problem, seed, device) for seed in range(1, count))]
-
-
-def graph_of(tensors: dict[str, Tensor]) -> EmotionGraph:
-    """The emotion graph among the tensors of a call."""
-    names = ("word_weight", "word_mask", "emotion_weight", "correlation")
-    return EmotionGraph(*(tensors[name] for name in names))
-
-
-def history_of(problem: Problem, tensors: dict[str, Tensor]) -> list[EdgeUpdate]:
-    """The earlier layers among the tensors of a call."""
-    names = ("query", "key", "gate", "edge_scale")
-    return [EdgeUpdate(*(tensors[f"{name}{m}"] for name in names)) for m in range(problem.depth)]
-
-
-def call(problem: Problem, tensors: dict[str, Tensor], backend: str) -> tuple[Tensor, ...]:
-    """The public operator on a backend: its outputs."""
-    nodes = [tensors.get(name) for name in ("query", "key", "value")]
-    if problem.operator == "edge_attention":
-        outputs = edge_attention(
-            *nodes,
-            tensors["edge"],
-            tensors["neighbors"],
-            gate=tensors.get("gate"),
-            edge_scale=tensors.get("edge_scale"),
-            scale=problem.scale,
-            backend=backend,
-        )
-        return tuple(output for output in outputs if output is not None)
-    graph, history = graph_of(tensors), history_of(problem, tensors)
-    if problem.operator == "edge_readout":
-        return edge_readout(graph, history, scale=problem.scale, backend=backend)
-    return (graph_attention(*nodes, graph, history, scale=problem.scale, backend=backend),)
 
 
 def plain(problem: Problem, tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
@@ -232,16 +93,6 @@ def plain(problem: Problem, tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
     if problem.operator == "edge_readout":
         return reference.edge_readout(graph, *past, problem.scale, False)
     return (reference.graph_attention(*nodes, graph, *past, problem.scale, False).to(problem.dtype),)
-
-
-def asking(tensors: dict[str, Tensor], leaves: tuple[str, ...]) -> dict[str, Tensor]:
-    """The same tensors, those in ``leaves`` asking for gradients."""
-    return tensors | {name: tensors[name].detach().requires_grad_() for name in leaves}
-
-
-def upstream(tensors: dict[str, Tensor]) -> list[Tensor]:
-    """The gradients of a call's outputs."""
-    return [tensors[name] for name in sorted(tensors) if name.startswith("upstream")]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ import importlib.metadata
 import importlib.util
 import json
 import platform
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -37,7 +38,17 @@ def _devices() -> str:
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         names.append(f"{properties.name} (sm_{properties.major}{properties.minor})")
-    return ", ".join(names)
+    return f"{', '.join(names)}, driver {_driver()}"
+
+
+def _driver() -> str:
+    """The version of NVIDIA's kernel module."""
+    try:
+        words = Path("/proc/driver/nvidia/version").read_text().split()
+    except OSError:
+        return "unknown"
+    # "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 ..."
+    return next((word for word in words if re.fullmatch(r"\d+(\.\d+)+", word)), "unknown")
 
 
 def report() -> str:
@@ -58,6 +69,7 @@ def report() -> str:
         lines.append(f"native extension: missing: {native.unavailable_reason()}")
     lines.append(f"triton kernels: {_triton()}")
     lines += [backends.explain(operator) for operator in backends.OPERATORS]
+    lines.append("python -m ecore_kernels.verify checks all of them here against float64")
     return "\n".join(lines)
 
 

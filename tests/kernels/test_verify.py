@@ -1,0 +1,223 @@
+"""The proof of an installation: right where all is right, and any fault of a backend has its row and the exit code."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+from ecore_kernels import fused, native, native_kernels, problems, triton_kernels, verify
+from ecore_kernels.native_kernels import edge_readout, graph_attention
+
+needs_native = pytest.mark.skipif(not native.available(), reason=native.unavailable_reason())
+FEW = (("graph_attention", "", 1), ("edge_readout", "", 1), ("edge_attention", "shared", 1))
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    """Small calls on the CPU, a few of them, without Triton's interpreter, which has its own test."""
+    sizes = {"nodes": (17,), "batch": 2, "emotions": 4, "dim": 6}
+    monkeypatch.setitem(verify.SIZES, "cpu", sizes)
+    monkeypatch.setattr(verify, "INTERPRETED_SIZES", sizes)
+    monkeypatch.setattr(verify, "CALLS", FEW)
+    names = [name for name in verify.backends.BACKENDS if name != "triton"]
+    monkeypatch.setattr(verify.backends, "BACKENDS", {name: verify.backends.BACKENDS[name] for name in names})
+
+
+def bad(rows):
+    return {(row.operator, row.backend, row.precision) for row in rows if row.verdict in ("wrong", "failed")}
+
+
+def test_every_call_is_right_on_this_cpu(monkeypatch, capsys, tmp_path):
+    monkeypatch.undo()
+    sizes = {"nodes": (17,), "batch": 2, "emotions": 4, "dim": 6}
+    for where, name in ((verify.SIZES, "cpu"), (verify.__dict__, "INTERPRETED_SIZES")):
+        monkeypatch.setitem(where, name, sizes)
+    before = torch.get_float32_matmul_precision()
+    assert verify.main(["--device", "cpu", "--out", str(tmp_path / "rows.json")]) == 0
+    assert torch.get_float32_matmul_precision() == before
+    record = json.loads((tmp_path / "rows.json").read_text())
+    assert record["finished"]
+    assert any(line.startswith("torch ") for line in record["installation"])
+    assert {path.name for path in tmp_path.iterdir()} == {"rows.json"}
+    ran = {
+        (r["operator"], r["variant"], r["depth"], r["backend"])
+        for r in record["rows"]
+        if r["verdict"] == "right"
+    }
+    wanted = ["reference"] + ["native"] * native.available()
+    wanted += ["triton"] * (triton_kernels.INTERPRETED and not triton_kernels.unavailable_reason())
+    assert {(*call, backend) for call in verify.CALLS for backend in wanted} <= ran
+    assert all(row["same_bits"] for row in record["rows"] if row["verdict"] == "right")
+    printed = capsys.readouterr().out
+    assert "triton kernels: " in printed  # what is installed
+    assert f"{len(ran)}" and " 0 wrong, 0 failed" in printed.splitlines()[-1]
+
+
+@needs_native
+@pytest.mark.parametrize("module, part", [(graph_attention, "forward"), (graph_attention, "backward")])
+@pytest.mark.parametrize("fault", ["one percent", "NaN", "one element"])
+def test_a_wrong_number_is_found(monkeypatch, capsys, module, part, fault):
+    right = getattr(module, part)
+
+    def wrong(*args, **kwargs):
+        results = list(right(*args, **kwargs))
+        first = results[0]
+        if fault == "one percent":
+            first.mul_(1.01)
+        else:
+            first[-1, 0, 3, 2] = math.nan if fault == "NaN" else first[-1, 0, 3, 2] + 0.01 * first.abs().max()
+        return tuple(results)
+
+    monkeypatch.setattr(module, part, wrong)
+    assert verify.main(["--device", "cpu"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    named = lines[lines.index("Not right:") + 1 :]
+    named = [line for line in named if "WRONG" in line]
+    assert len(named) == 4  # float32 and float64, both masks
+    tensor = "output 0" if part == "forward" else "gradient of query"
+    for line in named:
+        assert line.startswith("graph_attention ")
+        assert " native " in line
+        if fault == "NaN":
+            assert f"{tensor}: not finite" in line
+        else:
+            assert " times the error that is allowed" in line
+            assert tensor in line
+    assert "4 wrong, 0 failed" in lines[-1]
+
+
+@needs_native
+def test_other_bits_the_second_time_are_found(monkeypatch):
+    right, calls = edge_readout.forward, []
+
+    def unsteady(*args, **kwargs):
+        first, *others = right(*args, **kwargs)
+        calls.append(first)
+        return (torch.nextafter(first, first + len(calls) % 2), *others)
+
+    monkeypatch.setattr(edge_readout, "forward", unsteady)
+    rows = verify.run("cpu", lambda row: None)
+    wrong = [row for row in rows if row.verdict == "wrong"]
+    assert bad(rows) == {("edge_readout", "native", "ieee"), ("edge_readout", "native", "float64")}
+    assert all(row.same_bits is False and row.reason == "a second run gives other bits" for row in wrong)
+    assert all(row.error <= row.allowed for row in wrong)
+
+
+@needs_native
+def test_a_split_that_is_off_by_one_is_found(monkeypatch):
+    right = native.otsu
+
+    def wrong(values, most):
+        mask, count, threshold = right(values, most)
+        count[7] += 1
+        return mask, count, threshold
+
+    monkeypatch.setattr(native, "otsu", wrong)
+    rows = verify.run("cpu", lambda row: None)
+    assert bad(rows) == {("otsu", "native", "ieee"), ("otsu", "native", "float64")}
+
+
+@needs_native
+def test_an_exception_fails_its_row_alone(monkeypatch, tmp_path):
+    def broken(*args, **kwargs):
+        raise OSError("no space\nleft")
+
+    monkeypatch.setattr(graph_attention, "backward", broken)
+    path = tmp_path / "rows.json"
+    assert verify.main(["--device", "cpu", "--out", str(path)]) == 1
+    record = json.loads(path.read_text())
+    failed = [row for row in record["rows"] if row["verdict"] == "failed"]
+    assert {(row["operator"], row["backend"]) for row in failed} == {("graph_attention", "native")}
+    assert {row["reason"] for row in failed} == {"OSError: no space left"}
+    assert {row["operator"] for row in record["rows"] if row["verdict"] == "right"} >= {
+        "edge_attention",
+        "otsu",
+    }
+
+
+@needs_native
+def test_a_lost_gpu_stops_it_in_one_line(monkeypatch, capsys, tmp_path):
+    def lost(*args, **kwargs):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nCompile with ...")
+
+    monkeypatch.setattr(edge_readout, "forward", lost)
+    path = tmp_path / "rows.json"
+    assert verify.main(["--device", "cpu", "--out", str(path)]) == 1
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(
+        "verify: stopped, for nothing runs on the GPU after this: RuntimeError: CUDA error: an illegal"
+    )
+    record = json.loads(path.read_text())
+    assert not record["finished"]
+    assert record["rows"][-1]["operator"] == "edge_readout"
+    assert record["rows"][-1]["verdict"] == "failed"
+    assert not any(row["operator"] == "edge_attention" for row in record["rows"])
+
+
+def test_refusals_are_no_failures_and_come_once(monkeypatch, capsys):
+    monkeypatch.setattr(native_kernels, "why_not", lambda *tensors: ["takes a holiday"])
+    assert verify.main(["--device", "cpu"]) == 0
+    refused = [line for line in capsys.readouterr().out.splitlines() if "refused: takes a holiday" in line]
+    assert [line.split()[0] for line in refused] == ["graph_attention", "edge_readout", "edge_attention"]
+
+
+@pytest.mark.parametrize(
+    "arguments, line",
+    [
+        pytest.param(
+            ["--device", "cuda"],
+            "verify: --device cuda: torch sees no CUDA device here",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
+        ),
+        (
+            ["--out", "/no/such/folder/rows.json"],
+            "verify: --out: /no/such/folder/rows.json.partial: No such file",
+        ),
+        (["--device", "abacus"], "argument --device: invalid choice"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, line, capsys):
+    with pytest.raises(SystemExit) as ended:
+        verify.main(arguments)
+    assert ended.value.code == 2
+    assert line in capsys.readouterr().err
+
+
+def test_tf32_that_is_cut_and_not_rounded_is_wrong():
+    """Products on operands cut to tf32, against a plain operator's on rounded ones, as PyTorch's are on a GPU."""
+
+    def product(bits):
+        class Product(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, a, b):
+                ctx.save_for_backward(a, b)
+                return torch.bmm(bits(a).flatten(0, 1), bits(b).flatten(0, 1)).unflatten(0, a.shape[:2])
+
+            @staticmethod
+            def backward(ctx, grad):
+                a, b = ctx.saved_tensors
+                return Product.apply(grad, b.mT), Product.apply(a.mT, grad)
+
+        exact = torch.Tensor.__matmul__
+        return lambda a, b: Product.apply(a, b) if a.dtype is torch.float32 else exact(a, b)
+
+    def kept(x, add):
+        return ((x.contiguous().view(torch.int32) + add) & ~0x1FFF).view(torch.float32)
+
+    problem = problems.Problem("graph_attention", 77, batch=2, depth=2, masks="all", precision="tf32")
+    check, verdicts = verify.OperatorCheck(problem, "cpu"), []
+    with pytest.MonkeyPatch.context() as patch:
+        rounded = product(lambda x: kept(x, 0x1000))
+        patch.setattr(torch.Tensor, "__matmul__", rounded)
+        row = check.row("reference")
+        check.judge(row, check.run("reference"))
+        verdicts.append(row.verdict)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "__matmul__", product(lambda x: kept(x, 0)))
+        row = check.row("reference")
+        check.judge(row, check.run("reference"))
+        verdicts.append(row.verdict)
+    assert verdicts == ["right", "wrong"]
