@@ -10,6 +10,7 @@ because it is what one would otherwise call; it is timed on at most 64 rows and 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,22 @@ def show(result: dict[str, Any]) -> list[str]:
     return cells
 
 
+def report(results: Sequence[dict[str, Any]]) -> str:
+    """A table, a line for each number of rows; of results as measured."""
+    header = ["rows of 32", "native: median (p20 – p80)", "PyTorch: median (p20 – p80)", "PyTorch / native"]
+    if "skimage_over_native" in results[0]:
+        header += ["scikit-image, loop, scaled", "scikit-image / native"]
+    return harness.table(header, [show(result) for result in results])
+
+
+def load(path: Path) -> list[dict[str, Any]]:
+    """The results in a JSON file, as measured."""
+    results = json.loads(path.read_text())["results"]
+    for result in results:
+        result["timings"] = {name: harness.Timing(**timing) for name, timing in result["timings"].items()}
+    return results
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.otsu",
@@ -108,10 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         results.append(result)
         if arguments.out:
             harness.write_json(arguments.out, "otsu", results)
-    header = ["rows of 32", "native: median (p20 – p80)", "PyTorch: median (p20 – p80)", "PyTorch / native"]
-    if "skimage_over_native" in results[0]:
-        header += ["scikit-image, loop, scaled", "scikit-image / native"]
-    print(harness.table(header, [show(result) for result in results]))
+    print(report(results))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from collections.abc import Sequence
 
 import torch
 
@@ -27,8 +28,8 @@ CASES = (
 )
 
 
-def main() -> None:
-    argparse.ArgumentParser(prog="python -m benchmarks.sanitize", description=__doc__).parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    argparse.ArgumentParser(prog="python -m benchmarks.sanitize", description=__doc__).parse_args(argv)
     if not torch.cuda.is_available():
         print("sanitize: there is no CUDA device", file=sys.stderr)
         sys.exit(2)

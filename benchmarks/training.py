@@ -129,6 +129,11 @@ class Steps:
             return self._captured(self._rows[number % len(self._rows)]).sums
         return self.take(*self._batches[number % len(self._batches)])
 
+    @property
+    def recorded(self) -> tuple[int, int]:
+        """Shapes of batches that have a recording, and all that have come."""
+        return (self._captured.recorded, self._captured.shapes) if self._captured else (0, 0)
+
     def warm_up(self) -> None:
         """Compile, record and have all that is made once, whatever batch comes."""
         for number in range((2 if self._captured is not None else 1) * len(self._batches)):
@@ -159,14 +164,16 @@ def configurations(with_compile: bool, device: str = "cpu") -> dict[str, list[st
     if device == "cpu":
         named = plain | alone | {"all": list(WITHOUT), "all, bfloat16": [*WITHOUT, "bfloat16"]}
         return named | ({"all, torch.compile": [*WITHOUT, "torch.compile"]} if with_compile else {})
-    named = plain | {f"plain, {kind}": [kind] for kind in LOW}
-    for name, parts in {"all": [*WITHOUT], "all, CUDA graphs": [*WITHOUT, "CUDA graphs"]}.items():
-        named |= {name: parts, **{f"{name}, {kind}": [*parts, kind] for kind in LOW}}
-    named |= alone
+    def each(name: str, *parts: str) -> dict[str, list[str]]:
+        """A configuration in each precision."""
+        return {**{f"{name}, {kind}": [*parts, kind] for kind in LOW}, name: list(parts)}
+
+    named = plain | each("all, CUDA graphs", *WITHOUT, "CUDA graphs") | each("all", *WITHOUT)
+    named |= {f"plain, {kind}": [kind] for kind in LOW} | alone
     if with_compile:
-        named["plain, torch.compile"] = ["torch.compile"]
-        named["plain, torch.compile, bfloat16"] = ["torch.compile", "bfloat16"]
-        named["all, torch.compile"] = [*WITHOUT, "torch.compile"]
+        named |= each("all, torch.compile", *WITHOUT, "torch.compile") | each(
+            "plain, torch.compile", "torch.compile"
+        )
         named["all, torch.compile, CUDA graphs"] = [*WITHOUT, "torch.compile", "CUDA graphs"]
     return named
 
@@ -335,11 +342,17 @@ def where_time_goes(
     return seconds
 
 
+SIZES: list[tuple[int, int | None]] = [
+    *((rows, None) for rows in (1, 4, 16, 64, 256)),
+    *((4, words) for words in (32, 128, 512, 2048)),
+]
+"""Batch sizes and words of context (None: as in the data) at which growth is measured."""
+
+
 def growth(work: Workload, device: str = "cpu", repeats: int = 3) -> list[dict[str, Any]]:
     """Seconds a step with all on, by batch size (real-length contexts) and by words of context."""
     one, results = Steps(work, list(WITHOUT), device), []
-    sizes = [(rows, None) for rows in (1, 4, 16, 64, 256)] + [(4, words) for words in (32, 128, 512, 2048)]
-    for rows, words in sizes:
+    for rows, words in SIZES:
         times = []
         for turn in range(repeats + 1):
             batch, tokens = made_up_batch(rows, turn, words, len(one.model.vocabulary))
@@ -403,6 +416,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--plot", type=Path, help="draw them, as .svg or .png")
     parser.add_argument("--from", dest="kept", type=Path, help="draw kept results instead of measuring")
     parser.add_argument("--compile-only", action="store_true", help="fill torch.compile's cache alone")
+    parser.add_argument("--only", nargs="+", metavar="CONFIGURATION", help="measure or compile these alone")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.kept:
@@ -424,6 +438,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(_memory_of(work, arguments.memory_of))
         return
     named = configurations(arguments.compile or arguments.compile_only, device)
+    if arguments.only:
+        unknown = [name for name in arguments.only if name not in named]
+        if unknown:
+            parser.error(f"--only: expected some of {'; '.join(named)}, got {unknown[0]!r}")
+        named = {name: parts for name, parts in named.items() if name in arguments.only}
     if arguments.compile_only:
         for name, parts in named.items():
             if "torch.compile" in parts and "CUDA graphs" not in parts:  # recording compiles nothing new

@@ -1,7 +1,7 @@
 """Choose the Triton kernels' launch configurations by measuring them on this GPU; rewrite the launch table.
 
     python -m benchmarks.tune [--kernels graph_attention_forward ...] [--arithmetic half tf32 ieee]
-        [--budget SECONDS] [--write]
+        [--budget SECONDS] [--write] [--out FILE.json]
 
 For every kernel, arithmetic and depth of history, at the paper's size (d 100, B 16, K 3, P 32, N 160 and 288,
 all words taking part and real masks): starting from the table's own entry, all configurations that differ from
@@ -29,6 +29,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -335,6 +336,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--budget", type=float, default=math.inf, help="start nothing new after this, seconds"
     )
     parser.add_argument("--write", action="store_true", help="rewrite launch_table.json")
+    parser.add_argument("--out", type=Path, help="write what was found as JSON, entry by entry")
     arguments = parser.parse_args(argv)
     if not torch.cuda.is_available():
         parser.exit(2, "tune: there is no CUDA device\n")
@@ -351,6 +353,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     ]
     # The paper's depths in the fast types first: a budget may end before the rest.
     settings.sort(key=lambda s: (s.arithmetic == "ieee", DEPTHS[s.operator].index(s.depth)))
+    found: list[dict[str, Any]] = []
     pool = Pool(max(1, min(12, len(os.sched_getaffinity(0)) - 2)))
     try:
         for setting in settings:
@@ -367,6 +370,19 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
             change = "as it was" if best == start else f"{harness.duration(before)} before: {start}"
             print(f"{setting}: {harness.duration(seconds)} with {best}, {change}", flush=True)
+            found.append(
+                {
+                    **dataclasses.asdict(setting),
+                    "head": head,
+                    "architecture": architecture,
+                    "best": best,
+                    "before": start,
+                    "seconds": seconds if math.isfinite(seconds) else None,
+                    "seconds_before": before if math.isfinite(before) else None,
+                }
+            )
+            if arguments.out:
+                harness.write_json(arguments.out, "tune", found)
             if best != start and arguments.write:
                 rows = json.loads(launch.TABLE.read_text())
                 launch.TABLE.write_text(text(rewritten(rows, setting, head, architecture, best)))

@@ -155,6 +155,11 @@ class CapturedStep:
         """Shapes that have a recording."""
         return sum(replay is not None for replay in self._replays.values())
 
+    @property
+    def shapes(self) -> int:
+        """Shapes that have come so far."""
+        return len(self._replays)
+
     def __call__(self, indices: npt.NDArray[np.int64]) -> Taken:
         """Take a step on the samples of ``indices``; the next call may overwrite the values of health."""
         shape, rows = self._shape(indices), self._split.send(indices)

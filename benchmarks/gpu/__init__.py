@@ -1,0 +1,1 @@
+"""Everything that a GPU can tell, in stages: ``python -m benchmarks.gpu``."""

@@ -1,0 +1,133 @@
+"""Summaries and tables of what processes wrote."""
+
+import json
+import os
+import sys
+
+import pytest
+
+from benchmarks.gpu import report
+from benchmarks.gpu.runner import STOPPED, Process
+
+TESTS = """
+import pytest
+
+@pytest.fixture
+def broken():
+    raise KeyError("no such thing")
+
+def test_good(): pass
+def test_bad(): assert 1 + 1 == 3, "wrong sum"
+def test_broken(broken): pass
+@pytest.mark.skip
+def test_skipped(): pass
+def test_hangs():
+    import time
+    time.sleep(300)
+"""
+
+
+def pytest_command(lines, folder, *more):
+    command = [sys.executable, "-m", "pytest", "-p", "benchmarks.pytest_lines", "--lines", str(lines)]
+    command += ["--continue-on-collection-errors", "-p", "no:cacheprovider", "--rootdir", str(folder)]
+    return [*command, "-c", os.devnull, *more, str(folder)]
+
+
+def test_killed_tests_leave_what_they_knew(session, tmp_path):
+    """And one file that cannot be imported keeps no other from running."""
+    folder = tmp_path / "tests"
+    folder.mkdir()
+    (folder / "test_a.py").write_text("import no_such_module")
+    (folder / "test_b.py").write_text(TESTS)
+    lines = session.sources["tests"] = tmp_path / "tests.jsonl"
+    session.run(Process("tests", pytest_command(lines, folder), 20.0))
+    assert [record["outcome"] for record in session.records] == [STOPPED]
+    results = report.test_results(report.read(lines))
+    assert (results["passed"], results["skipped"]) == (1, 1)
+    failed = {name.rpartition("::")[2]: why for name, why in results["failed"].items()}
+    assert sorted(failed) == ["test_a.py", "test_bad", "test_broken"]
+    assert "no_such_module" in failed["test_a.py"]
+    text = (session.folder / "summary.md").read_text()
+    assert "1 passed, 1 skipped, 3 failed" in text
+    assert "test_b.py::test_broken: " in text
+    assert "wrong sum" in (session.folder / "results.json").read_text()
+    with lines.open("a") as file:
+        file.write('{"test": "torn')
+    assert report.test_results(report.read(lines)) == results
+    assert report.test_results(report.read(tmp_path / "none.jsonl")) is None
+
+
+def test_what_tells_most_runs_first(session, tmp_path):
+    folder = tmp_path / "tests"
+    for name in ("test_a.py", "deep/test_b.py", "deep/test_c.py"):
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        (folder / name).write_text("def test_one(): pass\ndef test_two(): pass")
+    lines = tmp_path / "tests.jsonl"
+    first = ["--first", "deep/test_c.py", "--first", "deep"]
+    session.run(Process("tests", pytest_command(lines, folder, *first), 60.0))
+    assert not session.failures
+    ran = [line["test"].rpartition("/")[2] for line in report.read(lines)]
+    assert ran == [f"test_{file}.py::test_{name}" for file in "cba" for name in ("one", "two")]
+
+
+def test_a_failure_has_its_last_words(session, python):
+    session.run(python("importing", "import no_such_module"))
+    text = (session.folder / "summary.md").read_text()
+    assert "ModuleNotFoundError: No module named 'no_such_module'" in text.splitlines()[2]
+    assert "Failed or left out: importing" in text
+
+
+@pytest.fixture
+def told(session):
+    """The summary with a result file."""
+
+    def write(name, document):
+        session.result(name).write_text(json.dumps(document))
+        session.write()
+        return (session.folder / "summary.md").read_text()
+
+    return write
+
+
+def test_tables(told):
+    timing = {"minimum": 0.01, "median": 0.012, "p20": 0.011, "p80": 0.013, "measurements": 7, "calls": 1}
+    row = {"configuration": "all, CUDA graphs", "timing": timing, "u": 90.0, "speedup_median": 5.0}
+    document = {"preset": "paper", "device": "cuda", "data": "made up", "u_seconds": 1e-4, "growth": []}
+    document |= {"configurations": [row | {"peak_memory_mib": 900.0, "warm_up_seconds": 4.0}]}
+    document["parts"] = {"plain": {"optimiser": 0.1}, "all": {"optimiser": 0.2}}
+    (line,) = [line for line in told("steps", {"results": [document]}).splitlines() if "CUDA" in line]
+    assert [cell.strip() for cell in line.split("|")[1:4]] == ["all, CUDA graphs", "90.00", "12 ms"]
+
+    compared = {"precision": "tf32", "compared": "recorded / single", "steps": 48, "passed": False}
+    text = told("losses", {"results": [{**compared, "failed": "recorded: out of memory"}]})
+    assert "recorded: out of memory" in text
+
+    otsu = {"rows": 16, "timings": {"native": timing, "reference": timing}, "reference_over_native": 1.0}
+    assert "12 ms (11 ms – 13 ms)" in told("otsu", {"results": [otsu]})
+
+
+def test_trainings_are_told(session):
+    run = session.scratch / "metrics.jsonl"
+    lines = [{"step": 25, "loss": 5.0, "valid_ppl_per_sample": 60.0}, {"step": 50, "loss": 4.0}]
+    run.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    session.sources["train soft"] = run
+    session.write()
+    assert "step 50, loss 4, best valid_ppl_per_sample 60" in (session.folder / "summary.md").read_text()
+
+
+def test_a_table_that_fails_loses_nothing(told, session):
+    session.leave_out("there is none")
+    text = told("steps", {"results": [{}]})
+    assert "- stage: stage: left out: there is none" in text
+    assert "steps: KeyError: 'preset'" in text
+
+
+def test_results_have_a_limit(session, monkeypatch):
+    monkeypatch.setattr(report, "LARGEST_RESULTS", 1000)
+    session.result("large").write_text(json.dumps(["x" * 900]))
+    session.result("small").write_text(json.dumps(["y" * 300]))
+    session.result("torn").write_text("[1, 2")
+    found = report.collected(session.sources)
+    assert found["large"] == "left out: 907 bytes"
+    assert found["small"] == ["y" * 300]
+    assert found["torn"].startswith("JSONDecodeError")

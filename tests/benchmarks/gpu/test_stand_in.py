@@ -1,0 +1,72 @@
+"""The dress rehearsal's device: what is meant for a GPU happens on the CPU."""
+
+import contextlib
+import os
+import subprocess
+
+import pytest
+import torch
+
+from benchmarks.gpu import stand_in
+from benchmarks.gpu.stages import Plan
+from ecore.data.batches import PreparedData
+
+
+@pytest.fixture
+def device():
+    with contextlib.ExitStack() as patches:
+        stand_in.stand_in(patches)
+        yield
+
+
+def test_tensors_for_a_gpu_are_made_on_the_cpu(device):
+    assert torch.cuda.is_available()
+    for made in (
+        torch.randn(3, device="cuda"),
+        torch.zeros(3).to("cuda:0"),
+        torch.zeros(3).to(torch.device("cuda"), non_blocking=True).pin_memory(),
+        torch.nn.Linear(2, 2).to("cuda").weight,
+        torch.rand(2, device="cuda", generator=torch.Generator("cuda").manual_seed(1)),
+    ):
+        assert made.device.type == "cpu"
+    with torch.autocast("cuda", torch.bfloat16):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+
+
+def test_everything_is_put_back():
+    with contextlib.ExitStack() as patches:
+        before = (torch.cuda.is_available, torch.autocast, torch.Generator)
+        stand_in.stand_in(patches)
+    assert (torch.cuda.is_available, torch.autocast, torch.Generator) == before
+    if not torch.cuda.is_available():
+        with pytest.raises((AssertionError, RuntimeError)):
+            torch.zeros(1, device="cuda")
+
+
+def test_a_command_runs_with_its_own_flags(tmp_path, capsys, monkeypatch):
+    threads = torch.get_num_threads()
+    out = tmp_path / "otsu.json"
+    assert stand_in.main(["benchmarks.otsu", "--device", "cuda", "--out", str(out)]) == 0
+    assert "PyTorch / native" in capsys.readouterr().out
+    assert out.exists()
+    torch.set_num_threads(threads)
+
+
+def test_sanitizer_runs_what_it_would_watch(session):
+    session.environment = {**session.environment, "PATH": os.environ["PATH"]}
+    plan = stand_in.prepared(session, Plan())
+    assert not session.failures
+    assert len(PreparedData.load(plan.data).train)
+    command = [
+        "compute-sanitizer",
+        "--tool",
+        "memcheck",
+        "--error-exitcode",
+        "9",
+        "sh",
+        "-c",
+        "echo ran; exit 3",
+    ]
+    path = session.environment["PATH"]
+    done = subprocess.run(command, env={"PATH": path}, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (3, "ran\n")
