@@ -1,7 +1,7 @@
 """One table per question, for this machine's device: ``python -m benchmarks [--out FOLDER] [--data PREPARED]``.
 
-The operators alone take some ten minutes. On a GPU, ``python -m benchmarks.gpu`` also runs the GPU tests and keeps to
-nine minutes.
+The operators alone take some ten minutes. On a GPU, ``python -m benchmarks.gpu`` also checks the kernels, runs the GPU
+tests and the paper's training, and keeps to limits.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,14 @@ def test_results(outcome_lines: Sequence[Mapping[str, Any]] | None) -> dict[str,
 # Tables import this checkout's packages only when they are made: without those there are no results to show.
 
 
+def _smoke(path: Path) -> str:
+    rows = read(path)["rows"]
+    counts = Counter(row["verdict"] for row in rows)
+    lines = [", ".join(f"{count} {verdict}" for verdict, count in counts.items()), ""]
+    wrong = [row for row in rows if row["verdict"] not in ("right", "refused")]
+    return "\n".join([*lines, *(f"- {json.dumps(row, ensure_ascii=False)}" for row in wrong)])
+
+
 def _losses(path: Path) -> str:
     from benchmarks import recorded
 
@@ -171,6 +180,7 @@ def _generate(path: Path) -> str:
 
 
 TABLES: dict[str, Callable[[Path], str]] = {
+    "smoke": _smoke,
     "losses": _losses,
     "steps": _steps,
     "operators": _operators,

@@ -17,6 +17,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -107,6 +108,9 @@ def _device_functions() -> dict[str, Any]:
         "device_count": lambda: 1,
         "get_device_name": lambda *_: "a CPU",
         "get_device_capability": lambda *_: (8, 0),
+        "get_device_properties": lambda *_: SimpleNamespace(
+            name="a CPU", major=8, minor=0, total_memory=2**30, multi_processor_count=1
+        ),
         "get_rng_state": lambda *_: torch.get_rng_state(),
         "set_rng_state": none,
         "synchronize": none,
@@ -158,6 +162,9 @@ def stand_in(patches: contextlib.ExitStack) -> None:
     put(torch, "autocast", lambda kind, *args, **more: autocast("cpu", *args, **more))
     generator = torch.Generator
     put(torch, "Generator", lambda device="cpu": generator())
+    profile = torch.profiler.profile
+    on_the_cpu = [torch.profiler.ProfilerActivity.CPU]
+    put(torch.profiler, "profile", lambda activities, **more: profile(activities=on_the_cpu, **more))
     patches.enter_context(_OnTheCpu())
     # Devices.
     put(harness, "replayed", _replayed)

@@ -13,6 +13,7 @@ from ecore.data.prepare import prepare
 from ecore.demo import sample_corpus
 from ecore.evaluation.report import evaluate_run
 from ecore.model import ECore
+from ecore.model.pretrained import weights_file
 from ecore.training.trainer import train
 
 
@@ -38,7 +39,7 @@ def parts(run, tmp_path, monkeypatch, capsys):
 def test_parts_are_safetensors_of_about_the_same_size(run, parts):
     found = [load_file(part) for part in parts]
     names = [name for tensors in found for name in tensors]
-    original = load_file(next(run.glob("checkpoint-2*.safetensors")))
+    original = load_file(weights_file(run, "best"))
     assert sorted(names) == sorted(original)
     parameters = dict(ECore.from_pretrained(run).named_parameters())
     for tensors in found:
