@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -182,9 +183,33 @@ def test_configurations_of_a_gpu():
     names = list(training.configurations(True, "cuda"))
     for name in ("plain PyTorch", "plain, torch.compile", "all", "all, bfloat16", "all, CUDA graphs"):
         assert name in names
-    assert "all, CUDA graphs, bfloat16" in names
+    for way in ("plain", "plain, torch.compile", "all", "all, torch.compile", "all, CUDA graphs"):
+        assert {f"{way}, tf32", f"{way}, bfloat16"} <= set(names)
+    # What tells most is made ready first, for time may end.
+    assert names[:2] == ["plain PyTorch", "all, CUDA graphs, tf32"]
+    assert training.configurations(True, "cuda")["all, torch.compile, tf32"] == [
+        *WITHOUT,
+        "torch.compile",
+        "tf32",
+    ]
     assert "+ quick dropout masks" not in names, "they are a CPU's"
     assert not any("CUDA" in name for name in training.configurations(True))
+
+
+def test_only_what_is_named_is_compiled(small, monkeypatch, capsys):
+    monkeypatch.setattr(training, "workload", lambda *_: small)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    made = []
+    monkeypatch.setattr(
+        training, "Steps", lambda _, parts, device: made.append(parts) or SimpleNamespace(warm_up=list)
+    )
+    flags = ["--device", "cuda", "--compile-only", "--only"]
+    training.main([*flags, "all, torch.compile, tf32"])
+    assert made == [[*WITHOUT, "torch.compile", "tf32"]]
+    assert capsys.readouterr().out == "compiled: all, torch.compile, tf32\n"
+    with pytest.raises(SystemExit):
+        training.main([*flags, "everything"])
+    assert "got 'everything'" in capsys.readouterr().err
 
 
 def test_made_up_samples_are_the_batches(small):

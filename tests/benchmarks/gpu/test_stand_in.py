@@ -1,6 +1,7 @@
 """The dress rehearsal's device: what is meant for a GPU happens on the CPU."""
 
 import contextlib
+import json
 import os
 import subprocess
 
@@ -50,6 +51,23 @@ def test_a_command_runs_with_its_own_flags(tmp_path, capsys, monkeypatch):
     assert "PyTorch / native" in capsys.readouterr().out
     assert out.exists()
     torch.set_num_threads(threads)
+
+
+def test_tuning_writes_what_it_finds(tmp_path, monkeypatch):
+    """Entry by entry, and the launch table stays as it is."""
+    pytest.importorskip("triton")
+    from ecore_kernels.triton_kernels import launch
+
+    table, out = launch.TABLE.read_bytes(), tmp_path / "tune.json"
+    threads = torch.get_num_threads()
+    flags = ["--kernels", "edge_readout_forward", "--arithmetic", "tf32", "--budget", "0.01"]
+    assert stand_in.main(["benchmarks.tune", *flags, "--out", str(out)]) == 0
+    torch.set_num_threads(threads)
+    (row,) = json.loads(out.read_text())["results"]
+    assert (row["kernel"], row["arithmetic"], row["depth"]) == ("edge_readout_forward", "tf32", 2)
+    assert row["best"] == row["before"], "no time for another"
+    assert row["seconds"] == row["seconds_before"] > 0.0
+    assert launch.TABLE.read_bytes() == table
 
 
 def test_sanitizer_runs_what_it_would_watch(session):
