@@ -62,7 +62,6 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, metavar="PREPARED", help="a folder made by `ecore prepare`")
     parser.add_argument(
         "--strategy",
-        default="soft",
         metavar="NAME,...",
         help="what `train` trains, of soft,hard,none (default: soft)",
     )
@@ -85,12 +84,12 @@ class BadArgument(Exception):
 
 
 def names(flag: str, text: str, known: Sequence[str]) -> list[str]:
-    """The comma-separated names of ``text``, in the order of ``known``."""
-    found = [name.strip() for name in text.split(",")]
+    """The comma-separated names of ``text``, each once."""
+    found = list(dict.fromkeys(name.strip() for name in text.split(",")))
     for name in found:
         if name not in known:
             raise BadArgument(f"{flag}: expected some of {','.join(known)}, got {name!r}")
-    return [name for name in known if name in found]
+    return found
 
 
 def limits(text: str, chosen: Sequence[str]) -> tuple[float | None, dict[str, float]]:
@@ -122,7 +121,7 @@ def chosen_stages(arguments: argparse.Namespace) -> list[str]:
         chosen = names("--stages", arguments.stages, tuple(STAGES))
         if "train" in chosen and not has_data:
             raise BadArgument("--stages: train: expected --data with a folder made by `ecore prepare`")
-        return chosen
+        return [name for name in STAGES if name in chosen]
     if has_data:
         return list(STAGES)
     print("without --data there is no training: the stage train is not run")
@@ -173,8 +172,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         chosen = chosen_stages(arguments)
         total, minutes = limits(arguments.minutes, chosen)
-        strategies = names("--strategy", arguments.strategy, STRATEGIES)
-        steps = arguments.steps or (REHEARSED_STEPS if arguments.rehearse else PAPER_STEPS)
+        of_training = {"--strategy": arguments.strategy, "--steps": arguments.steps}
+        for flag, value in (of_training | {"--keep-weights": arguments.keep_weights or None}).items():
+            if value is not None and "train" not in chosen:
+                raise BadArgument(f"{flag}: is of the stage train, which is not run")
+        strategies = names(
+            "--strategy", "soft" if arguments.strategy is None else arguments.strategy, STRATEGIES
+        )
+        steps = arguments.steps
+        if steps is None:
+            steps = REHEARSED_STEPS if arguments.rehearse else PAPER_STEPS
         if steps < 1:
             raise BadArgument(f"--steps: expected at least 1, got {steps}")
         if not arguments.rehearse and not torch.cuda.is_available():

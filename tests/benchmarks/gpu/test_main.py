@@ -64,7 +64,7 @@ def test_stages_and_limits(calls, data, tmp_path):
     assert list(minutes.items()) == [("smoke", STAGES["smoke"].minutes), ("train", 2.5)]
     assert session.begin_stage("smoke", 60 * 99)
     assert 400.0 < session.left() <= 420.0
-    assert (plan.strategies, plan.steps, plan.keep_weights) == (["soft", "none"], 90, True)
+    assert (plan.strategies, plan.steps, plan.keep_weights) == (["none", "soft"], 90, True)
     assert plan.data == data.resolve()
 
 
@@ -86,12 +86,21 @@ def test_a_failure_is_in_the_exit_code(calls, monkeypatch, tmp_path):
             ["--stages", "smoke,steps", "--minutes", "tune=3"],
             "--minutes: tune: expected one of the stages to run: smoke,steps",
         ),
-        (["--strategy", "softer"], "--strategy: expected some of soft,hard,none, got 'softer'"),
-        (["--steps", "-1"], "--steps: expected at least 1, got -1"),
+        (
+            ["--data", "PREPARED", "--strategy", "softer"],
+            "--strategy: expected some of soft,hard,none, got 'softer'",
+        ),
+        (["--data", "PREPARED", "--steps", "0"], "--steps: expected at least 1, got 0"),
+        (["--keep-weights"], "--keep-weights: is of the stage train, which is not run"),
+        (
+            ["--data", "PREPARED", "--stages", "smoke", "--steps", "9"],
+            "--steps: is of the stage train, which is not run",
+        ),
         (["--data", "/no/such"], "--data: /no/such"),
     ],
 )
-def test_bad_arguments_get_one_line_before_any_work(calls, tmp_path, capsys, flags, said):
+def test_bad_arguments_get_one_line_before_any_work(calls, data, tmp_path, capsys, flags, said):
+    flags = [str(data) if flag == "PREPARED" else flag for flag in flags]
     assert command.main([*flags, "--out", str(tmp_path / "out")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"gpu: {said}")
