@@ -6,12 +6,18 @@ graph gathers its batch itself, and the learning rate. Gradients need not last: 
 Random numbers go on as in other steps, because torch hands each replay the generator's state. Nothing in the step may
 look at a tensor's value on the host.
 
+A shape whose step cannot be recorded goes one launch at a time for the rest of the run, and the run goes on.
+
 So that there are few shapes, batches are padded to :func:`widened` sizes; padding changes no loss and no gradient.
 EmpatheticDialogues in batches of 16 then has about 50 in 26,000 steps.
 """
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import traceback
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -39,6 +45,10 @@ class Taken(NamedTuple):
 Work = Callable[[], Taken]
 
 
+class CaptureFailed(RuntimeError):
+    """Some work cannot be recorded; it was not done, and everything but the host's own objects is as before it."""
+
+
 class Recorder(Protocol):
     """What makes something to replay of a piece of work."""
 
@@ -46,7 +56,11 @@ class Recorder(Protocol):
         """Do ``work`` once, so that no library has to set itself up, and no kernel to be compiled, in a recording."""
 
     def record(self, work: Work) -> Work:
-        """Record ``work`` without doing it. What the result does overwrites what it gave before."""
+        """Record ``work`` without doing it. What the result does overwrites what it gave before.
+
+        Raises:
+            CaptureFailed: it cannot be recorded.
+        """
 
 
 class CudaGraphs:
@@ -59,6 +73,8 @@ class CudaGraphs:
         self._device = device
         self._stream = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
+        # They keep the pool open: it may not be used again once no graph is left that refers to it.
+        self._failed: list[torch.cuda.CUDAGraph] = []
 
     def warm_up(self, work: Work) -> Taken:
         """On the stream of the recordings, for which cuBLAS has a workspace of its own."""
@@ -70,16 +86,81 @@ class CudaGraphs:
         return taken
 
     def record(self, work: Work) -> Work:
-        """Capture ``work``; a call of the result queues it."""
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
-            taken = work()
+        """Capture ``work``; a call of the result queues it.
+
+        Raises:
+            CaptureFailed: a call in it cannot be captured, or there is no memory for the graph.
+            RuntimeError: the device is lost: nothing more runs on it.
+        """
+        graph, present = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
+        failure: str | None = None
+        try:
+            with warnings.catch_warnings(), torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+                try:
+                    taken = work()
+                except Exception as error:
+                    failure = _reason(error)
+                if failure is None and _is_invalid(self._stream):
+                    failure = "a call on another thread or stream invalidated the capture"
+                if failure is not None:
+                    warnings.filterwarnings("ignore", "The CUDA Graph is empty")
+                    _capture_anew(self._stream)
+        except Exception as error:
+            if failure is not None:  # not even an empty capture ends: nobody knows what still works
+                raise
+            failure = _reason(error)
+        if failure is not None:
+            # Where torch could not end the capture, it has not left its stream either.
+            torch.cuda.set_stream(present)
+            # Nodes of the autograd graph that outlive the capture would run on its stream.
+            gc.collect()
+            self._failed.append(graph)
+            torch.cuda.synchronize(self._device)  # raises where not the capture has failed, but the device
+            raise CaptureFailed(failure)
 
         def replay() -> Taken:
             graph.replay()
             return taken
 
         return replay
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what went wrong first; the tensors that tracebacks hold are let go."""
+    earlier: BaseException | None = error
+    while earlier is not None:
+        error = earlier
+        traceback.clear_frames(error.__traceback__)
+        earlier = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _is_invalid(stream: torch.cuda.Stream) -> bool:
+    """Whether the capture on ``stream`` has failed, which torch would only notice at its end."""
+    status = ctypes.c_int()
+    _driver().cuStreamIsCapturing(ctypes.c_void_p(stream.cuda_stream), ctypes.byref(status))
+    return status.value == 2  # CU_STREAM_CAPTURE_STATUS_INVALIDATED
+
+
+def _capture_anew(stream: torch.cuda.Stream) -> None:
+    """Put an empty capture in the place of one that has failed, for torch to end.
+
+    At least until 2.13 torch does not clean up where the capture's end is an error: the allocator takes the capture for
+    one that is under way and refuses the next, and random numbers outside of one (until 2.11) raise.
+    """
+    driver, handle, begun = _driver(), ctypes.c_void_p(stream.cuda_stream), ctypes.c_void_p()
+    driver.cuStreamEndCapture(handle, ctypes.byref(begun))  # its error is the one that is known
+    if begun:
+        driver.cuGraphDestroy(begun)
+    code = driver.cuStreamBeginCapture_v2(
+        handle, 0
+    )  # CU_STREAM_CAPTURE_MODE_GLOBAL, as torch.cuda.graph has it
+    if code:
+        raise RuntimeError(f"CUDA driver error {code}: no capture can begin after one that has failed")
+
+
+def _driver() -> ctypes.CDLL:
+    return ctypes.CDLL("libcuda.so.1")
 
 
 def recorder(
@@ -134,6 +215,10 @@ class CapturedStep:
         optimizer: what ``step`` uses; its learning rate becomes a tensor, to be set by
             :func:`ecore.training.schedule.set_rate`.
         recorder: makes the recordings.
+        notice: gets a line for each shape that cannot be recorded.
+
+    Attributes:
+        failures: why they cannot, a line for each.
     """
 
     def __init__(
@@ -143,7 +228,10 @@ class CapturedStep:
         step: Callable[[Batch, int], Taken],
         optimizer: Optimizer,
         recorder: Recorder,
+        notice: Callable[[str], None] = lambda line: None,
     ) -> None:
+        self._notice = notice
+        self.failures: list[str] = []
         self._split, self._step, self._optimizer, self._recorder = split, step, optimizer, recorder
         self._rows = split.send(np.zeros(batch_size, dtype=np.int64))
         self._replays: dict[_Shape, Work | None] = {}
@@ -153,7 +241,7 @@ class CapturedStep:
     @property
     def recorded(self) -> int:
         """Shapes that have a recording."""
-        return sum(replay is not None for replay in self._replays.values())
+        return sum(replay is not None for replay in self._replays.values()) - len(self.failures)
 
     @property
     def shapes(self) -> int:
@@ -176,7 +264,7 @@ class CapturedStep:
         else:
             replay = self._replays[shape]
             if replay is None:
-                replay = self._replays[shape] = self._record(work)
+                replay = self._replays[shape] = self._record(shape, work)
             taken = replay()
         return taken._replace(sums=taken.sums.clone())
 
@@ -186,12 +274,23 @@ class CapturedStep:
         tokens = widened(self._split.tokens(indices), LEAST_TOKENS)
         return _Shape(widths, min(tokens, len(indices) * widths.response))
 
-    def _record(self, work: Work) -> Work:
+    def _record(self, shape: _Shape, work: Work) -> Work:
+        """A recording of ``work``, or ``work`` itself where there can be none."""
         # Adam wants this said where it is captured, and warns of it elsewhere; the fused one heeds it in nothing else.
         for group in self._optimizer.param_groups:
             group["capturable"] = True
         try:
             return self._recorder.record(work)
+        except CaptureFailed as error:
+            self._optimizer.zero_grad(set_to_none=True)  # none of what backward has left was ever computed
+            widths = shape.widths
+            line = (
+                f"CUDA graphs: batches of up to {widths.context} words of context, {widths.response} of a response "
+                f"and {shape.tokens} of all responses go one launch at a time; recording failed: {error}"
+            )
+            self.failures.append(line)
+            self._notice(line)
+            return work
         finally:
             for group in self._optimizer.param_groups:
                 group["capturable"] = False

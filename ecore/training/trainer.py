@@ -187,7 +187,7 @@ class Trainer:
         self.captured: CapturedStep | None = None
         if captures is not None:
             self.captured = CapturedStep(
-                self.source, self.config.batch_size, self._whole_step, self.optimizer, captures
+                self.source, self.config.batch_size, self._whole_step, self.optimizer, captures, self._notice
             )
 
     def run(self) -> Summary:
@@ -467,7 +467,11 @@ class Trainer:
 
     def _print(self, text: str) -> None:
         if self.show_progress:
-            self.bar.write(text, file=sys.stderr)
+            self._notice(text)
+
+    def _notice(self, text: str) -> None:
+        """Write a line that is for everybody, who wants to see progress or not."""
+        self.bar.write(text, file=sys.stderr)
 
     def _opening(self) -> str:
         options = [

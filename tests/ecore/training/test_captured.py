@@ -23,7 +23,7 @@ from ecore.errors import InputError
 from ecore.files import read_json, write_json
 from ecore.model import ECore
 from ecore.training import captured, trainer
-from ecore.training.captured import CapturedStep, CudaGraphs, Taken, recorder, widened
+from ecore.training.captured import CapturedStep, CaptureFailed, CudaGraphs, Taken, recorder, widened
 from ecore.training.metrics_log import read_metrics
 from ecore.training.schedule import adam, noam, set_rate
 from ecore.training.trainer import NotFinite, Trainer, train
@@ -33,12 +33,14 @@ from ecore_kernels import use_backend
 class Writing(TorchDispatchMode):
     """Keeps every operation with its tensors, and what the tensors held that it overwrote."""
 
-    def __init__(self):
+    def __init__(self, refused=None):
         super().__init__()
-        self.operations, self.before = [], {}
+        self.operations, self.before, self.refused = [], {}, refused
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if operation.overloadpacket is self.refused:
+            raise CaptureFailed("operation not permitted when stream is capturing")
         for argument, value in zip(operation._schema.arguments, args, strict=False):
             if argument.alias_info is not None and argument.alias_info.is_write:
                 for tensor in tree_leaves(value):
@@ -50,21 +52,26 @@ class Writing(TorchDispatchMode):
 
 
 class Repeater:
-    """The stand-in for CUDA graphs."""
+    """The stand-in for CUDA graphs; recording number ``failing`` fails where the optimiser is about to begin."""
 
-    def __init__(self):
-        self.recorded = self.replayed = 0
+    def __init__(self, failing=None):
+        self.recorded = self.replayed = self.asked = 0
+        self.failing = failing
 
     def warm_up(self, work):
         return work()
 
     def record(self, work):
+        self.asked += 1
         random = torch.get_rng_state()
-        with Writing() as written:
-            taken = work()
-        torch.set_rng_state(random)
-        for storage, content in written.before.values():
-            storage.copy_(content)
+        written = Writing(torch.ops.aten._fused_adam_ if self.asked == self.failing else None)
+        try:
+            with written:
+                taken = work()
+        finally:
+            torch.set_rng_state(random)
+            for storage, content in written.before.values():
+                storage.copy_(content)
         self.recorded += 1
 
         @torch.no_grad()
@@ -354,6 +361,120 @@ def test_weights_that_break_are_seen_in_a_replay(start, graphs, monkeypatch, tmp
         start(tmp_path / "run", graphs, Repeater())
 
 
+# Where recording fails
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_shape_that_cannot_be_recorded_goes_step_by_step(
+    start, graphs, narrow, numbers, monkeypatch, tmp_path, capsys, failing
+):
+    """The others are still recorded, and losses and weights are those of single steps; gradients are not added up."""
+    config, trainers = replace(graphs, max_steps=50, validate_every=20), []
+    close = Trainer.close
+    monkeypatch.setattr(Trainer, "close", lambda self: (trainers.append(self), close(self)))
+    records = Repeater(failing)
+    start(tmp_path / "recorded", config, records)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "CUDA graphs" in line]
+    assert line.startswith("CUDA graphs: batches of up to ")
+    assert line.endswith("recording failed: operation not permitted when stream is capturing")
+    start(tmp_path / "again", config, Again())
+    assert "CUDA graphs: batches" not in capsys.readouterr().err
+    assert (records.asked, records.recorded) == (3, 2)
+    assert trainers[0].captured.recorded == 2
+    assert trainers[0].captured.failures == [line]
+    assert trainers[0].optimizer.param_groups[0]["capturable"] is False
+    assert_same(tmp_path / "recorded", tmp_path / "again", numbers)
+
+
+def test_a_lost_device_ends_the_run(start, graphs, tmp_path):
+    class Lost(Repeater):
+        def record(self, work):
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        start(tmp_path / "run", graphs, Lost())
+
+
+class FakeCuda:
+    """torch's captures and the driver's, as far as a failed one goes: the driver has to end it, then torch."""
+
+    def __init__(self, monkeypatch, lost=False):
+        self.status, self.stream, self.lost = 0, "present", lost
+        self.cuStreamIsCapturing = self._ask
+        for name in ("CUDAGraph", "graph", "current_stream", "set_stream", "synchronize"):
+            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+        monkeypatch.setattr(captured, "_driver", lambda: self)
+        self.graphs = object.__new__(CudaGraphs)
+        vars(self.graphs).update(_device="cuda", _pool=(0, 1), _stream=self, _failed=[])
+        self.cuda_stream = 7
+
+    def CUDAGraph(self):
+        return object()
+
+    @contextlib.contextmanager
+    def graph(self, graph, pool, stream):
+        before, self.stream, self.status = self.stream, "capturing", 1
+        yield  # as torch has it: an exception of the body comes after its own
+        status, self.status = self.status, 0
+        if status != 1:
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture\nmore")
+        self.stream = before
+
+    def current_stream(self, device):
+        return self.stream
+
+    def set_stream(self, stream):
+        self.stream = stream
+
+    def synchronize(self, device):
+        if self.lost:
+            raise RuntimeError("CUDA error: device lost")
+
+    def _ask(self, stream, status):
+        status._obj.value = self.status
+
+    def cuStreamEndCapture(self, stream, graph):
+        self.status = 0
+
+    def cuStreamBeginCapture_v2(self, stream, mode):
+        assert self.status == 0
+        self.status = 1
+        return 0
+
+
+def test_a_failed_capture_is_ended_and_left(monkeypatch):
+    fake = FakeCuda(monkeypatch)
+
+    def asks():
+        try:
+            raise RuntimeError(
+                "CUDA error: operation not permitted when stream is capturing\nCUDA kernel errors ..."
+            )
+        finally:
+            fake.status = 2
+            raise RuntimeError("what followed from it")
+
+    with pytest.raises(
+        CaptureFailed, match=r"^CUDA error: operation not permitted when stream is capturing$"
+    ):
+        fake.graphs.record(asks)
+    assert (fake.status, fake.stream, len(fake.graphs._failed)) == (0, "present", 1)
+
+    with pytest.raises(CaptureFailed, match="another thread"):
+        fake.graphs.record(lambda: setattr(fake, "status", 2))
+    assert (fake.status, fake.stream) == (0, "present")
+
+    fake.graphs.record(lambda: None)
+    assert len(fake.graphs._failed) == 2
+
+
+def test_a_capture_that_fails_with_the_device_is_not_just_a_capture(monkeypatch):
+    fake = FakeCuda(monkeypatch, lost=True)
+    with pytest.raises(RuntimeError, match="device lost") as raised:
+        fake.graphs.record(lambda: 1 / 0)
+    assert not isinstance(raised.value, CaptureFailed)
+
+
 # Where there can be no graphs
 
 
@@ -398,6 +519,31 @@ def test_graphs_train_as_the_plain_trainer_does(
 def test_graphs_draw_the_random_numbers_of_single_launches(start, graphs, narrow, tmp_path):
     config = replace(graphs, max_steps=50, **SLOW)
     start(tmp_path / "graphs", config, device="cuda")
+    start(tmp_path / "again", config, Again(), device="cuda")
+    assert_close(tmp_path / "graphs", tmp_path / "again", 1e-3, LOSSES)
+
+
+@pytest.mark.gpu
+def test_a_capture_that_fails_costs_its_shape_alone(start, graphs, narrow, monkeypatch, tmp_path, capsys):
+    """A step of the first batch's shape looks at a value, which no capture allows: the rest is as if it did not."""
+    config, trainers, shapes = replace(graphs, max_steps=50, **SLOW), [], []
+    close, whole_step = Trainer.close, Trainer._whole_step
+
+    def looks(self, batch, tokens):
+        taken = whole_step(self, batch, tokens)
+        shapes.append((batch.context.shape, batch.response.shape, tokens))
+        if shapes[-1] == shapes[0]:
+            taken.sums.sum().item()
+        return taken
+
+    monkeypatch.setattr(Trainer, "close", lambda self: (trainers.append(self), close(self)))
+    monkeypatch.setattr(Trainer, "_whole_step", looks)
+    start(tmp_path / "graphs", config, device="cuda")
+    assert capsys.readouterr().err.count("CUDA graphs: batches of up to") == 1
+    assert len(trainers[0].captured.failures) == 1
+    assert trainers[0].captured.recorded >= 1
+    torch.cuda.empty_cache()  # the allocator knows of no capture that is under way
+    shapes.clear()
     start(tmp_path / "again", config, Again(), device="cuda")
     assert_close(tmp_path / "graphs", tmp_path / "again", 1e-3, LOSSES)
 
