@@ -32,8 +32,7 @@ PRECISIONS = ("bfloat16", "tf32", "float32")
 def whole_run(data: Path, preset: str, steps: int, device: str, **options: Any) -> dict[str, Any]:
     """Train for ``steps``, with the preset's settings otherwise, and say what the paper's number would take.
 
-    A checkpoint comes with each validation and not more often, since nothing is lost that matters in minutes. The
-    estimate goes on at the pace of the run's second half; where ``steps`` are all, nothing in it is estimated.
+    The estimate goes on at the pace of the run's second half; where ``steps`` are all, nothing in it is estimated.
 
     Args:
         options: of :class:`ecore.config.TrainingConfig`.
@@ -41,9 +40,7 @@ def whole_run(data: Path, preset: str, steps: int, device: str, **options: Any) 
     prepared = PreparedData.load(data)
     model, training = PRESETS[preset]
     model = dataclasses.replace(model, thresholds=prepared.thresholds(model.thresholds))
-    training = dataclasses.replace(
-        training, max_steps=steps, checkpoint_every=training.validate_every, **options
-    )
+    training = dataclasses.replace(training, max_steps=steps, **options)
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder, "run")
         summary = train(run, prepared, model, training, device=device, preset=preset, progress=False)

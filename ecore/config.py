@@ -111,7 +111,10 @@ class TrainingConfig:
     warmup: int = setting(8_000, "steps of rising learning rate (Noam)")
     factor: float = setting(1.0, "factor on the learning rate (Noam)")
     validate_every: int = setting(2_000, "steps between validations")
-    checkpoint_every: int = setting(500, "steps between checkpoints")
+    checkpoint_every: int | None = setting(
+        None,
+        "steps between checkpoints (default: none until two minutes after the last); each validation writes one, too",
+    )
     log_every: int = setting(25, "steps between lines of metrics.jsonl")
     patience: int | None = setting(
         None, "stop after this many validations without improvement (default: never)"
@@ -137,13 +140,11 @@ class TrainingConfig:
         if self.cuda_graphs and self.precision == "float16":
             raise InputError("cuda_graphs: expected precision float32, tf32 or bfloat16, got float16")
         counts = ("batch_size", "accumulate", "max_steps", "warmup")
-        for name in (*counts, "validate_every", "checkpoint_every", "log_every"):
-            if getattr(self, name) < 1:
+        for name in (*counts, "validate_every", "checkpoint_every", "log_every", "patience"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if not 0 <= self.seed < 2**63:
             raise InputError(f"seed: expected a number in [0, 2^63), got {self.seed}")
-        if self.patience is not None and self.patience < 1:
-            raise InputError(f"patience: expected at least 1, got {self.patience}")
 
 
 PRESETS: dict[str, tuple[ModelConfig, TrainingConfig]] = {
@@ -163,9 +164,7 @@ PRESETS: dict[str, tuple[ModelConfig, TrainingConfig]] = {
     "tiny": (
         # Strongly regularised: it is meant for some hundred conversations.
         ModelConfig(dim=96, encoder_blocks=1, decoder_blocks=1, feed_forward=192, dropout=0.3),
-        TrainingConfig(
-            max_steps=500, warmup=100, factor=0.3, validate_every=500, checkpoint_every=100, log_every=10
-        ),
+        TrainingConfig(max_steps=500, warmup=100, factor=0.3, validate_every=500, log_every=10),
     ),
 }
 """The named settings: ``paper``, ``released`` and ``tiny``."""

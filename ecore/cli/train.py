@@ -21,7 +21,8 @@ def declare_train(parser: argparse.ArgumentParser) -> None:
 
     the run folder:
       config.json, vocabulary.json, the best and the last checkpoint, metrics.jsonl, TensorBoard events
-      Ctrl-C finishes the step and leaves a checkpoint; twice stops at once.
+      Ctrl-C finishes the step and leaves a checkpoint; twice stops at once. A run that is killed loses at most two
+      minutes of steps (N steps with --checkpoint-every N) and a validation under way.
 
     presets:
       paper      the paper's sizes and schedule: hours on a CPU; not timed on a GPU yet

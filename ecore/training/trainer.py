@@ -33,6 +33,11 @@ from ecore.training.run_folder import Settings
 from ecore.training.schedule import adam, noam, set_rate
 from ecore.training.window import Window, sums
 
+CHECKPOINT_SECONDS = 120.0
+"""Between checkpoints, where no number of steps is given: a fast run writes few, a slow one loses little."""
+clock = time.monotonic
+"""What tells the time between checkpoints."""
+
 
 class NotFinite(ArithmeticError):
     """Training has diverged; the message says where and what to try. The last good checkpoint is kept."""
@@ -166,6 +171,7 @@ class Trainer:
                 self.state.line = line or {"step": self.state.step}  # the first process's is what is logged
         self.saved_step = self.state.step if loaded else None
         """Step of the last checkpoint."""
+        self.saved_at = clock()
         self.log = (
             MetricsLog(run, self.state.step - (self.state.line is not None)) if processes.first else None
         )
@@ -313,8 +319,14 @@ class Trainer:
             state.line = None
             if self._validates():
                 self._save()
-        if state.step % self.config.checkpoint_every == 0 and state.step not in (0, self.saved_step):
+        if state.step not in (0, self.saved_step) and self._checkpoint_due():
             self._save()
+
+    def _checkpoint_due(self) -> bool:
+        if self.config.checkpoint_every is not None:
+            return self.state.step % self.config.checkpoint_every == 0
+        # All save together, and clocks differ: the first process's decides.
+        return self.processes.any(self.processes.first and clock() - self.saved_at >= CHECKPOINT_SECONDS)
 
     def _epoch_batches(self) -> list[npt.NDArray[np.int64]]:
         return length_buckets(self.train_split, self.config.batch_size, self.config.seed, self.state.epoch)
@@ -456,7 +468,7 @@ class Trainer:
         if self.log is not None:
             self.log.sync()
             checkpoint.save(self.folder, self.model, self.optimizer, self.state, random)
-        self.saved_step = self.state.step
+        self.saved_step, self.saved_at = self.state.step, clock()
         self.window.restart_clock()
 
     # What the user sees
