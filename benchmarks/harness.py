@@ -205,6 +205,16 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
+def fail_for(left_out: Mapping[str, str]) -> None:
+    """End with a line for each part of a benchmark that is missing from its results; go on where none is.
+
+    Raises:
+        SystemExit: with these lines, exit code 1.
+    """
+    if left_out:
+        raise SystemExit("\n".join(f"left out: {name}: {why}" for name, why in left_out.items()))
+
+
 def duration(seconds: float) -> str:
     """Three digits and a unit."""
     for unit, size in (("s", 1.0), ("ms", 1e-3)):

@@ -29,8 +29,8 @@ SKIMAGE_ROWS = 64
 INPUT_ELEMENTS = 2**22
 
 
-def candidates(inputs: list[torch.Tensor]) -> dict[str, Any]:
-    """The calls to time on these inputs [B, 32], and why some are missing."""
+def candidates(inputs: list[torch.Tensor], left_out: dict[str, str]) -> dict[str, Any]:
+    """The calls to time on these inputs [B, 32]; ``left_out`` gets why some are missing."""
 
     def operator(backend: str) -> Any:
         return lambda number: ecore_kernels.otsu(inputs[number % len(inputs)], MAX_RELEVANT, backend=backend)
@@ -40,7 +40,7 @@ def candidates(inputs: list[torch.Tensor]) -> dict[str, Any]:
         try:
             from skimage.filters import threshold_otsu
         except ImportError as error:
-            print(f"scikit-image is left out: {error}")
+            left_out["scikit-image"] = f"{error}; pip install scikit-image"
         else:
             arrays = [values[:SKIMAGE_ROWS].numpy() for values in inputs]
             calls["skimage"] = lambda number: [threshold_otsu(row) for row in arrays[number % len(arrays)]]
@@ -57,15 +57,15 @@ def check(values: torch.Tensor) -> None:
             raise SystemExit(f"{name} of {values.shape[0]} rows differs from the reference")
 
 
-def run(device: str) -> Iterator[dict[str, Any]]:
-    """One result a number of rows, each as soon as it is there."""
+def run(device: str, left_out: dict[str, str]) -> Iterator[dict[str, Any]]:
+    """One result a number of rows, each as soon as it is there; ``left_out`` as in :func:`candidates`."""
     generator = torch.Generator().manual_seed(0)
     for rows in ROWS:
         copies = max(2, min(256, INPUT_ELEMENTS // (rows * COLUMNS)))
         inputs = [torch.randn(rows, COLUMNS, generator=generator).to(device) for _ in range(copies)]
         for values in inputs[:4]:
             check(values)
-        timings = harness.interleaved(candidates(inputs), device=device)
+        timings = harness.interleaved(candidates(inputs, left_out), device=device)
         result: dict[str, Any] = {"rows": rows, "columns": COLUMNS, "device": device, "timings": timings}
         result["reference_over_native"] = timings["reference"].median / timings["native"].median
         if "skimage" in timings:
@@ -120,12 +120,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     if reason:
         parser.exit(2, f"otsu: nothing to compare: native {reason}\n")
 
-    results = []
-    for result in run(arguments.device):
+    results: list[dict[str, Any]] = []
+    left_out: dict[str, str] = {}
+    for result in run(arguments.device, left_out):
         results.append(result)
         if arguments.out:
             harness.write_json(arguments.out, "otsu", results)
     print(report(results))
+    harness.fail_for(left_out)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ step by step, on the same batches. Peak memory is of a process of its own for ea
 
 On a GPU (``--device cuda``) they run in turn pass by pass over the batches, which lie there; steps as CUDA graphs
 gather theirs. Compilation and recording are before the clock starts, and told beside it. A configuration that fails,
-or for which ``--seconds-budget`` leaves no time, is told as such; results are written after every part.
+or for which ``--seconds-budget`` leaves no time, is told as such; results are written after every part. One that fails
+is a failure of the whole, by name, when all is written.
 ``benchmarks.whole_run`` times whole trainings.
 """
 
@@ -77,6 +78,9 @@ WITHOUT: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
 LOW = ("tf32", "bfloat16")
 """Precisions below float32."""
 
+NO_TIME = "no time was left"
+"""Why a configuration has no times that did not fail."""
+
 
 class Steps:
     """Training steps of one configuration.
@@ -139,6 +143,10 @@ class Steps:
         for number in range((2 if self._captured is not None else 1) * len(self._batches)):
             self.take_number(number)
         wait(self.device)
+        if (
+            self._captured is not None and self._captured.failures
+        ):  # steps that are not recorded are not to be timed so
+            raise RuntimeError(self._captured.failures[0])
 
     def _step(self, batch: Batch, tokens: int) -> Taken:
         with contextlib.ExitStack() as stack:
@@ -164,6 +172,7 @@ def configurations(with_compile: bool, device: str = "cpu") -> dict[str, list[st
     if device == "cpu":
         named = plain | alone | {"all": list(WITHOUT), "all, bfloat16": [*WITHOUT, "bfloat16"]}
         return named | ({"all, torch.compile": [*WITHOUT, "torch.compile"]} if with_compile else {})
+
     def each(name: str, *parts: str) -> dict[str, list[str]]:
         """A configuration in each precision."""
         return {**{f"{name}, {kind}": [*parts, kind] for kind in LOW}, name: list(parts)}
@@ -227,7 +236,7 @@ def compare_passes(
     first, memory, refused = {}, {}, {}
     for name, parts in named.items():
         if spent(0.5):
-            refused[name] = "no time was left"
+            refused[name] = NO_TIME
             continue
         begin, before = time.perf_counter(), _allocated(device)
         try:
@@ -488,6 +497,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(report(document))
     if arguments.plot:
         plot(results, arguments.preset, arguments.plot, device)
+    failed = {
+        row["configuration"]: row["refused"] for row in results if row.get("refused", NO_TIME) != NO_TIME
+    }
+    harness.fail_for(failed)
 
 
 if __name__ == "__main__":
