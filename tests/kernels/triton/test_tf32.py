@@ -1,14 +1,17 @@
 """Products in tf32: every operand is rounded to nearest, where the tensor cores would cut it.
 
-The interpreter multiplies the operands that it gets in float32. So the kernels' results in tf32 must be those of a
+In the interpreter, products cut their operands here as tensor cores do. So the kernels' results must be those of a
 float64 computation whose products take rounded operands, up to float32's errors: a hundredth of rounding's.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -20,6 +23,7 @@ pytest.importorskip("triton", reason="the kernels are written in it")
 
 import triton
 import triton.language as tl
+from triton.runtime.interpreter import InterpreterBuilder
 
 from ecore_kernels.triton_kernels import launch
 from ecore_kernels.triton_kernels.tiles import rounded
@@ -33,8 +37,23 @@ SENDERS = 39
 FLOAT32, TIES = 1e-5, 1e-4
 
 
+def cutting(create_dot: Callable[..., Any]) -> Callable[..., Any]:
+    """The interpreter's product with operands of which it sees 10 bits of mantissa, as tensor cores do."""
+
+    def cut(operand: Any) -> Any:
+        assert operand.data.dtype == np.float32
+        bits = np.ascontiguousarray(operand.data).view(np.int32) & ~0x1FFF
+        return dataclasses.replace(operand, data=bits.view(np.float32))
+
+    def product(self: Any, a: Any, b: Any, *rest: Any) -> Any:
+        return create_dot(self, cut(a), cut(b), *rest)
+
+    return product
+
+
 @pytest.fixture(autouse=True)
-def _tf32() -> Iterator[None]:
+def _tf32(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", cutting(InterpreterBuilder.create_dot))
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     yield
