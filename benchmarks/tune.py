@@ -6,9 +6,15 @@
 For every kernel, arithmetic and depth of history, at the paper's size (d 100, B 16, K 3, P 32, N 160 and 288,
 all words taking part and real masks): starting from the table's own entry, all configurations that differ from
 the best so far in one place of GRID are compiled (in parallel), checked against the float64 oracle and timed as
-replayed CUDA graphs; the search moves on to the best, until none is better by more than 2 per cent. A forward
-kernel is timed by the forward pass, a backward kernel by forward and backward, the geometric mean over the four
-inputs deciding. What does not compile, does not fit the GPU or gives a wrong result is passed over.
+replayed CUDA graphs; the search moves on to the best, until none is better by more than 2 per cent. On sm_90 and
+newer the first round has the larger configurations of HOPPER besides. A forward kernel is timed by the forward
+pass, a backward kernel by forward and backward, the geometric mean over the four inputs deciding; who is far
+behind on the first input is not timed on the others. What does not compile, does not fit the GPU or gives a wrong
+result is passed over.
+
+The model's own calls come first: tf32 and bfloat16, graph_attention with one layer of history and with none,
+edge_readout with two. The first rounds of a dozen settings are compiled together before the first of them is timed;
+of a ``--budget`` at most half of what is left goes into that.
 
 ``--write`` puts what was found into kernels/ecore_kernels/triton_kernels/launch_table.json as entries of this
 architecture; other architectures' entries stay as they are (one that has none of its own follows the nearest
@@ -28,7 +34,7 @@ import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +42,8 @@ import torch
 
 from benchmarks import candidates, harness, problems
 from benchmarks.problems import Problem
+
+Configuration = dict[str, Any]  # constants and options by name
 
 # What a configuration may be made of: a kernel's constants (those that its table entries have), then options.
 GRID: dict[str, tuple[Any, ...]] = {
@@ -48,6 +56,19 @@ GRID: dict[str, tuple[Any, ...]] = {
     "num_warps": (2, 4, 8),
     "num_stages": (1, 2, 3),
 }
+# Larger tiles than sm_80's entries have, several places away from them: by kernel and arithmetic, what compiles for
+# sm_90 at d = 100 and the model's depth without spills. An SM has no more registers than an sm_80's: with one layer of
+# history, 64 rows backward in tf32 spill, and forward 64 rows by 64 senders.
+HOPPER: dict[tuple[str, str], tuple[Configuration, ...]] = {
+    ("graph_attention_forward", "tf32"): tuple(
+        {"BLOCK": 64, "STEP": 32, "PIECE": 128, "num_warps": 8, "num_stages": stages} for stages in (1, 2)
+    ),
+    ("graph_attention_forward", "half"): (
+        {"BLOCK": 64, "STEP": 32, "PIECE": 128, "num_warps": 8, "num_stages": 2},
+    ),
+    ("edge_readout_forward", "half"): ({"BLOCK": 64, "COLUMNS": 32, "num_warps": 8, "num_stages": 3},),
+}
+HOPPER_ARCHITECTURE = 90
 # Emulated in full float32, larger tiles take the compiler minutes.
 IEEE_LARGEST = 32
 OPTIONS = ("num_warps", "num_stages")
@@ -57,11 +78,12 @@ PRECISIONS = {
     "ieee": "ieee",
 }  # the table's arithmetic: the benchmarks' precision
 DEPTHS = {"graph_attention": (1, 0, 2, 3), "edge_readout": (2, 1, 3), "edge_attention": (0,)}
+THE_MODELS = {("graph_attention", 1), ("graph_attention", 0), ("edge_readout", 2)}
 NODES = (160, 288)
 WORTHWHILE = 0.98  # of the best time so far: what a new best has to stay under
+FAR_BEHIND = 1.15  # of the best time on the first input: who takes longer is not timed on the others
 COMPILE_SECONDS = 60.0  # for the configurations of one round
-
-Configuration = dict[str, Any]  # constants and options by name
+SETTINGS_AT_ONCE = 12  # whose first rounds are compiled together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,12 +140,14 @@ def search(
     grid: Mapping[str, Sequence[Any]],
     measure: Callable[[list[Configuration]], list[float]],
     in_time: Callable[[], bool] = lambda: True,
+    others: Sequence[Configuration] = (),
 ) -> tuple[Configuration, float, float]:
     """Move from ``start`` to the best variant, and on, while that pays.
 
     Args:
-        measure: seconds of each of several configurations; infinite for those that cannot be used.
+        measure: seconds of each of several configurations; infinite for those that are not worth using.
         in_time: asked before each round.
+        others: configurations that are measured in the first round besides the variants.
 
     Returns:
         the best configuration, its seconds, and the seconds of ``start``.
@@ -132,16 +156,41 @@ def search(
     best, seconds = start, first
     seen = [start]
     while in_time():
-        fresh = [configuration for configuration in variants(best, grid) if configuration not in seen]
+        fresh = []
+        for configuration in (*others, *variants(best, grid)):
+            if configuration not in seen:
+                fresh.append(configuration)
+                seen.append(configuration)
         if not fresh:
             break
-        seen += fresh
         timings = measure(fresh)
         least = min(range(len(fresh)), key=timings.__getitem__)
         if not timings[least] < WORTHWHILE * seconds:
             break
         best, seconds = fresh[least], timings[least]
     return best, seconds, first
+
+
+def larger(setting: Setting, architecture: int) -> tuple[Configuration, ...]:
+    """The configurations of HOPPER for a setting, where the architecture may take them."""
+    if architecture < HOPPER_ARCHITECTURE:
+        return ()
+    return HOPPER.get((setting.kernel, setting.arithmetic), ())
+
+
+def first_round(setting: Setting, start: Configuration, architecture: int) -> list[Configuration]:
+    """What the search measures before it moves, the likeliest to be compiled first."""
+    return [start, *larger(setting, architecture), *variants(start, grid_of(start, setting.arithmetic))]
+
+
+def ordered(settings: Iterable[Setting]) -> list[Setting]:
+    """Settings by what they tell: the fast types, then the model's own calls, each operator's commonest depth first."""
+
+    def rank(setting: Setting) -> tuple[Any, ...]:
+        own = (setting.operator, setting.depth) in THE_MODELS
+        return setting.arithmetic == "ieee", not own, DEPTHS[setting.operator].index(setting.depth)
+
+    return sorted(settings, key=rank)
 
 
 # The table ----------------------------------------------------------------------------------------------------
@@ -250,16 +299,25 @@ class Bench:
             self.inputs.append((problem, sets, problems.oracle(problem, sets[0], setting.backward)))
 
     def measure(self, configurations: list[Configuration]) -> list[float]:
-        refused = self.pool.compile(self.setting, configurations)
-        return [math.inf if why else self._seconds(c) for c, why in zip(configurations, refused, strict=True)]
+        """Seconds: the geometric mean over the workloads; infinite for what fails, is wrong or is far behind."""
+        refused = self.pool.compile([(self.setting, c) for c in configurations])
+        usable = [c for c, why in zip(configurations, refused, strict=True) if not why]
+        first = [self._seconds(c, self.inputs[:1]) for c in usable]
+        longest = FAR_BEHIND * min(first, default=math.inf)
+        seconds = {
+            _key(self.setting, c): self._seconds(c, self.inputs)
+            for c, alone in zip(usable, first, strict=True)
+            if alone <= longest and alone < math.inf
+        }
+        return [seconds.get(_key(self.setting, c), math.inf) for c in configurations]
 
-    def _seconds(self, configuration: Configuration) -> float:
-        """Geometric mean over the workloads; infinite if one fails or comes out wrong."""
+    def _seconds(self, configuration: Configuration, inputs: Sequence[Any]) -> float:
+        """Geometric mean over some workloads; infinite if one fails or comes out wrong."""
         backward = self.setting.backward
         logarithms = []
         try:
             with using(self.setting.kernel, configuration):
-                for problem, sets, oracle in self.inputs:
+                for problem, sets, oracle in inputs:
                     candidate = candidates.build("fused", problem, "cuda", backward)
                     answer = candidates.outputs_and_gradients(candidate, sets[0], oracle.upstream, backward)
                     if not all(map(problem.allows, oracle.errors(*answer).values())):
@@ -276,40 +334,59 @@ class Bench:
         return math.exp(statistics.mean(logarithms))
 
 
-def _lost(why: str) -> bool:
+def _lost(why: str | None) -> bool:
     """Whether a process that failed for this reason can do nothing more on the GPU: PyTorch's words and Triton's."""
-    return "CUDA error" in why or "[CUDA]" in why
+    return why is not None and ("CUDA error" in why or "[CUDA]" in why)
+
+
+Job = tuple[Setting, Configuration]
+
+
+def _key(setting: Setting, configuration: Configuration) -> tuple[Setting, str]:
+    return setting, json.dumps(configuration, sort_keys=True)
 
 
 class Pool:
-    """Processes that compile and try; replaced if they do not come back in time, or have lost the GPU."""
+    """Processes that compile and try; replaced if they do not come back in time, or have lost the GPU.
 
-    def __init__(self, processes: int) -> None:
+    Args:
+        processes: how many.
+        deadline: by ``time.monotonic()``, when nothing is waited for any more.
+    """
+
+    def __init__(self, processes: int, deadline: float = math.inf) -> None:
         self._context = multiprocessing.get_context("spawn")
         self._processes = processes
+        self._deadline = deadline
         self._pool = self._context.Pool(processes)
+        self._known: dict[tuple[Setting, str], str] = {}
 
-    def compile(self, setting: Setting, configurations: Sequence[Configuration]) -> list[str]:
-        """Why each cannot be used, or ""."""
-        refused = self._try(setting, configurations)
+    def compile(self, jobs: Sequence[Job], seconds: float = COMPILE_SECONDS) -> list[str]:
+        """Why each cannot be used, or "". What is not done after ``seconds`` is refused, this time."""
+        fresh = [job for job in jobs if _key(*job) not in self._known]
+        refused = self._try(fresh, seconds)
         for index, why in enumerate(refused):
             # Who came after it in the same process was struck as well, and has another go.
             if _lost(why):
                 self._replace()
-                (refused[index],) = self._try(setting, [configurations[index]])
+                (refused[index],) = self._try([fresh[index]], seconds)
         if any(map(_lost, refused)):
             self._replace()
-        return refused
+        answers = {_key(*job): why for job, why in zip(fresh, refused, strict=True)}
+        self._known |= {key: why for key, why in answers.items() if why is not None}
+        late = f"took more than {seconds:.0f} s"
+        return [late if (why := (self._known | answers)[_key(*job)]) is None else why for job in jobs]
 
-    def _try(self, setting: Setting, configurations: Sequence[Configuration]) -> list[str]:
-        pending = [self._pool.apply_async(try_once, (setting, c)) for c in configurations]
-        deadline = time.monotonic() + COMPILE_SECONDS
-        refused = []
+    def _try(self, jobs: Sequence[Job], seconds: float) -> list[str | None]:
+        """As ``compile``; None for what is not done."""
+        pending = [self._pool.apply_async(try_once, job) for job in jobs]
+        end = min(time.monotonic() + seconds, self._deadline)
+        refused: list[str | None] = []
         for result in pending:
             try:
-                refused.append(result.get(max(0.0, deadline - time.monotonic())))
+                refused.append(result.get(max(0.0, end - time.monotonic())))
             except multiprocessing.TimeoutError:
-                refused.append(f"took more than {COMPILE_SECONDS:.0f} s")
+                refused.append(None)
         if any(not result.ready() for result in pending):
             self._replace()
         return refused
@@ -345,28 +422,42 @@ def main(argv: Sequence[str] | None = None) -> None:
     deadline = time.monotonic() + arguments.budget
     architecture = launch.architecture(torch.device("cuda"))
     head = launch.padded(Problem("graph_attention", NODES[0]).dim)
-    settings = [
+    settings = ordered(
         Setting(kernel, arithmetic, depth)
         for kernel in arguments.kernels
         for arithmetic in arguments.arithmetic
         for depth in DEPTHS[kernel.rpartition("_")[0]]
-    ]
-    # The paper's depths in the fast types first: a budget may end before the rest.
-    settings.sort(key=lambda s: (s.arithmetic == "ieee", DEPTHS[s.operator].index(s.depth)))
+    )
+
+    def start_of(setting: Setting) -> Configuration:
+        constants, options = launch.configuration(
+            setting.kernel, setting.arithmetic, head, setting.depth, architecture
+        )
+        return {**constants, **options}
+
     found: list[dict[str, Any]] = []
-    pool = Pool(max(1, min(12, len(os.sched_getaffinity(0)) - 2)))
+    pool = Pool(max(1, min(12, len(os.sched_getaffinity(0)) - 2)), deadline)
     try:
-        for setting in settings:
+        for number, setting in enumerate(settings):
             if time.monotonic() > deadline:
                 print("the budget is used up: the other settings keep their entries")
                 break
-            constants, options = launch.configuration(
-                setting.kernel, setting.arithmetic, head, setting.depth, architecture
-            )
-            start = {**constants, **options}
+            if number % SETTINGS_AT_ONCE == 0:
+                jobs = [
+                    (s, configuration)
+                    for s in settings[number : number + SETTINGS_AT_ONCE]
+                    for configuration in first_round(s, start_of(s), architecture)
+                ]
+                left = deadline - time.monotonic()
+                pool.compile(jobs, min(left / 2, COMPILE_SECONDS * SETTINGS_AT_ONCE))
+            start = start_of(setting)
             bench = Bench(setting, pool)
             best, seconds, before = search(
-                start, grid_of(start, setting.arithmetic), bench.measure, lambda: time.monotonic() < deadline
+                start,
+                grid_of(start, setting.arithmetic),
+                bench.measure,
+                lambda: time.monotonic() < deadline,
+                larger(setting, architecture),
             )
             change = "as it was" if best == start else f"{harness.duration(before)} before: {start}"
             print(f"{setting}: {harness.duration(seconds)} with {best}, {change}", flush=True)

@@ -2,6 +2,10 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -44,6 +48,58 @@ def test_search_keeps_what_works():
     assert (seconds, first) == (5.0, math.inf)
 
 
+def test_search_tries_other_configurations_first():
+    """Several places away, where no step on the way is worth taking."""
+    far = START | {"BLOCK": 64, "STEP": 64, "num_warps": 8}
+    rounds = []
+
+    def measure(configurations):
+        rounds.append(configurations)
+        return [0.5 if c == far else 1.0 for c in configurations]
+
+    assert tune.search(START, GRID, measure) == (START, 1.0, 1.0)
+    rounds.clear()
+    assert tune.search(START, GRID, measure, others=(START, far)) == (far, 0.5, 1.0)
+    assert rounds[:2] == [[START], [far, *tune.variants(START, GRID)]]
+    assert far not in rounds[2]
+
+
+def test_what_tells_most_comes_first():
+    """A budget may end before the rest."""
+    settings = [
+        Setting(f"{operator}_{direction}", arithmetic, depth)
+        for arithmetic in ("ieee", "half", "tf32")
+        for operator, depths in tune.DEPTHS.items()
+        for depth in depths
+        for direction in ("forward", "backward")
+    ]
+    found = tune.ordered(settings)
+    assert sorted(map(str, found)) == sorted(map(str, settings))
+    first = {(s.operator, s.depth, s.arithmetic) for s in found[: tune.SETTINGS_AT_ONCE]}
+    calls = (("graph_attention", 0), ("graph_attention", 1), ("edge_readout", 2))
+    assert first == {(*call, arithmetic) for call in calls for arithmetic in ("half", "tf32")}
+    assert {s.arithmetic for s in found[-16:]} == {"ieee"}
+
+
+def test_the_far_behind_are_timed_on_one_input_alone(monkeypatch):
+    bench = tune.Bench.__new__(tune.Bench)
+    bench.setting, bench.inputs = SETTING, [1, 2, 3]
+    bench.pool = type(
+        "Pool", (), {"compile": lambda self, jobs: ["no" if c["a"] == 9 else "" for _, c in jobs]}
+    )()
+    asked = []
+
+    def seconds(configuration, inputs):
+        asked.append((configuration["a"], len(inputs)))
+        return {1: 1.0, 2: 1.1, 3: 1.2, 4: math.inf}[configuration["a"]] * len(inputs)
+
+    monkeypatch.setattr(bench, "_seconds", seconds)
+    measured = bench.measure([{"a": a} for a in (9, 3, 1, 4, 2)])
+    assert measured == [math.inf, math.inf, 3.0, math.inf, pytest.approx(3.3)]
+    assert asked == [(3, 1), (1, 1), (4, 1), (2, 1), (1, 3), (2, 3)]
+    assert bench.measure([{"a": 4}, {"a": 9}]) == [math.inf, math.inf]
+
+
 def test_search_stops_in_time():
     assert tune.search(START, GRID, lambda many: [1.0] * len(many), lambda: False) == (START, 1.0, 1.0)
 
@@ -55,6 +111,50 @@ def test_every_constant_of_the_table_can_be_searched():
         assert set(grid) == set(start), row
         if row["arithmetic"] == "ieee":
             assert max(v for name in ("BLOCK", "STEP") for v in grid.get(name, (0,))) <= 32
+
+
+def test_larger_configurations_are_for_new_cards_alone():
+    for (kernel, arithmetic), configurations in tune.HOPPER.items():
+        setting = Setting(kernel, arithmetic, max(tune.DEPTHS[kernel.rpartition("_")[0]]))
+        constants, options = launch.configuration(kernel, arithmetic, 128, setting.depth, 90)
+        start = {**constants, **options}
+        assert tune.larger(setting, 89) == ()
+        assert tune.larger(setting, 90) == configurations
+        assert tune.first_round(setting, start, 90)[: len(configurations) + 1] == [start, *configurations]
+        for configuration in configurations:
+            assert list(configuration) == list(start)
+
+
+COMPILE_LARGER = """
+import json
+from benchmarks import tune
+from ecore_kernels.triton_kernels import compile
+if __name__ == "__main__":
+    found = []
+    for (kernel, arithmetic), configurations in tune.HOPPER.items():
+        operator = kernel.rpartition("_")[0]
+        entry = compile.Entry(kernel, arithmetic, 100, tune.DEPTHS[operator][0], 90)
+        for configuration in configurations:
+            with tune.using(kernel, configuration):
+                result = compile.compile_entry(entry)
+            found.append([f"{kernel} {arithmetic} {configuration}", result.problem, result.spills])
+    print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_larger_configurations_compile_without_spills(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path)  # from another cache the assembler would not report
+    root = Path(tune.__file__).parents[1]
+    result = subprocess.run(
+        [sys.executable, "-c", COMPILE_LARGER], cwd=root, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert len(found) == sum(map(len, tune.HOPPER.values())) > 0
+    assert [line for line in found if line[1] or line[2]] == []
 
 
 def test_unchanged_table_is_the_same_bytes():
@@ -194,11 +294,16 @@ def test_pool_survives_hanging_and_lost_processes(monkeypatch):
     context = type("Context", (), {"Pool": Processes})
     monkeypatch.setattr(tune.multiprocessing, "get_context", lambda _: context)
     pool = tune.Pool(1)
-    refused = pool.compile(SETTING, ["good", "breaks", "struck", "hangs"])
+    refused = pool.compile([(SETTING, name) for name in ("good", "breaks", "struck", "hangs")])
     assert [bool(why) for why in refused] == [False, True, False, True]
     assert "took more than" in refused[3]
     assert not made[-1].lost
-    assert pool.compile(SETTING, ["good"]) == [""]
+    # What ended is remembered; what did not has another go.
+    count = len(made)
+    assert pool.compile([(SETTING, name) for name in ("struck", "breaks", "good")])[::2] == ["", ""]
+    assert len(made) == count
+    assert pool.compile([(SETTING, "hangs")]) == refused[3:]
+    assert len(made) == count + 1
 
 
 def test_without_a_gpu(monkeypatch, capsys):

