@@ -66,6 +66,10 @@ HOPPER: dict[tuple[str, str], tuple[Configuration, ...]] = {
     ("graph_attention_forward", "half"): (
         {"BLOCK": 64, "STEP": 32, "PIECE": 128, "num_warps": 8, "num_stages": 2},
     ),
+    ("graph_attention_backward", "half"): (
+        {"BLOCK": 64, "STEP": 32, "PIECE": 128, "RELOAD": True, "num_warps": 8, "num_stages": 2},
+    ),
+    ("edge_attention_forward", "half"): ({"BLOCK": 64, "STEP": 32, "num_warps": 8, "num_stages": 2},),
     ("edge_readout_forward", "half"): ({"BLOCK": 64, "COLUMNS": 32, "num_warps": 8, "num_stages": 3},),
 }
 HOPPER_ARCHITECTURE = 90
