@@ -21,6 +21,8 @@ EVALUATION_SHARE = 0.25
 """Of a training's time; what training does not use is added."""
 OVERRUN_SECONDS = 60.0
 """Longest from a problem's start until its row is written: the operators' benchmark may overrun its budget by that."""
+TUNING_SECONDS = 150.0
+"""Longest round of the tuner's search, which may overrun its budget by that."""
 # Sizes whose compilation is worth a cache: the larger ones need the GPU's memory for themselves.
 CACHED_NODES = ("160", "288", "96", "64")
 KINDS = ("tf32", "bfloat16")
@@ -203,8 +205,9 @@ def sanitize(session: Session, plan: Plan) -> None:
 def tune(session: Session, plan: Plan) -> None:
     """Launch configurations that are faster here than the table's; the table stays as it is."""
     limit = session.left()
+    budget = max(limit - TUNING_SECONDS, limit / 2)
     command = plan.python(
-        "benchmarks.tune", "--budget", str(int(0.8 * limit)), "--out", str(session.result("tune"))
+        "benchmarks.tune", "--budget", str(int(budget)), "--out", str(session.result("tune"))
     )
     session.run(Process("tune", command, limit))
 

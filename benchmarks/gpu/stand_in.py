@@ -22,6 +22,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+import torch.utils._triton
 from torch.overrides import TorchFunctionMode
 
 from benchmarks.gpu.runner import Process, Session
@@ -81,6 +82,14 @@ class Recordings:
         return work
 
 
+class _Generator(torch.Generator):  # a class, because torch makes types of it
+    def __new__(cls, device: Any = None) -> torch.Generator:  # type: ignore[misc]
+        return _CpuGenerator()
+
+
+_CpuGenerator = torch.Generator
+
+
 class _Stream:
     def wait_stream(self, other: _Stream) -> None:
         pass
@@ -106,6 +115,8 @@ def _device_functions() -> dict[str, Any]:
     return {
         "is_available": lambda: True,
         "device_count": lambda: 1,
+        "current_device": lambda: 0,
+        "is_current_stream_capturing": lambda: False,
         "get_device_name": lambda *_: "a CPU",
         "get_device_capability": lambda *_: (8, 0),
         "get_device_properties": lambda *_: SimpleNamespace(
@@ -156,12 +167,17 @@ def stand_in(patches: contextlib.ExitStack) -> None:
     def put(where: Any, name: str, what: Any) -> None:
         patches.enter_context(mock.patch.object(where, name, what))
 
+    # Traced as on a GPU; code for a CPU would take minutes, and say nothing of a GPU's.
+    compiled = torch.compile
+    put(torch, "compile", lambda model, **more: compiled(model, **more, backend="aot_eager"))
+    torch.utils._triton.has_triton()  # keeps its answer, which is no
     for name, function in _device_functions().items():
         put(torch.cuda, name, function)
+    put(torch.accelerator, "is_available", lambda: False)
+    put(torch.accelerator, "current_accelerator", lambda *_, **__: None)
     autocast = torch.autocast
     put(torch, "autocast", lambda kind, *args, **more: autocast("cpu", *args, **more))
-    generator = torch.Generator
-    put(torch, "Generator", lambda device="cpu": generator())
+    put(torch, "Generator", _Generator)
     profile = torch.profiler.profile
     on_the_cpu = [torch.profiler.ProfilerActivity.CPU]
     put(torch.profiler, "profile", lambda activities, **more: profile(activities=on_the_cpu, **more))
@@ -197,6 +213,7 @@ def stand_in(patches: contextlib.ExitStack) -> None:
     except ImportError:  # without Triton; then it is its command that fails
         return
     put(tune, "NODES", (NODES,))
+    put(tune, "GRID", {"num_warps": (4, 8)})
     put(tune, "Pool", _Pool)
 
 
