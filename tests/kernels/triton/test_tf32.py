@@ -239,15 +239,21 @@ def assert_products_of_rounded_operands(
 
 
 @pytest.fixture
-def one_step(monkeypatch):
-    """Give the forward all senders in one step: what its softmax rounds depends on the maximum so far."""
+def constants(monkeypatch) -> dict[str, dict[str, Any]]:
+    """What kernels of a direction are launched with instead of the table's constants.
+
+    The forward gets all senders in one step: what its softmax rounds depends on the maximum so far.
+    """
     original = launch.configuration
+    changes: dict[str, dict[str, Any]] = {"forward": {"STEP": 64}, "backward": {}}
 
     def configuration(kernel, *arguments):
-        constants, options = original(kernel, *arguments)
-        return constants | ({"STEP": 64} if kernel.endswith("attention_forward") else {}), options
+        chosen, options = original(kernel, *arguments)
+        changed = changes[kernel.rpartition("_")[2]]
+        return chosen | {name: value for name, value in changed.items() if name in chosen}, options
 
     monkeypatch.setattr(launch, "configuration", configuration)
+    return changes
 
 
 def inputs(make, device, depth, dim=20):
@@ -269,7 +275,7 @@ def leaves_of(graph: EmotionGraph, updates: Sequence[EdgeUpdate]) -> list[Tensor
     return [graph.emotion_weight, graph.correlation, *(x for update in updates for x in update)]
 
 
-@pytest.mark.usefixtures("one_step")
+@pytest.mark.usefixtures("constants")
 @pytest.mark.parametrize("receivers", ["all", "words"])
 @pytest.mark.parametrize("depth", [0, 1, 2])
 def test_graph_attention(make, device, depth, receivers):
@@ -290,10 +296,12 @@ def test_graph_attention(make, device, depth, receivers):
     assert_products_of_rounded_operands([output], [expected], [*here, *leaves], [*exact, *exact_leaves])
 
 
-@pytest.mark.usefixtures("one_step")
-@pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize("updated", [False, True])
-def test_edge_attention(device, updated, shared):
+@pytest.mark.parametrize(
+    "updated, shared, reload",
+    [(False, False, False), (False, True, True), (True, False, True), (True, True, False)],
+)
+def test_edge_attention(device, constants, updated, shared, reload):
+    constants["backward"]["RELOAD"] = reload
     lead = (1, 2, SENDERS)
     nodes = [torch.randn(*lead, width, requires_grad=True) for width in (20, 20, 12)]
     edge = torch.randn(*((1, 1) if shared else lead[:2]), SENDERS, SENDERS, requires_grad=True)
