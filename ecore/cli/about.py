@@ -42,6 +42,8 @@ def run_demo(arguments: argparse.Namespace) -> int:
 def declare_info(parser: argparse.ArgumentParser) -> None:
     """Say what is installed and which backends run here; with RUN, also what that run is and how far it came.
 
+    `python -m ecore_kernels.verify` checks all of them here against float64.
+
     examples:
       ecore info
       ecore info run
