@@ -37,7 +37,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "cuda": {"nodes": (77, 160), "batch": 4},
     "cpu": {"nodes": (77, 160), "batch": 2},
 }
-# Triton's interpreter takes seconds where a GPU takes microseconds: some four minutes for these.
+# Triton's interpreter takes seconds where a GPU takes microseconds: some five minutes for these, on one core.
 INTERPRETED_SIZES: dict[str, Any] = {"nodes": (40,), "batch": 1, "resolutions": 2, "emotions": 7, "dim": 20}
 # Operator, variant, layers of history.
 CALLS = (
@@ -58,7 +58,7 @@ CALLS = (
 )
 # What is allowed beyond twice the plain operator's error, relative to the Frobenius norm of a tensor; a tenfold of it,
 # relative to the largest element, for the worst: where a softmax saturates, single elements are far off in float32.
-ROUNDING = {"float64": 2e-14, "ieee": 1e-5, "tf32": 1e-3, "bfloat16": 2**-8}
+ROUNDING = {"float64": 2e-13, "ieee": 1e-5, "tf32": 1e-3, "bfloat16": 2**-8}
 OTSU_ROWS, OTSU_COLUMNS = 256, (7, 32)
 OTSU_TYPES = {"ieee": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 

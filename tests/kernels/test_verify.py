@@ -227,3 +227,24 @@ def test_tf32_that_is_cut_and_not_rounded_is_wrong():
         check.judge(row, check.run("reference"))
         verdicts.append(row.verdict)
     assert verdicts == ["right", "wrong"]
+
+
+def test_processes_that_cannot_compile_hold_nothing_up(monkeypatch):
+    """On a GPU kernels compile in other processes; here those find no GPU, or one process alone is left."""
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    monkeypatch.setattr(triton_kernels, "unavailable_reason", lambda: "")
+    monkeypatch.setattr(verify, "WORKERS", 2)
+    monkeypatch.setattr(verify, "WORKER_BYTES", 1)
+    monkeypatch.setattr(verify.os, "sched_getaffinity", lambda _: {0, 1})
+    kept = [problems.Problem("graph_attention", nodes, masks=m) for nodes in (40, 50) for m in problems.MASKS]
+    checks = [verify.OperatorCheck(problem, "cuda") for problem in kept]
+    compilers = verify.Compilers(checks, "cuda")
+    try:
+        assert len(set(map(id, compilers._jobs.values()))) == 1  # neither size nor masks are other kernels
+        for check in checks:
+            compilers.wait_for(check)
+        (job,) = set(compilers._jobs.values())
+        assert job.exception() is not None
+    finally:
+        compilers.close()
