@@ -195,7 +195,9 @@ def _sizes(tensor: Tensor) -> tuple[float, float]:
 class Expected:
     """The right answer to a problem, and how far off an answer may be.
 
-    A tensor is judged by the Frobenius norm of its error and by its largest element.
+    A tensor is judged by the Frobenius norm of its error and by its largest element. The gradient of an edge scale w is
+    one number, a sum over gates g of which little may be left, and the plain operator's error of it is a matter of
+    luck: it is held to w dw = sum(g dg), the gradients dg being the answer's own, which are judged themselves.
     """
 
     def __init__(self, problem: Problem, tensors: dict[str, Tensor]) -> None:
@@ -203,17 +205,20 @@ class Expected:
         self.exact = answer(problem, wide, lambda given: recurrence(problem, given, torch.float64))
         plain = answer(problem, tensors, lambda given: recurrence(problem, given, problem.dtype))
         self.sizes = {name: _sizes(x) for name, x in self.exact.items()}
-        for name in problem.leaves:
-            if name.startswith("edge_scale"):
-                # Its gradient sums over all gates, and little of them may be left: they are what is rounded.
-                gate = name.replace("edge_scale", "gate")
-                terms = wide[gate] * self.exact[f"gradient of {gate}"]
-                self.sizes[f"gradient of {name}"] = (_sizes(terms)[0],) * 2
         rounding = ROUNDING[problem.precision]
         self.allowed = {}
         for name, x in self.exact.items():
             (error, worst), (size, largest) = _sizes(plain[name].double() - x), self.sizes[name]
             self.allowed[name] = 2 * error + rounding * size, 2 * worst + 10 * rounding * largest
+        # By the gradient of an edge scale: the gradient of its gates, and gates over the scale.
+        self._sums: dict[str, tuple[str, Tensor]] = {}
+        for scale in (name for name in problem.leaves if name.startswith("edge_scale")):
+            gate = scale.replace("edge_scale", "gate")
+            share = wide[gate] / wide[scale]  # [B, K, N]
+            size = _sizes(share * self.exact[f"gradient of {gate}"])[0]  # of the terms
+            name = f"gradient of {scale}"
+            self._sums[name] = f"gradient of {gate}", share
+            self.sizes[name], self.allowed[name] = (size, size), (rounding * size, rounding * size)
 
     def judge(self, row: Row, found: dict[str, Tensor]) -> None:
         """Enter the worst tensor of an answer into the row, and whether it is right."""
@@ -224,6 +229,9 @@ class Expected:
                 row.verdict, row.tensor = "wrong", name
                 row.reason = f"{name}: expected shape {list(exact.shape)}, got {list(found[name].shape)}"
                 return
+            if name in self._sums:
+                gradient, share = self._sums[name]
+                exact = (share * found[gradient].double()).sum()
             errors = _sizes(found[name].double() - exact)
             measures = zip(errors, self.allowed[name], self.sizes[name], ("", ", largest"), strict=True)
             for error, allowed, size, measure in measures:
