@@ -4,7 +4,7 @@
 
 runs a command of this project just as it is called on a GPU, ``--device cuda`` included: tensors that are meant for
 the GPU are made on the CPU, the operators' reference stands in for the Triton kernels, and the work itself, done once
-more, for a CUDA graph. No time and no error that comes out means anything. What a rehearsal shows: every flag exists,
+more, for a CUDA graph; nothing is compiled. No time and no error that comes out means anything. What a rehearsal shows: every flag exists,
 everything imports, files are written where they are looked for, and no branch that only a GPU takes fails for a silly
 reason.
 """
@@ -22,7 +22,6 @@ from typing import Any
 from unittest import mock
 
 import torch
-import torch.utils._triton
 from torch.overrides import TorchFunctionMode
 
 from benchmarks.gpu.runner import Process, Session
@@ -167,14 +166,10 @@ def stand_in(patches: contextlib.ExitStack) -> None:
     def put(where: Any, name: str, what: Any) -> None:
         patches.enter_context(mock.patch.object(where, name, what))
 
-    # Traced as on a GPU; code for a CPU would take minutes, and say nothing of a GPU's.
-    compiled = torch.compile
-    put(torch, "compile", lambda model, **more: compiled(model, **more, backend="aot_eager"))
-    torch.utils._triton.has_triton()  # keeps its answer, which is no
+    # What it makes for a CPU takes minutes, and says nothing of a GPU.
+    put(torch, "compile", lambda model, **_: model)
     for name, function in _device_functions().items():
         put(torch.cuda, name, function)
-    put(torch.accelerator, "is_available", lambda: False)
-    put(torch.accelerator, "current_accelerator", lambda *_, **__: None)
     autocast = torch.autocast
     put(torch, "autocast", lambda kind, *args, **more: autocast("cpu", *args, **more))
     put(torch, "Generator", _Generator)
