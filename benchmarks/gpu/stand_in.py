@@ -4,9 +4,9 @@
 
 runs a command of this project just as it is called on a GPU, ``--device cuda`` included: tensors that are meant for
 the GPU are made on the CPU, the operators' reference stands in for the Triton kernels, and the work itself, done once
-more, for a CUDA graph; nothing is compiled. No time and no error that comes out means anything. What a rehearsal shows: every flag exists,
-everything imports, files are written where they are looked for, and no branch that only a GPU takes fails for a silly
-reason.
+more, for a CUDA graph; nothing is compiled. No time and no error that comes out means anything. What a rehearsal
+shows: every flag exists, everything imports, files are written where they are looked for, and no branch that only a
+GPU takes fails for a silly reason.
 """
 
 from __future__ import annotations
@@ -157,6 +157,7 @@ def stand_in(patches: contextlib.ExitStack) -> None:
         harness,
         operators,
         otsu,
+        problems,
         recorded,
         training,
         workload,
@@ -196,6 +197,9 @@ def stand_in(patches: contextlib.ExitStack) -> None:
     put(workload, "RESPONSE_WORDS", 6)
     patches.enter_context(mock.patch.dict(operators.NODES, {"cuda": (NODES,)}))
     put(operators, "SECONDS_A_ROW", 0.01)
+    put(operators, "MEASUREMENTS", (2, 2))
+    put(operators, "BATCH", 2)
+    patches.enter_context(mock.patch.dict(problems.MOST_SETS, {"cuda": 2}))
     put(otsu, "ROWS", (16, 64))
     put(training, "SIZES", [(1, None), (2, 16)])
     for name, sizes in {"BATCHES": (1, 4), "CONTEXTS": (8, 16), "BEAMS": (1, 2), "SAID": (1, 5)}.items():
