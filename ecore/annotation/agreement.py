@@ -6,15 +6,15 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
-from nltk.metrics.agreement import AnnotationTask
-from nltk.metrics.distance import binary_distance, masi_distance
-
 from ecore.errors import InputError
+from ecore.packages import needed
+
+_PURPOSE = "the annotators' agreement"
 
 
 def alpha(
     answers: Sequence[tuple[str, Hashable, Hashable]],
-    distance: Callable[[Any, Any], float] = binary_distance,
+    distance: Callable[[Any, Any], float] | None = None,
 ) -> float | None:
     """Krippendorff's alpha of (annotator, item, answer): 1 is agreement, 0 what chance gives, below 0 less.
 
@@ -27,9 +27,12 @@ def alpha(
     counted = [answer for answer in answers if times[answer[1]] > 1]
     if len({answer for _, _, answer in counted}) < 2:
         return None
+    if distance is None:
+        distance = needed("nltk.metrics.distance", _PURPOSE, "nltk").binary_distance
+    task = needed("nltk.metrics.agreement", _PURPOSE, "nltk").AnnotationTask
     # NLTK sorts items, which may be of any type here.
     numbers = {item: number for number, item in enumerate(times)}
-    return float(AnnotationTask([(a, numbers[item], x) for a, item, x in counted], distance).alpha())
+    return float(task([(a, numbers[item], x) for a, item, x in counted], distance).alpha())
 
 
 def label_agreement(files: Mapping[str, Mapping[str, Sequence[str]]]) -> dict[str, Any]:
@@ -79,4 +82,6 @@ def _answers(sets: Mapping[str, Mapping[str, frozenset[str]]]) -> list[tuple[str
 
 def _set_distance(first: frozenset[str], second: frozenset[str]) -> float:
     """MASI; two empty sets, on which NLTK divides by zero, are the same."""
-    return 0.0 if first == second else float(masi_distance(first, second))
+    if first == second:
+        return 0.0
+    return float(needed("nltk.metrics.distance", _PURPOSE, "nltk").masi_distance(first, second))

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import zip_longest
-
-from nltk.stem import PorterStemmer
+from typing import Any
 
 from ecore.data.corpus import Conversation
 from ecore.data.text import tokenize
 from ecore.errors import InputError
+from ecore.packages import needed
 
 # Fu et al. (2023), Table 12: words beside the emotion's own name, which is a word of it too. A word that the
 # table lists under two emotions speaks for both.
@@ -51,10 +51,19 @@ TABLE_12 = {
     "trusting": "trust, believable, believe, trusty",
 }
 
-_stem = lru_cache(maxsize=None)(PorterStemmer().stem)
+
+@lru_cache(maxsize=1)
+def _stemmer() -> Any:
+    return needed("nltk.stem", "matching emotion words by their stems", "nltk").PorterStemmer()
 
 
-def _index() -> dict[tuple[str, ...], list[str]]:
+@cache
+def _stem(word: str) -> str:
+    return str(_stemmer().stem(word))
+
+
+@lru_cache(maxsize=1)
+def _emotions_of() -> dict[tuple[str, ...], list[str]]:
     """The emotions of every listed word or two words, by their stems."""
     index: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for emotion, words in TABLE_12.items():
@@ -63,9 +72,6 @@ def _index() -> dict[tuple[str, ...], list[str]]:
             if emotion not in index[stems]:
                 index[stems].append(emotion)
     return dict(index)
-
-
-_EMOTIONS_OF = _index()
 
 
 def count_emotions(turns: Iterable[str]) -> Counter[str]:
@@ -77,11 +83,12 @@ def count_emotions(turns: Iterable[str]) -> Counter[str]:
     and a polite "sorry" as sad.
     """
     counts: Counter[str] = Counter()
+    emotions_of = _emotions_of()
     for turn in turns:
         stems = [_stem(word) for word in tokenize(turn)]
         for pair in zip_longest(stems, stems[1:]):
-            counts.update(_EMOTIONS_OF.get(pair[:1], ()))
-            counts.update(_EMOTIONS_OF.get(pair, ()))
+            counts.update(emotions_of.get(pair[:1], ()))
+            counts.update(emotions_of.get(pair, ()))
     return counts
 
 

@@ -10,14 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from ecore.annotation.annotators import Annotator, NoAnnotation
 from ecore.annotation.review import refuse_marked, write_sheet
 from ecore.data.corpus import Conversation, read_corpus
 from ecore.errors import InputError
 from ecore.evaluation.multi_emotion import Labels, write_labels
 from ecore.files import write_json
+from ecore.progress import tqdm
 
 PAPER = {"conversations": 2547, "several": 1536, "screened": 1097, "reviewed": 739, "labels_per_sample": 2.93}
 """Appendix H, for ChatGPT and ChatLLaMa on EmpatheticDialogues' test split; its last two are after review."""

@@ -23,6 +23,7 @@ from ecore.data.batches import PreparedData, WordTables
 from ecore.data.vocabulary import Vocabulary
 from ecore.errors import InputError
 from ecore.model.pretrained import CHECKPOINTS
+from ecore.packages import needed
 
 if TYPE_CHECKING:
     from transformers import GPT2Model
@@ -89,13 +90,7 @@ def _configuration(source: str, transformers: ModuleType) -> Any:
 @contextlib.contextmanager
 def _loading(source: str) -> Iterator[ModuleType]:
     """The package transformers, kept from talking; what goes wrong with ``source`` inside becomes one line."""
-    try:
-        import transformers
-    except ImportError:
-        raise InputError(
-            "backbone: expected the package transformers; pip install 'ecore[pretrained]'"
-        ) from None
-
+    transformers = needed("transformers", "backbone: a pre-trained GPT-2", "'ecore[pretrained]'")
     level, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
     transformers.logging.set_verbosity_error()  # else it lists the weights of the head, which GPT-2 shares
     transformers.logging.disable_progress_bar()

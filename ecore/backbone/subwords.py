@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ecore.backbone.alignment import Floats, WordIntensity
 from ecore.data.batches import Split
 from ecore.data.vocabulary import CLS, EOS, PAD, SPECIAL_WORDS, Vocabulary
 from ecore.errors import InputError
+from ecore.progress import tqdm
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

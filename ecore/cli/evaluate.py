@@ -14,7 +14,8 @@ def declare_evaluate(parser: argparse.ArgumentParser) -> None:
     """Score a run on a split, with simple yardsticks beside it; or score anybody's predictions.
 
     Perplexities compare only under one vocabulary. What was predicted and measured is kept in
-    RUN/evaluation-SPLIT.
+    RUN/evaluation-SPLIT. Words of predictions are those of "prediction_tokens" and "reference_tokens" (words with
+    spaces between them) where a line has both, else they are found in the texts.
 
     examples:
       ecore evaluate run

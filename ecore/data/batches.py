@@ -168,6 +168,11 @@ class Split:
         arrays = (context, state, lengths, concepts, response, self._emotion[rows])
         return Batch(*(torch.from_numpy(array.astype(np.int64)) for array in arrays))
 
+    def response(self, index: int) -> list[int]:
+        """Ids of the response's words of sample ``index``, without EOS."""
+        words: list[int] = self._words[self._response[index] : self._end[index]].tolist()
+        return words
+
     def texts(self, index: int) -> dict[str, Any]:
         """Sample ``index`` as written: ``conv_id``, ``turn``, ``context``, ``response``, ``emotion``."""
         conversation, turn = int(self._conversation[index]), int(self._turn[index])

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from ecore.data.intensity import is_number
 from ecore.errors import InputError
+from ecore.progress import tqdm
 
 
 def load_vectors(

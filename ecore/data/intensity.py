@@ -7,14 +7,14 @@ import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 
-import nltk
 import numpy as np
 import numpy.typing as npt
-from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from ecore.data.vocabulary import SPECIAL_WORDS, UNK
 from ecore.errors import InputError
+from ecore.packages import needed
 
 SOURCES = ("vader", "sentiwordnet", "vad", "skep", "none")
 FILE_SOURCES = ("sentiwordnet", "vad", "skep")
@@ -34,21 +34,33 @@ def word_intensity(
     a file is NLTK's corpus, where that is installed.
 
     Raises:
-        InputError: an unknown source, a missing or unexpected file, or a malformed line in it.
+        InputError: see :func:`expect_source`; or a malformed line in the file.
+    """
+    file = expect_source(source, file)
+    if source == "none":
+        return np.ones(len(words), dtype=np.float32)
+    positivity = _vader() if file is None else read_positivity(file, source)
+    eta = np.array([positivity.get(word, 0.5) for word in words], dtype=np.float64)
+    return ((eta - 0.5) ** 2).astype(np.float32)
+
+
+def expect_source(source: str, file: Path | str | None = None) -> Path | None:
+    """The file of a source, None for one that has none; cheap, so that what is missing shows before long work.
+
+    Raises:
+        InputError: an unknown source, a missing or unexpected file, or a package that the source needs is missing.
     """
     if source not in SOURCES:
         raise InputError(f"intensity: expected one of {', '.join(SOURCES)}, got {source!r}")
+    if source == "vader":
+        _vader_module()
     if source == "sentiwordnet" and file is None:
         file = _nltk_sentiwordnet()
     if source in FILE_SOURCES and file is None:
         raise InputError(f"intensity: source {source} expects a file of word scores (--intensity-file)")
     if source not in FILE_SOURCES and file is not None:
         raise InputError(f"intensity: source {source} takes no file, got {file}")
-    if source == "none":
-        return np.ones(len(words), dtype=np.float32)
-    positivity = _vader() if file is None else read_positivity(Path(file), source)
-    eta = np.array([positivity.get(word, 0.5) for word in words], dtype=np.float64)
-    return ((eta - 0.5) ** 2).astype(np.float32)
+    return None if file is None else Path(file)
 
 
 def with_floor(intensity: npt.NDArray[np.float32], floor: float) -> npt.NDArray[np.float32]:
@@ -69,6 +81,9 @@ def with_floor(intensity: npt.NDArray[np.float32], floor: float) -> npt.NDArray[
 
 
 def _nltk_sentiwordnet() -> Path:
+    nltk = needed(
+        "nltk", "intensity: source sentiwordnet without a file of word scores (--intensity-file)", "nltk"
+    )
     try:
         return Path(str(nltk.data.find(NLTK_SENTIWORDNET)))
     except LookupError:
@@ -78,9 +93,14 @@ def _nltk_sentiwordnet() -> Path:
         ) from None
 
 
+def _vader_module() -> ModuleType:
+    return needed("vaderSentiment.vaderSentiment", "intensity: source vader", "vaderSentiment")
+
+
 def _vader() -> dict[str, float]:
     """VADER's mean valence of −4…4 on η's scale."""
-    return {word: (value + 4.0) / 8.0 for word, value in SentimentIntensityAnalyzer().lexicon.items()}
+    lexicon = _vader_module().SentimentIntensityAnalyzer().lexicon
+    return {word: (value + 4.0) / 8.0 for word, value in lexicon.items()}
 
 
 def read_positivity(path: Path, source: str) -> dict[str, float]:

@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from tqdm import tqdm
 
 from ecore.data.batches import (
     FORMAT,
@@ -39,11 +38,12 @@ from ecore.data.batches import (
 from ecore.data.concepts import MOST_CONCEPTS, related_words, select_related
 from ecore.data.corpus import Conversation, Corpus, read_corpus
 from ecore.data.embeddings import coverage, load_vectors
-from ecore.data.intensity import matched_thresholds, with_floor, word_intensity
+from ecore.data.intensity import expect_source, matched_thresholds, with_floor, word_intensity
 from ecore.data.text import tokenize
 from ecore.data.vocabulary import PAD, Vocabulary
 from ecore.errors import InputError
 from ecore.files import write_json
+from ecore.progress import tqdm
 
 VOCABULARIES = ("literature", "train")
 
@@ -102,6 +102,7 @@ def prepare(
     for file in (*glove, intensity_file, relations):
         if file is not None and not Path(file).is_file():
             raise InputError(f"{file}: no such file")
+    expect_source(intensity, intensity_file)
     corpus = read_corpus(data, skip_bad)
     words = _tokenized(corpus, progress)
     counted = SPLITS if vocabulary == "literature" else ("train",)

@@ -30,6 +30,7 @@ from ecore.evaluation.human_sheets import (
     write_sheet,
 )
 from ecore.files import read_json, write_json
+from ecore.packages import needed
 
 KEY = "key.json"
 FORMAT = 1
@@ -303,15 +304,10 @@ def spearman(one: Sequence[float], other: Sequence[float]) -> float | None:
     Raises:
         InputError: SciPy is not installed.
     """
-    try:
-        from scipy.stats import spearmanr
-    except ImportError:
-        raise InputError(
-            "the raters' Spearman agreement needs SciPy, which is not installed: pip install 'ecore[experiments]'"
-        ) from None
+    stats = needed("scipy.stats", "the raters' Spearman agreement", "'ecore[experiments]'")
     if len(set(one)) < 2 or len(set(other)) < 2:
         return None
-    return float(spearmanr(one, other).statistic)
+    return float(stats.spearmanr(one, other).statistic)
 
 
 def _count_choices(key: Record, sheets: Sequence[Sheet]) -> Record:

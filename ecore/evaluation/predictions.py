@@ -5,6 +5,10 @@ Only ``prediction`` and ``reference`` are needed to read one (:func:`evaluate_fi
 
 - ``conv_id``, ``turn`` and ``context``, the turns before; ``reference``, the human response;
   ``prediction``, the answer;
+- ``reference_tokens`` and ``prediction_tokens``, their words with single spaces between them: the reference's as the
+  prepared data has them, the answer's as the model generated them (missing with a pre-trained backbone, which
+  generates subwords). Where a record has both, words are counted from these and not from the texts, so whoever
+  changes a text leaves them out;
 - ``emotion``, the true one, and ``predicted_emotion``, the argmax of h^m;
 - ``emotions``: [name, probability] of the five highest of Softmax(h_emo);
   (these two are missing where the model perceives no emotions, strategy "none");
@@ -22,20 +26,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from ecore.data.batches import Split
 from ecore.data.text import tokenize
+from ecore.data.vocabulary import UNK, Vocabulary
 from ecore.errors import InputError
 from ecore.evaluation.metrics import accuracy, distinct, mean_length
 from ecore.evaluation.multi_emotion import multi_emotion_recall, read_multi_emotion
 from ecore.files import atomic_path, expect_file
 from ecore.generation import Decoding, generate
+from ecore.progress import tqdm
 
 if TYPE_CHECKING:
     from ecore.model.ecore import ECore, Encoding
 
 TOP_EMOTIONS = 5
+TOKENS = ("prediction_tokens", "reference_tokens")
 
 Record = dict[str, Any]
 
@@ -55,13 +61,18 @@ def predict(
     come in the split's order. The model is put in eval mode and works where its weights are.
 
     Raises:
-        InputError: no samples, or a batch size under 1.
+        InputError: no samples, or a batch size under 1; or NLTK is missing and the vocabulary lacks a word of a
+            reference.
     """
     count = len(split) if limit is None else min(limit, len(split))
     if count < 1 or batch_size < 1:
         name = "limit" if count < 1 else "batch_size"
         raise InputError(f"{name}: expected at least 1, got {count if count < 1 else batch_size}")
     model.eval()
+    vocabulary = model.vocabulary
+    references = None
+    if isinstance(vocabulary, Vocabulary):  # before the work, for it may need a package
+        references = [_reference_tokens(split, sample, vocabulary) for sample in range(count)]
     split = model.view(split, progress)
     order = np.lexsort((split.response_lengths[:count], split.context_lengths[:count]))[::-1]
     records: list[Record] = [{}] * count
@@ -75,12 +86,17 @@ def predict(
             nll, tokens, words = (t.tolist() for t in (scores.nll, scores.tokens, batch.lengths - 1))
             for row, sample in enumerate(samples.tolist()):
                 text = split.texts(sample)
+                tokenized = {}
+                if references is not None:
+                    spoken = " ".join(vocabulary.decode(answers[row]))
+                    tokenized = {"reference_tokens": references[sample], "prediction_tokens": spoken}
                 records[sample] = {
                     "conv_id": text["conv_id"],
                     "turn": text["turn"],
                     "context": text["context"],
                     "reference": text["response"],
-                    "prediction": model.vocabulary.text(answers[row]),
+                    "prediction": vocabulary.text(answers[row]),
+                    **tokenized,
                     "emotion": text["emotion"],
                     **perceived[row],
                     "nll": nll[row],
@@ -89,6 +105,12 @@ def predict(
                 }
             bar.update(len(samples))
     return records
+
+
+def _reference_tokens(split: Split, sample: int, vocabulary: Vocabulary) -> str:
+    """The words of a response with spaces between them: of its text where the vocabulary lacks one."""
+    ids = split.response(sample)
+    return " ".join(tokenize(split.texts(sample)["response"]) if UNK in ids else vocabulary.decode(ids))
 
 
 def _perceived(model: ECore, encoding: Encoding) -> list[Record]:
@@ -141,7 +163,8 @@ def read_predictions(path: Path | str) -> list[Record]:
 
     Raises:
         InputError: the file is missing, unreadable or empty; a line that is no such object; ``emotion`` and
-            ``predicted_emotion`` (texts) on some lines and not on others.
+            ``predicted_emotion`` (texts) on some lines and not on others; ``prediction_tokens`` or
+            ``reference_tokens`` that is no text.
     """
     path = Path(path)
     try:
@@ -162,16 +185,20 @@ def read_predictions(path: Path | str) -> list[Record]:
         if not isinstance(record, dict):
             raise InputError(f"{path}:{number}: expected an object, got {line.strip()[:40]}")
         records.append(record)
-        told = has_emotions(records[0])
-        if has_emotions(record) != told:
-            wanted = "as" if told else "to be missing as"
+        tells = has_emotions(records[0])
+        if has_emotions(record) != tells:
+            wanted = "as" if tells else "to be missing as"
             raise InputError(
                 f"{path}:{number}: expected 'emotion' and 'predicted_emotion' {wanted} on the first line"
             )
-        for name in ("prediction", "reference", "emotion", "predicted_emotion")[: 4 if told else 2]:
+        for name in ("prediction", "reference", "emotion", "predicted_emotion")[: 4 if tells else 2]:
             if not isinstance(record.get(name), str):
                 found = f"got {record[name]!r}" if name in record else "it is missing"
                 raise InputError(f"{path}:{number}: expected {name!r} to be text, {found}")
+        for name in TOKENS:
+            if not isinstance(record.get(name, ""), str):
+                told = f"text, words with spaces between them, got {record[name]!r}"
+                raise InputError(f"{path}:{number}: expected {name!r} to be {told}")
     if not records:
         raise InputError(f"{path}: no predictions in it; expected JSON lines")
     return records
@@ -201,17 +228,23 @@ def evaluate_file(path: Path | str, multi_emotion: Path | str | None = None) -> 
 
 def text_metrics(records: Sequence[Record]) -> Record:
     """``dist_1``, ``dist_2`` and ``mean_length`` of the predictions; ``accuracy`` where the records tell
-    emotions; the first three of the references as ``human``. Words are those of
-    :func:`ecore.data.text.tokenize`.
+    emotions; the first three of the references as ``human``. Words are those of ``prediction_tokens`` and
+    ``reference_tokens`` where a record has both, else those of :func:`ecore.data.text.tokenize`.
+
+    Raises:
+        InputError: NLTK is missing, and words have to be found in a text that is not plain.
     """
-    result = _counted([record["prediction"] for record in records])
+    result = _counted(records, "prediction")
     if has_emotions(records[0]):
         result["accuracy"] = accuracy(
             [record["predicted_emotion"] for record in records], [record["emotion"] for record in records]
         )
-    return {**result, "human": _counted([record["reference"] for record in records])}
+    return {**result, "human": _counted(records, "reference")}
 
 
-def _counted(texts: Sequence[str]) -> Record:
-    words = [tokenize(text) for text in texts]
+def _counted(records: Sequence[Record], name: str) -> Record:
+    words = [
+        record[f"{name}_tokens"].split() if all(t in record for t in TOKENS) else tokenize(record[name])
+        for record in records
+    ]
     return {"dist_1": distinct(words, 1), "dist_2": distinct(words, 2), "mean_length": mean_length(words)}

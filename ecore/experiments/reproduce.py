@@ -7,7 +7,6 @@ what its process said; ``prepared-SOURCE``, the data with other word intensities
 from __future__ import annotations
 
 import fcntl
-import importlib.util
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -42,6 +41,7 @@ from ecore.experiments.plan import (
 )
 from ecore.experiments.runs import SCORES, Outcome, execute, is_done
 from ecore.files import atomic_path, read_json, write_json
+from ecore.packages import needed
 from ecore.training.captured import recorder
 
 EXPERIMENTS = (*TABLES, *DRAWINGS, CASES)
@@ -158,13 +158,10 @@ def reproduce(
 
 
 def _check_packages(names: Sequence[str]) -> None:
-    needed = {
-        "scipy": any(name in TABLES for name in names),
-        "matplotlib": any(name in DRAWINGS for name in names),
-    }
-    for package, is_needed in needed.items():
-        if is_needed and importlib.util.find_spec(package) is None:
-            raise InputError(f"reproduce: {package} is missing; pip install 'ecore[experiments]'")
+    for package, results in (("scipy", TABLES), ("matplotlib", DRAWINGS)):
+        asked = [name for name in names if name in results]
+        if asked:
+            needed(package, f"reproduce {asked[0]}", "'ecore[experiments]'")
 
 
 @contextmanager

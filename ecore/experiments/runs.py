@@ -15,12 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from ecore.config import to_dict
 from ecore.errors import InputError
 from ecore.experiments.plan import Run
 from ecore.files import read_json
+from ecore.progress import tqdm
 from ecore.training.interrupt import Interrupt
 from ecore.training.metrics_log import METRICS
 from ecore.training.run_folder import read_settings

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ecore.packages import needed
+
 
 def outperforms(ours: Sequence[float], others: Sequence[float] | float, lower_is_better: bool) -> float | str:
     """p of the one-sided Student's t-test of "ours outperforms others", or why there is none.
@@ -14,9 +16,11 @@ def outperforms(ours: Sequence[float], others: Sequence[float] | float, lower_is
         ours: one value a seed.
         others: likewise, independent of ``ours`` (two samples, equal variances); or one number that the paper
             prints without its seeds (one sample against that number).
-    """
-    from scipy import stats
 
+    Raises:
+        InputError: SciPy is not installed.
+    """
+    stats = needed("scipy.stats", "Student's t-test over seeds", "'ecore[experiments]'")
     samples = [ours] if isinstance(others, float) else [ours, others]
     if min(map(len, samples)) < 2:
         return "needs at least two seeds"

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from ecore.errors import InputError
 from ecore.files import atomic_path
+from ecore.packages import needed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,10 +55,7 @@ def check_matplotlib() -> None:
     Raises:
         InputError: matplotlib is not installed.
     """
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError:
-        raise InputError("figures: matplotlib is missing; pip install 'ecore[figures]'") from None
+    needed("matplotlib.figure", "drawing figures", "'ecore[figures]'")
 
 
 def styled(function: Callable[P, R]) -> Callable[P, R]:

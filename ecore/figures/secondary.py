@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tqdm import tqdm
-
 from ecore.annotation.lexicon import count_emotions
 from ecore.data.batches import SPLITS
 from ecore.data.corpus import Conversation
 from ecore.errors import InputError
 from ecore.figures.drawing import INK, name_ticks, new_figure, styled
+from ecore.progress import tqdm
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,18 +8,19 @@ import os
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
-
 from ecore.files import atomic_path
 
 METRICS = "metrics.jsonl"
 
 
 class MetricsLog:
-    """Appends to ``metrics.jsonl`` and to TensorBoard's events in the run folder.
+    """Appends to ``metrics.jsonl`` and, where TensorBoard is installed, to its events in the run folder.
 
     Args:
         keep_through: lines of later steps are cut off: whoever wrote them died before the next checkpoint.
+
+    Attributes:
+        no_events: why there are no events for TensorBoard; None where there are.
     """
 
     def __init__(self, run: Path, keep_through: int) -> None:
@@ -27,24 +28,33 @@ class MetricsLog:
         _cut(path, keep_through)
         # Line-buffered: a killed process loses no line that it has written.
         self._file = path.open("a", encoding="utf-8", buffering=1)
-        self._events = SummaryWriter(str(run), purge_step=keep_through + 1 if keep_through else None)
+        self._events: Any = None
+        self.no_events: str | None = None
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            self.no_events = str(error)
+        else:
+            self._events = SummaryWriter(str(run), purge_step=keep_through + 1 if keep_through else None)
 
     def write(self, line: dict[str, Any]) -> None:
         """Append one logged step; numbers that are not finite become null, as JSON has no word for them."""
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
         self._file.write(json.dumps(finite) + "\n")
-        for name, value in finite.items():
+        for name, value in finite.items() if self._events else ():
             if name != "step" and value is not None:
                 self._events.add_scalar(name, value, line["step"])
 
     def sync(self) -> None:
         """Put on disk what was written, so that no checkpoint is ahead of its log."""
         os.fsync(self._file.fileno())
-        self._events.flush()
+        if self._events:
+            self._events.flush()
 
     def close(self) -> None:
         self._file.close()
-        self._events.close()
+        if self._events:
+            self._events.close()
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

@@ -15,13 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ecore.config import ModelConfig, TrainingConfig
 from ecore.data.batches import Batch, PreparedData, ResidentSplit, Split, length_buckets
 from ecore.errors import InputError
 from ecore.model import ECore
 from ecore.precision import LowWeights, autocast, float32_products
+from ecore.progress import BARS, tqdm
 from ecore.training import checkpoint, run_folder, validation
 from ecore.training.captured import CapturedStep, Recorder, Taken, recorder
 from ecore.training.checkpoint import Progress
@@ -199,6 +199,10 @@ class Trainer:
     def run(self) -> Summary:
         """Train until the last step, the end of patience or an interruption."""
         self._print(self._opening())
+        if not BARS:
+            self._print("no progress bar: tqdm is not installed (pip install tqdm)")
+        if self.log is not None and self.log.no_events:
+            self._print(f"no events for TensorBoard: {self.log.no_events} (pip install tensorboard)")
         began = time.perf_counter()
         self.window.restart_clock()
         with self.interrupt, float32_products(self.device.type, self.config.precision):

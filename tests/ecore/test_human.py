@@ -269,7 +269,7 @@ def test_one_rater_needs_no_scipy_and_two_do(
     assert result["rating"]["spearman"] == {"pairs": [], "mean": {**dict.fromkeys(ASPECTS), "all": None}}
     assert {pair["kappa"] for pair in result["ab"]["pairs"]} == {None}
     assert "raters" not in format_scores(result)
-    with pytest.raises(InputError, match=r"SciPy.*pip install 'ecore\[experiments\]'"):
+    with pytest.raises(InputError, match=r"scipy.*pip install 'ecore\[experiments\]'"):
         score(study, [finished["rating-1"], finished["rating-2"]])
 
 

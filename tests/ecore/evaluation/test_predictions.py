@@ -10,16 +10,24 @@ import torch
 
 from ecore.config import ModelConfig
 from ecore.data.batches import PreparedData
-from ecore.data.text import detokenize
+from ecore.data.prepare import prepare
+from ecore.data.text import detokenize, tokenize
+from ecore.demo import sample_corpus
 from ecore.errors import InputError
-from ecore.evaluation.predictions import evaluate_file, predict, read_predictions, write_predictions
+from ecore.evaluation.predictions import (
+    evaluate_file,
+    predict,
+    read_predictions,
+    text_metrics,
+    write_predictions,
+)
 from ecore.evaluation.report import format_file
 from ecore.generation import Decoding, generate
 from ecore.model import ECore
 
 KEYS = {
     "conv_id", "turn", "context", "reference", "prediction", "emotion", "predicted_emotion", "emotions",
-    "nll", "tokens", "context_words",
+    "nll", "tokens", "context_words", "prediction_tokens", "reference_tokens",
 }  # fmt: skip
 
 
@@ -53,6 +61,8 @@ def test_records_are_those_of_each_sample_alone(prepared: Path, strategy: str) -
         assert record["tokens"] == (batch.response[0] > 0).sum()
         assert record["context_words"] == batch.lengths[0] - 1
         assert record["prediction"] == detokenize(data.vocabulary.decode(words))
+        assert record["prediction_tokens"].split(" ") == data.vocabulary.decode(words)
+        assert record["reference_tokens"].split(" ") == tokenize(text["response"])
         assert record["predicted_emotion"] == data.vocabulary.emotions[scores.encoding.main[0].argmax()]
         attention = scores.encoding.attention[0]
         top = attention.softmax(0).topk(5)
@@ -78,6 +88,15 @@ def test_written_and_read_back(prepared: Path, tmp_path: Path) -> None:
     for options in ({"limit": 0}, {"batch_size": 0}):
         with pytest.raises(InputError, match="at least 1, got 0"):
             predict(tiny_model(data), data.valid, progress=False, **options)
+
+
+def test_references_keep_the_words_that_the_vocabulary_lacks(tmp_path: Path) -> None:
+    prepare(sample_corpus(), tmp_path, vocabulary="train", min_count=3, progress=False)
+    data = PreparedData.load(tmp_path)
+    records = predict(tiny_model(data), data.test, Decoding(max_length=3), limit=20, progress=False)
+    words = [record["reference_tokens"].split(" ") for record in records]
+    assert words == [tokenize(record["reference"]) for record in records]
+    assert any(word not in data.vocabulary for spoken in words for word in spoken)
 
 
 def write_lines(path: Path, *records: object) -> Path:
@@ -119,6 +138,20 @@ def test_anybodys_file(tmp_path: Path) -> None:
     assert "accuracy" not in evaluate_file(bare)
 
 
+def test_words_are_counted_from_tokens_where_a_record_has_both(tmp_path: Path) -> None:
+    texts = {"prediction": "It's that's.", "reference": "Oh no"}
+    tokens = {"prediction_tokens": "a 's b", "reference_tokens": ""}
+    for more, lengths in (
+        (tokens, (3.0, 0.0)),
+        ({"prediction_tokens": "a"}, (5.0, 2.0)),
+        ({"reference_tokens": "a"}, (5.0, 2.0)),
+    ):
+        result = evaluate_file(write_lines(tmp_path / "p.jsonl", texts | more))
+        assert (result["mean_length"], result["human"]["mean_length"]) == lengths
+    mixed = text_metrics([texts | tokens, texts])
+    assert (mixed["mean_length"], mixed["human"]["mean_length"]) == (4.0, 1.0)
+
+
 @pytest.mark.parametrize(
     "lines, complaint",
     [
@@ -143,6 +176,17 @@ def test_anybodys_file(tmp_path: Path) -> None:
         (
             ['{"prediction": "a", "reference": "b", "emotion": 3, "predicted_emotion": "sad"}'],
             r":1: expected 'emotion' to be text, got 3",
+        ),
+        (
+            ['{"prediction": "a", "reference": "b", "prediction_tokens": ["a"]}'],
+            r":1: expected 'prediction_tokens' to be text, words with spaces between them, got \['a'\]",
+        ),
+        (
+            [
+                '{"prediction": "a", "reference": "b"}',
+                '{"prediction": "a", "reference": "b", "reference_tokens": null}',
+            ],
+            r":2: expected 'reference_tokens' to be text, .* got None",
         ),
         (["", " "], r": no predictions in it"),
     ],
