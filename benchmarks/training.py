@@ -107,7 +107,12 @@ class Steps:
             self.optimizer = adam(self.model.parameters())
         else:
             self.optimizer = torch.optim.Adam(
-                self.model.parameters(), betas=(0.9, 0.98), eps=1e-9, foreach=True
+                self.model.parameters(),
+                betas=(0.9, 0.98),
+                eps=1e-9,
+                foreach=True,
+                # A recorded step's learning rate is a tensor, which this Adam takes where it may be recorded alone.
+                capturable="CUDA graphs" in parts and next(self.model.parameters()).is_cuda,
             )
         self.optimizer.param_groups[0]["lr"] = 1e-4
         self.precision = next((part for part in LOW if part in parts), "float32")
@@ -178,7 +183,7 @@ def configurations(with_compile: bool, device: str = "cpu") -> dict[str, list[st
         return {**{f"{name}, {kind}": [*parts, kind] for kind in LOW}, name: list(parts)}
 
     named = plain | each("all, CUDA graphs", *WITHOUT, "CUDA graphs") | each("all", *WITHOUT)
-    named |= {f"plain, {kind}": [kind] for kind in LOW} | alone
+    named |= {f"plain, {kind}": [kind] for kind in LOW} | each("plain, CUDA graphs", "CUDA graphs") | alone
     if with_compile:
         named |= each("all, torch.compile", *WITHOUT, "torch.compile") | each(
             "plain, torch.compile", "torch.compile"

@@ -277,7 +277,9 @@ class CapturedStep:
     def _record(self, shape: _Shape, work: Work) -> Work:
         """A recording of ``work``, or ``work`` itself where there can be none."""
         # Adam wants this said where it is captured, and warns of it elsewhere; the fused one heeds it in nothing else.
-        for group in self._optimizer.param_groups:
+        groups = self._optimizer.param_groups
+        before = [group["capturable"] for group in groups]
+        for group in groups:
             group["capturable"] = True
         try:
             return self._recorder.record(work)
@@ -292,5 +294,5 @@ class CapturedStep:
             self._notice(line)
             return work
         finally:
-            for group in self._optimizer.param_groups:
-                group["capturable"] = False
+            for group, capturable in zip(groups, before, strict=True):
+                group["capturable"] = capturable
