@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -137,11 +138,11 @@ def _device_functions() -> dict[str, Any]:
 class _Pool:
     """In place of processes that compile a kernel's configurations."""
 
-    def __init__(self, processes: int) -> None:
+    def __init__(self, processes: int, deadline: float = math.inf) -> None:
         pass
 
-    def compile(self, setting: Any, configurations: Sequence[Any]) -> list[str]:
-        return [""] * len(configurations)
+    def compile(self, jobs: Sequence[Any], seconds: float = math.inf) -> list[str]:
+        return [""] * len(jobs)
 
     def close(self) -> None:
         pass
