@@ -106,13 +106,15 @@ class Steps:
         if "fused optimiser" in parts:
             self.optimizer = adam(self.model.parameters())
         else:
+            # A recorded step's learning rate is a tensor: the Adam of all tensors at once takes one where it may be
+            # recorded, which is on a GPU alone.
+            recorded, on_gpu = "CUDA graphs" in parts, next(self.model.parameters()).is_cuda
             self.optimizer = torch.optim.Adam(
                 self.model.parameters(),
                 betas=(0.9, 0.98),
                 eps=1e-9,
-                foreach=True,
-                # A recorded step's learning rate is a tensor, which this Adam takes where it may be recorded alone.
-                capturable="CUDA graphs" in parts and next(self.model.parameters()).is_cuda,
+                foreach=on_gpu or not recorded,
+                capturable=on_gpu and recorded,
             )
         self.optimizer.param_groups[0]["lr"] = 1e-4
         self.precision = next((part for part in LOW if part in parts), "float32")
