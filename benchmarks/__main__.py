@@ -25,7 +25,7 @@ QUESTIONS = {
     "training": "How fast is a training step?",
     "generation": "How fast is an answer?",
 }
-"""What each benchmark, a module of this package, answers."""
+"""The question that each benchmark answers, by its module's name."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:

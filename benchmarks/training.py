@@ -79,7 +79,7 @@ LOW = ("tf32", "bfloat16")
 """Precisions below float32."""
 
 NO_TIME = "no time was left"
-"""Why a configuration has no times that did not fail."""
+"""The reason given for a configuration that was not reached."""
 
 
 class Steps:

@@ -183,7 +183,7 @@ def larger(setting: Setting, architecture: int) -> tuple[Configuration, ...]:
 
 
 def first_round(setting: Setting, start: Configuration, architecture: int) -> list[Configuration]:
-    """What the search measures before it moves, the likeliest to be compiled first."""
+    """Return the configurations that the search measures before it moves, the likeliest first."""
     return [start, *larger(setting, architecture), *variants(start, grid_of(start, setting.arithmetic))]
 
 
@@ -366,7 +366,7 @@ class Pool:
         self._known: dict[tuple[Setting, str], str] = {}
 
     def compile(self, jobs: Sequence[Job], seconds: float = COMPILE_SECONDS) -> list[str]:
-        """Why each cannot be used, or "". What is not done after ``seconds`` is refused, this time."""
+        """Return the reason against each job, or "". A job unfinished after ``seconds`` is refused, this time."""
         fresh = [job for job in jobs if _key(*job) not in self._known]
         refused = self._try(fresh, seconds)
         for index, why in enumerate(refused):

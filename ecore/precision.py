@@ -50,7 +50,7 @@ def float32_products(device: str, precision: str) -> Iterator[None]:
 
 
 def autocast(device: str, precision: str, keep_casts: bool = False) -> contextlib.AbstractContextManager[Any]:
-    """What a forward pass in ``precision`` stands in: torch.autocast, and nothing for :data:`PRODUCTS`.
+    """Return the context of a forward pass in ``precision``: torch.autocast, or none for :data:`PRODUCTS`.
 
     On a CPU, oneDNN compiles kernels of 1 to 2 MB for each shape of a product in low precision and keeps those of
     1,024. Batches have new shapes all the time: a training would take 2 GB for kernels that hardly come again. So it
@@ -121,7 +121,7 @@ class LowWeights:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    """Whether it multiplies by a weight and adds a bias, and does nothing else with them; Conv1D is GPT-2's."""
+    """Return whether a module only multiplies by its weight and adds its bias; Conv1D is GPT-2's."""
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 

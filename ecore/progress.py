@@ -21,7 +21,7 @@ else:
         BARS = False
 
         class tqdm:
-            """What this package uses of tqdm, without a bar: lines are still written."""
+            """The part of tqdm that this package uses, without a bar: lines are still written."""
 
             n = 0
 

@@ -1,4 +1,4 @@
-"""What processes import and where they keep their caches; the compiled extension, built where it is missing."""
+"""The environment of the stages' processes: import path, caches, and the compiled extension, built if missing."""
 
 from __future__ import annotations
 

@@ -189,4 +189,4 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "evaluation ": _evaluation,
     "generate": _generate,
 }
-"""What shows a result file, by the start of its name."""
+"""The report of a result file, by the start of its name."""

@@ -15,7 +15,7 @@ from benchmarks.gpu import report
 
 ROOT = Path(__file__).resolve().parents[2]
 PROCESS_LOG_BYTES, LOG_BYTES = 2**18, 2**22
-"""What the log keeps of one process's output, and in all."""
+"""Bytes of output in the log: of one process, and of all."""
 END_LINES = 12
 RESULTS_SECONDS = 5.0  # between two looks at results that processes are still writing
 FILES = ("summary.json", "summary.md", "log.txt", "results.json")

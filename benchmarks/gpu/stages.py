@@ -16,7 +16,7 @@ PAPER_STEPS = 26_000
 FILL_SECONDS = 240.0
 """Limit of filling torch.compile's cache, from when the first measurement waits for it."""
 CHECKPOINT_SECONDS = 60.0
-"""For a training that is told to stop: to finish its step and write a checkpoint."""
+"""Seconds for a training to finish its step and write a checkpoint after SIGTERM."""
 EVALUATION_SHARE = 0.25
 """Of a training's time; what training does not use is added."""
 OVERRUN_SECONDS = 60.0
@@ -30,7 +30,7 @@ KINDS = ("tf32", "bfloat16")
 
 @dataclass(frozen=True)
 class Plan:
-    """What a call of the command asks for.
+    """Settings of one call of the command.
 
     Attributes:
         data: a prepared folder; None for made-up batches.

@@ -74,11 +74,11 @@ class MultiHeadAttention(nn.Module):
 
 
 ALIGNED_HEAD = 8
-"""What sizes of heads have to be a multiple of, for a GPU's fused kernels that take a mask in low precision."""
+"""Head sizes are padded to a multiple of this: a GPU's fused masked attention needs it in low precision."""
 
 
 def _pads_heads(queries: Tensor) -> bool:
-    """Whether heads need zeros behind them for such a kernel: of other sizes the scores would go through memory."""
+    """Return whether heads must be padded with zeros: otherwise the scores would go through memory."""
     return queries.is_cuda and queries.dtype.itemsize == 2 and queries.shape[-1] % ALIGNED_HEAD != 0
 
 

@@ -136,7 +136,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _is_invalid(stream: torch.cuda.Stream) -> bool:
-    """Whether the capture on ``stream`` has failed, which torch would only notice at its end."""
+    """Return whether the capture on ``stream`` has failed, which torch would only notice at its end."""
     status = ctypes.c_int()
     _driver().cuStreamIsCapturing(ctypes.c_void_p(stream.cuda_stream), ctypes.byref(status))
     return status.value == 2  # CU_STREAM_CAPTURE_STATUS_INVALIDATED

@@ -36,7 +36,7 @@ from ecore.training.window import Window, sums
 CHECKPOINT_SECONDS = 120.0
 """Between checkpoints, where no number of steps is given: a fast run writes few, a slow one loses little."""
 clock = time.monotonic
-"""What tells the time between checkpoints."""
+"""Clock for the time between checkpoints, in seconds; tests replace it."""
 
 
 class NotFinite(ArithmeticError):

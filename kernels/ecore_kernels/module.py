@@ -12,7 +12,7 @@ from ecore_kernels.attention import EdgeUpdate, graph_attention
 from ecore_kernels.graph import EmotionGraph
 
 ALIGNED_COLUMNS = 8
-"""What rows of queries are a multiple of: 16 bytes in low precision, which a GPU's thread loads at once."""
+"""Columns of a projection are padded to a multiple of this: 16 bytes in low precision, one load of a GPU's thread."""
 
 
 class MultiResolutionEdgeAttention(nn.Module):

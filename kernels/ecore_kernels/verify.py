@@ -72,7 +72,7 @@ class DeviceLostError(RuntimeError):
 
 @dataclasses.dataclass
 class Row:
-    """What came of one call on one backend.
+    """Result of one call on one backend.
 
     Attributes:
         verdict: "right", "wrong", "failed" (an exception) or "refused".
@@ -273,7 +273,7 @@ class OperatorCheck:
         return Expected(self.problem, self.tensors)
 
     def refusals(self, backend: str) -> list[str]:
-        """Why a backend cannot run the call."""
+        """Return the reasons why a backend cannot run the call."""
         why_not = backends.BACKENDS[backend].why_not
         asked = problems.asking(self.tensors, self.problem.leaves)
         nodes = [asked.get(name) for name in ("query", "key", "value")]
@@ -323,7 +323,7 @@ class OtsuCheck:
         return values.to(self.device, OTSU_TYPES[self.precision])
 
     def refusals(self, backend: str) -> list[str]:
-        """Why a backend cannot run the call."""
+        """Return the reasons why a backend cannot run the call."""
         return backends.BACKENDS[backend].why_not("otsu", self.values)
 
     def run(self, backend: str) -> dict[str, Tensor]:
