@@ -115,7 +115,8 @@ def test_prepared_data_is_trained_on_evaluated_and_answered_without_them(
     assert list((tmp_path / "run").glob("events*"))
     # All that was printed but times, memory and paths.
     printed = [run.stdout.replace(str(where), "") for run, where in ((full, tmp_path), (done, folder))]
-    assert re.sub(r"\d+ s, \d+ M", "", printed[0]) == re.sub(r"\d+ s, \d+ M", "", printed[1])
+    measured = re.compile(r"\d+ s, [\d,]+ M")
+    assert measured.sub("", printed[0]) == measured.sub("", printed[1])
     answers = [(where / "answers.jsonl").read_text() for where in (folder, tmp_path)]
     assert answers[0] == answers[1]
     losses = [[line["loss"] for line in read_metrics(where / "run")] for where in (folder, tmp_path)]
