@@ -1,8 +1,9 @@
-"""The operators on fused kernels: one registered operator a direction, and the autograd function around the two.
+"""The operators on fused kernels: one registered operator a direction, and the autograd functions around the two.
 
-The ``autograd.Function`` stands outside the registered operators, so that autograd, ``torch.func.grad``,
-``torch.compile`` and ``opcheck`` all see plain operators without derivatives of their own. Its tensors come flat and
-none of them twice: tensors in a list would get no gradient, and torch.compile fails on a repeated one.
+The ``autograd.Function`` stands outside the registered operators, so that autograd, ``torch.func``, ``torch.compile``
+and ``opcheck`` all see plain operators without derivatives of their own. Its tensors come flat, those that may need a
+gradient first, and none of them twice: tensors in a list would get no gradient, and torch.compile fails on a repeated
+one.
 
 A backend's package has a module an operator with the functions ``forward`` and ``backward``, which take the registered
 operators' arguments (without ``backend``).
@@ -15,16 +16,17 @@ import importlib
 import inspect
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
+from ecore_kernels import reference
 from ecore_kernels.graph import EmotionGraph
-from ecore_kernels.layout import empty_rows
+from ecore_kernels.layout import empty_rows, empty_saved
 
 _PACKAGES = {"triton": "ecore_kernels.triton_kernels", "native": "ecore_kernels.native_kernels"}
+_HALF = (torch.float16, torch.bfloat16)
 
 _library = torch.library.Library("ecore_kernels", "FRAGMENT")
 
@@ -35,7 +37,7 @@ def _kernels(backend: str, operator: str) -> ModuleType:
     return importlib.import_module(f"{_PACKAGES[backend]}.{operator}")
 
 
-@torch.compiler.assume_constant_result  # torch.compile cannot trace the question; it guards on its answer
+@torch.compiler.assume_constant_result  # torch.compile cannot trace the question
 def _matmul_precision() -> str:
     """How float32 matrices are to be multiplied on a GPU: as torch multiplies them."""
     # Since torch 2.9 this knows both ways to ask for tf32; ``get_float32_matmul_precision`` raises after the newer one.
@@ -45,15 +47,27 @@ def _matmul_precision() -> str:
     return "tf32" if chosen == "tf32" else "ieee"
 
 
+def _precision(backend: str) -> str:
+    return "ieee" if backend == "native" else _matmul_precision()
+
+
 @torch.compiler.assume_constant_result
 def _inside_torch_func() -> bool:
     return torch._C._are_functorch_transforms_active()
 
 
-def node_type(nodes: list[Tensor], *weights: Tensor | None) -> torch.dtype:
+def node_type(nodes: Sequence[Tensor], *weights: Tensor | None) -> torch.dtype:
     """The type that queries, keys and values are multiplied in: their common one, float64 where a weight is."""
-    kind = functools.reduce(torch.promote_types, (tensor.dtype for tensor in nodes))
+    kind = nodes[0].dtype
+    for tensor in nodes:
+        if tensor.dtype is not kind:
+            kind = torch.promote_types(kind, tensor.dtype)
     return torch.float64 if any(w is not None and w.dtype is torch.float64 for w in weights) else kind
+
+
+def _kernel_type(kind: torch.dtype, backend: str) -> torch.dtype:
+    """The type that a backend's kernels take nodes in: a CPU has no units for half precision."""
+    return torch.float32 if backend == "native" and kind in _HALF else kind
 
 
 def _weight_type(kind: torch.dtype) -> torch.dtype:
@@ -61,66 +75,143 @@ def _weight_type(kind: torch.dtype) -> torch.dtype:
     return torch.float64 if kind is torch.float64 else torch.float32
 
 
-def _apply(function: type[torch.autograd.Function], setting: tuple[Any, ...], *tensors: Tensor | None) -> Any:
-    """``function.apply`` where something wants a gradient, else its forward alone.
+class _Operator(NamedTuple):
+    """One fused operator, as functions of its setting and its flat tensors."""
+
+    forward: Callable[..., tuple[Tensor, ...]]
+    """(setting, tensors) -> results."""
+    backward: Callable[..., list[Tensor]]
+    """(setting, needs, gradients of results, tensors, kept results) -> gradients of those that need one."""
+    reference: Callable[..., tuple[Tensor, ...]]
+    """(setting, tensors) -> the results that have gradients, in plain PyTorch."""
+    differentiable: int
+    """How many of the results have gradients; the others are for the backward alone."""
+    kept: tuple[int, ...]
+    """The results that the backward wants."""
+
+
+_operators: dict[str, _Operator] = {}
+
+
+def _with_signature(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
+    """Class decorator: ``apply`` asks for the signature of ``forward`` at every call, and finding it takes its time."""
+    function.forward.__signature__ = inspect.signature(function.forward)  # type: ignore[attr-defined]
+    return function
+
+
+@_with_signature
+class _Fused(torch.autograd.Function):
+    """An operator's two kernels."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(name, setting, *tensors):
+        return _operators[name].forward(setting, tensors)
+
+    @staticmethod
+    def setup_context(ctx, inputs, outputs):
+        name, setting, *tensors = inputs
+        ctx.name, ctx.setting, ctx.inputs = name, setting, len(tensors)
+        operator = _operators[name]
+        ctx.set_materialize_grads(False)  # else zeros are made for outputs that have no gradient
+        ctx.save_for_backward(*tensors, *(outputs[i] for i in operator.kept))
+        ctx.mark_non_differentiable(*outputs[operator.differentiable :])
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        operator = _operators[ctx.name]
+        gradients = gradients[: operator.differentiable]
+        needs = ctx.needs_input_grad[2:]
+        nothing = (None,) * (2 + len(needs))
+        if all(g is None for g in gradients) or not any(needs):
+            return nothing
+        saved = ctx.saved_tensors
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            found = _FusedBackward.apply(ctx.name, ctx.setting, needs, ctx.inputs, *gradients, *saved)
+        else:
+            tensors, kept = saved[: ctx.inputs], saved[ctx.inputs :]
+            found = operator.backward(ctx.setting, needs, gradients, tensors, kept)
+        found = iter(found)
+        return (None, None, *(next(found) if needed else None for needed in needs))
+
+
+@_with_signature
+class _FusedBackward(torch.autograd.Function):
+    """An operator's backward kernel where it may be differentiated again: by the reference, at the same inputs."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(name, setting, needs, inputs, *tensors):
+        operator = _operators[name]
+        gradients, tensors = tensors[: operator.differentiable], tensors[operator.differentiable :]
+        return tuple(operator.backward(setting, needs, gradients, tensors[:inputs], tensors[inputs:]))
+
+    @staticmethod
+    def setup_context(ctx, inputs, outputs):
+        ctx.name, ctx.setting, ctx.needs, count, *tensors = inputs
+        ctx.save_for_backward(*tensors[: _operators[ctx.name].differentiable + count])
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        operator, tensors = _operators[ctx.name], ctx.saved_tensors
+        results = operator.differentiable
+        given = [i for i in range(results) if tensors[i] is not None]
+        asked = [i + results for i, needed in enumerate(ctx.needs) if needed]
+        # What the gradients depend on: the results' gradients, and every input of floats.
+        leaves = [i for i, x in enumerate(tensors) if x is not None and x.is_floating_point()]
+
+        def first(*values):
+            now = list(tensors)
+            for i, value in zip(leaves, values, strict=True):
+                now[i] = value
+
+            def outputs(*wanted):
+                at = list(now)
+                for i, value in zip(asked, wanted, strict=True):
+                    at[i] = value
+                found = operator.reference(ctx.setting, at[results:])
+                return tuple(found[i].to(tensors[i].dtype) for i in given)
+
+            _, pull = torch.func.vjp(outputs, *(now[i] for i in asked))
+            return pull(tuple(now[i] for i in given))
+
+        _, pull = torch.func.vjp(first, *(tensors[i] for i in leaves))
+        found = dict(zip(leaves, pull(tuple(gradients)), strict=True))
+        count = len(ctx.needs_input_grad) - 4
+        return (None, None, None, None, *(found.get(i) for i in range(count)))
+
+
+def _apply(name: str, setting: tuple[Any, ...], *tensors: Tensor | None) -> tuple[Tensor, ...]:
+    """The operator's results, by ``_Fused.apply`` where something wants a gradient, else by its forward alone.
 
     Not only cheaper: without gradients torch.compile hands a context to a forward that takes any number of tensors.
 
     Raises:
         ValueError: tensors on more than one device: the kernels would take an address for one of their own.
-        NotImplementedError: tangents of forward-mode differentiation, or torch.func inside of compiled code, where
-            nothing seems to require a gradient: derivatives would be lost without a word.
+        NotImplementedError: torch.func inside of compiled code, where nothing seems to require a gradient: derivatives
+            would be lost without a word.
     """
-    if torch.compiler.is_compiling():
-        if _inside_torch_func():
-            raise NotImplementedError(
-                f"no torch.func inside of compiled code for fused kernels; {_REFERENCE}"
-            )
-    else:
-        for tensor in tensors:
-            if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
-                raise NotImplementedError(f"no forward-mode derivative in fused kernels; {_REFERENCE}")
-    devices = [tensor.device for tensor in tensors if tensor is not None]
-    for device in devices:
-        if device != devices[0]:
-            raise ValueError(f"expected all tensors on one device, got {devices[0]} and {device}")
-    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
-        return function.apply(setting, *tensors)
-    return function.forward(setting, *tensors)
+    if torch.compiler.is_compiling() and _inside_torch_func():
+        raise NotImplementedError(
+            "no torch.func inside of compiled code for fused kernels; backend='reference' has it"
+        )
+    device, gradient = None, False
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        if device is None:
+            device = tensor.device
+        elif tensor.device != device:
+            raise ValueError(f"{name}: expected all tensors on one device, got {device} and {tensor.device}")
+        gradient = gradient or tensor.requires_grad
+    if gradient and torch.is_grad_enabled():
+        return _Fused.apply(name, setting, *tensors)
+    return _operators[name].forward(setting, tensors)
 
 
-_REFERENCE = "backend='reference' has it"
-
-
-class _Once(torch.autograd.Function):
-    """A backward operator, where somebody may want to differentiate it: that raises, where silence would give zeros."""
-
-    @staticmethod
-    def forward(operator, sizes, *values):
-        # Of the operator's arguments, lists come spread out: tensors in a list are not followed.
-        left = iter(values)
-        arguments = [next(left) if size is None else [next(left) for _ in range(size)] for size in sizes]
-        return tuple(operator(*arguments))
-
-    @staticmethod
-    def setup_context(ctx, inputs, outputs):
-        pass
-
-    @staticmethod
-    def backward(ctx, *_):
-        raise NotImplementedError(f"no second derivative in fused kernels; {_REFERENCE}")
-
-
-def _differentiated_once(operator: Callable[..., list[Tensor]], *arguments: Any) -> Sequence[Tensor]:
-    """``operator(*arguments)``, a backward whose results cannot be differentiated again."""
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return operator(*arguments)
-    sizes = tuple(len(a) if isinstance(a, list) else None for a in arguments)
-    values = [x for a in arguments for x in (a if isinstance(a, list) else [a])]
-    return _Once.apply(operator, sizes, *values)
-
-
-def _apart(tensors: list[Tensor], kind: torch.dtype) -> list[Tensor]:
+def _apart(tensors: Sequence[Tensor], kind: torch.dtype) -> list[Tensor]:
     """The tensors in type ``kind``, none of them the same object as another."""
     result: list[Tensor] = []
     for tensor in tensors:
@@ -128,12 +219,6 @@ def _apart(tensors: list[Tensor], kind: torch.dtype) -> list[Tensor]:
             tensor = tensor.to(kind)
         result.append(tensor.view_as(tensor) if any(tensor is other for other in result) else tensor)
     return result
-
-
-def _with_signature(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
-    """Class decorator: ``apply`` asks for the signature of ``forward`` at every call, and finding it takes its time."""
-    function.forward.__signature__ = inspect.signature(function.forward)
-    return function
 
 
 def _register(name: str, operator: str, direction: str, fake: Callable[..., Any]) -> None:
@@ -152,100 +237,95 @@ def _register(name: str, operator: str, direction: str, fake: Callable[..., Any]
 _library.define(
     "fused_graph_attention(Tensor query, Tensor key, Tensor value, Tensor word_weight, Tensor word_mask, "
     "Tensor emotion_weight, Tensor correlation, Tensor? emotion_mask, Tensor[] history_query, Tensor[] history_key, "
-    "Tensor? row_factor, float scale, bool words_only, str precision, str backend) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+    "Tensor? row_factor, float scale, bool words_only, str precision, str backend) -> (Tensor, Tensor)"
 )
 _library.define(
     "fused_graph_attention_backward(Tensor grad_output, Tensor query, Tensor key, Tensor value, Tensor word_mask, "
     "Tensor correlation, Tensor? emotion_mask, Tensor[] history_query, Tensor[] history_key, Tensor? row_factor, "
-    "Tensor output, Tensor log_normalizer, Tensor order, Tensor weight, Tensor counts, float scale, bool words_only, "
-    "bool needs_emotion_weight, bool needs_correlation, str precision, str backend) -> Tensor[]"
+    "Tensor output, Tensor saved, float scale, bool words_only, bool[] needs, str precision, str backend) -> Tensor[]"
 )
 
 
 def _graph_attention_fake(query, key, value, word_weight, word_mask, emotion_weight, *rest):
     words_only = rest[-3]
-    batch, resolutions, words = word_mask.shape
-    nodes = query.shape[2]
-    number = _weight_type(query.dtype)
-    return (
-        empty_rows(value, words if words_only else nodes, value.shape[3], value.dtype),
-        query.new_empty((batch, resolutions, nodes), dtype=number),
-        query.new_empty((batch, resolutions, nodes), dtype=torch.int32),
-        query.new_empty((batch, resolutions, nodes), dtype=number),
-        query.new_empty((batch, resolutions, 2), dtype=torch.int32),
-    )
+    rows = word_mask.shape[2] if words_only else query.shape[2]
+    return empty_rows(value, rows, value.shape[3], value.dtype), empty_saved(query, 5)
 
 
 def _graph_attention_backward_fake(
     grad_output, query, key, value, word_mask, correlation, emotion_mask, history_query, history_key, row_factor,
-    output, log_normalizer, order, weight, counts, scale, words_only, needs_emotion_weight, needs_correlation,
-    precision, backend,
+    output, saved, scale, words_only, needs, precision, backend,
 ):  # fmt: skip
-    nodes = query.shape[2]
-    gradients = [empty_rows(query, nodes, x.shape[3], x.dtype) for x in (query, key, value)]
-    gradients += [empty_rows(query, nodes, x.shape[3], x.dtype) for x in (*history_query, *history_key)]
-    if row_factor is not None:
-        gradients.append(torch.empty_like(log_normalizer))
-    if needs_emotion_weight:
-        shape = (word_mask.shape[0], nodes - word_mask.shape[2])
-        gradients.append(log_normalizer.new_empty(shape))
-    if needs_correlation:
-        gradients.append(log_normalizer.new_empty(correlation.shape))
+    nodes = (query, key, value, *history_query, *history_key)
+    count = query.shape[2]
+    gradients = [
+        empty_rows(query, count, x.shape[3], x.dtype)
+        for x, needed in zip(nodes, needs, strict=False)
+        if needed
+    ]
+    shapes = (query.shape[:3], (query.shape[0], count - word_mask.shape[2]), correlation.shape)
+    gradients += [saved.new_empty(shape) for shape, needed in zip(shapes, needs[-3:], strict=True) if needed]
     return gradients
 
 
 _register("fused_graph_attention", "graph_attention", "forward", _graph_attention_fake)
 _register("fused_graph_attention_backward", "graph_attention", "backward", _graph_attention_backward_fake)
 
+# Of all three operators: setting = (layers of history, ..., precision, backend).
 
-@_with_signature
-class _GraphAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(setting, query, key, value, *rest):
-        layers, scale, words_only, precision, backend = setting
-        *graph, row_factor = rest[:6]
-        past = list(rest[6:])
-        return torch.ops.ecore_kernels.fused_graph_attention(
-            query,
-            key,
-            value,
-            *graph,
-            past[:layers],
-            past[layers:],
-            row_factor,
-            scale,
-            words_only,
-            precision,
-            backend,
-        )
 
-    @staticmethod
-    def setup_context(ctx, inputs, outputs):
-        ctx.setting = inputs[0]
-        ctx.set_materialize_grads(False)  # else zeros are made for outputs that have no gradient
-        ctx.save_for_backward(*inputs[1:], *outputs)
-        ctx.mark_non_differentiable(*outputs[1:])
+class _GraphTensors(NamedTuple):
+    """The flat tensors of graph_attention: queries, keys and values, then the rest."""
 
-    @staticmethod
-    def backward(ctx, grad_output, *_):
-        layers, scale, words_only, precision, backend = ctx.setting
-        query, key, value, _, word_mask, _, correlation, emotion_mask, row_factor, *rest = ctx.saved_tensors
-        past, saved = rest[: 2 * layers], rest[2 * layers :]
-        if grad_output is None:
-            grad_output = torch.zeros_like(saved[0])
-        needs_emotion_weight, needs_correlation = ctx.needs_input_grad[6:8]
-        gradients = _differentiated_once(
-            torch.ops.ecore_kernels.fused_graph_attention_backward,
-            grad_output, query, key, value, word_mask, correlation, emotion_mask, past[:layers], past[layers:],
-            row_factor, *saved, scale, words_only, needs_emotion_weight, needs_correlation, precision, backend,
-        )  # fmt: skip
-        nodes, past = gradients[:3], gradients[3 : 3 + 2 * layers]
-        weights = iter(gradients[3 + 2 * layers :])
-        grad_factor = None if row_factor is None else next(weights)
-        grad_emotion_weight = next(weights) if needs_emotion_weight else None
-        grad_correlation = next(weights) if needs_correlation else None
-        return (None, *nodes, None, None, grad_emotion_weight, grad_correlation, None, grad_factor, *past)
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    history_query: list[Tensor]
+    history_key: list[Tensor]
+    row_factor: Tensor | None
+    emotion_weight: Tensor
+    correlation: Tensor
+    word_weight: Tensor
+    word_mask: Tensor
+    emotion_mask: Tensor | None
+
+    @classmethod
+    def of(cls, layers: int, tensors: Sequence[Any]) -> _GraphTensors:
+        past = list(tensors[3 : 3 + 2 * layers])
+        return cls(*tensors[:3], past[:layers], past[layers:], *tensors[3 + 2 * layers :])
+
+
+def _graph_attention_forward(setting, tensors):
+    layers, scale, words_only, precision, backend = setting
+    of = _GraphTensors.of(layers, tensors)
+    return torch.ops.ecore_kernels.fused_graph_attention(
+        of.query, of.key, of.value, of.word_weight, of.word_mask, of.emotion_weight, of.correlation, of.emotion_mask,
+        of.history_query, of.history_key, of.row_factor, scale, words_only, precision, backend,
+    )  # fmt: skip
+
+
+def _graph_attention_backward(setting, needs, gradients, tensors, kept):
+    layers, scale, words_only, precision, backend = setting
+    of = _GraphTensors.of(layers, tensors)
+    return torch.ops.ecore_kernels.fused_graph_attention_backward(
+        gradients[0], of.query, of.key, of.value, of.word_mask, of.correlation, of.emotion_mask, of.history_query,
+        of.history_key, of.row_factor, *kept, scale, words_only, list(needs[: 6 + 2 * layers]), precision, backend,
+    )  # fmt: skip
+
+
+def _graph_attention_reference(setting, tensors):
+    layers, scale, words_only, _, _ = setting
+    of = _GraphTensors.of(layers, tensors)
+    graph = EmotionGraph(of.word_weight, of.word_mask, of.emotion_weight, of.correlation, of.emotion_mask)
+    output = reference.graph_attention(
+        of.query, of.key, of.value, graph, of.history_query, of.history_key, of.row_factor, scale, words_only
+    )
+    return (output,)
+
+
+_operators["graph_attention"] = _Operator(
+    _graph_attention_forward, _graph_attention_backward, _graph_attention_reference, 1, (0, 1)
+)
 
 
 def graph_attention(
@@ -267,21 +347,18 @@ def graph_attention(
     """
     nodes = [query, key, value, *history_query, *history_key]
     kind = node_type(nodes, graph.word_weight, graph.emotion_weight, graph.correlation, row_factor)
+    kind = _kernel_type(kind, backend)
     number = _weight_type(kind)
-    query, key, value, *past = _apart(nodes, kind)
-    output, *_ = _apply(
-        _GraphAttention,
-        (len(history_query), scale, words_only, _matmul_precision(), backend),
-        query,
-        key,
-        value,
-        graph.word_weight.detach().to(number),
-        graph.word_mask,
+    output, _ = _apply(
+        "graph_attention",
+        (len(history_query), scale, words_only, _precision(backend), backend),
+        *_apart(nodes, kind),
+        None if row_factor is None else row_factor.to(number),
         graph.emotion_weight.to(number),
         graph.correlation.to(number),
+        graph.word_weight.detach().to(number),
+        graph.word_mask,
         graph.emotion_mask,
-        None if row_factor is None else row_factor.to(number),
-        *past,
     )
     return output
 
@@ -296,8 +373,7 @@ _library.define(
 _library.define(
     "fused_edge_readout_backward(Tensor grad_word_to_emotion, Tensor grad_emotion_to_emotion, Tensor word_mask, "
     "Tensor emotion_weight, Tensor correlation, Tensor? emotion_mask, Tensor[] history_query, Tensor[] history_key, "
-    "Tensor? row_factor, float scale, bool per_word, bool needs_emotion_weight, bool needs_correlation, "
-    "str precision, str backend) -> Tensor[]"
+    "Tensor? row_factor, float scale, bool per_word, bool[] needs, str precision, str backend) -> Tensor[]"
 )
 
 
@@ -311,56 +387,83 @@ def _edge_readout_fake(word_mask, emotion_weight, *rest):
 
 def _edge_readout_backward_fake(
     grad_word_to_emotion, grad_emotion_to_emotion, word_mask, emotion_weight, correlation, emotion_mask,
-    history_query, history_key, row_factor, scale, per_word, needs_emotion_weight, needs_correlation, precision,
-    backend,
+    history_query, history_key, row_factor, scale, per_word, needs, precision, backend,
 ):  # fmt: skip
     past = (*history_query, *history_key)
-    gradients = [empty_rows(past[0], x.shape[2], x.shape[3], x.dtype) for x in past]
-    if row_factor is not None:
-        gradients.append(row_factor.new_empty(row_factor.shape))
-    if needs_emotion_weight:
-        gradients.append(emotion_weight.new_empty(emotion_weight.shape))
-    if needs_correlation:
-        gradients.append(correlation.new_empty(correlation.shape))
-    return gradients
+    gradients = [
+        empty_rows(past[0], x.shape[2], x.shape[3], x.dtype)
+        for x, needed in zip(past, needs, strict=False)
+        if needed
+    ]
+    rest = (row_factor, emotion_weight, correlation)
+    return gradients + [x.new_empty(x.shape) for x, needed in zip(rest, needs[-3:], strict=True) if needed]
 
 
 _register("fused_edge_readout", "edge_readout", "forward", _edge_readout_fake)
 _register("fused_edge_readout_backward", "edge_readout", "backward", _edge_readout_backward_fake)
 
 
-@_with_signature
-class _EdgeReadout(torch.autograd.Function):
-    @staticmethod
-    def forward(setting, *tensors):
-        layers, scale, per_word, precision, backend = setting
-        *graph, row_factor = tensors[:5]
-        past = list(tensors[5:])
-        return torch.ops.ecore_kernels.fused_edge_readout(
-            *graph, past[:layers], past[layers:], row_factor, scale, per_word, precision, backend
-        )
+class _ReadoutTensors(NamedTuple):
+    """The flat tensors of edge_readout."""
 
-    @staticmethod
-    def setup_context(ctx, inputs, outputs):
-        ctx.setting = inputs[0]
-        ctx.save_for_backward(*inputs[1:])
+    history_query: list[Tensor]
+    history_key: list[Tensor]
+    row_factor: Tensor | None
+    emotion_weight: Tensor
+    correlation: Tensor
+    word_mask: Tensor
+    emotion_mask: Tensor | None
 
-    @staticmethod
-    def backward(ctx, *grad_outputs):
-        layers, scale, per_word, precision, backend = ctx.setting
-        *graph, row_factor = ctx.saved_tensors[:5]
-        past = list(ctx.saved_tensors[5:])
-        needs_emotion_weight, needs_correlation = ctx.needs_input_grad[2:4]
-        gradients = _differentiated_once(
-            torch.ops.ecore_kernels.fused_edge_readout_backward,
-            *grad_outputs, *graph, past[:layers], past[layers:], row_factor, scale, per_word,
-            needs_emotion_weight, needs_correlation, precision, backend,
-        )  # fmt: skip
-        past, weights = gradients[: 2 * layers], iter(gradients[2 * layers :])
-        grad_factor = None if row_factor is None else next(weights)
-        grad_emotion_weight = next(weights) if needs_emotion_weight else None
-        grad_correlation = next(weights) if needs_correlation else None
-        return (None, None, grad_emotion_weight, grad_correlation, None, grad_factor, *past)
+    @classmethod
+    def of(cls, layers: int, tensors: Sequence[Any]) -> _ReadoutTensors:
+        past = list(tensors[: 2 * layers])
+        return cls(past[:layers], past[layers:], *tensors[2 * layers :])
+
+    def arguments(self) -> tuple[Any, ...]:
+        """The registered operators' arguments from word_mask to row_factor."""
+        graph = (self.word_mask, self.emotion_weight, self.correlation, self.emotion_mask)
+        return (*graph, self.history_query, self.history_key, self.row_factor)
+
+
+def _edge_readout_forward(setting, tensors):
+    layers, *rest = setting
+    of = _ReadoutTensors.of(layers, tensors)
+    return torch.ops.ecore_kernels.fused_edge_readout(*of.arguments(), *rest)
+
+
+def _edge_readout_backward(setting, needs, gradients, tensors, kept):
+    layers, scale, per_word, precision, backend = setting
+    of = _ReadoutTensors.of(layers, tensors)
+    to_word, to_emotion = gradients
+    batch, _, words = of.word_mask.shape
+    emotions = of.emotion_weight.shape[1]
+    if to_word is None:
+        to_word = to_emotion.new_zeros((batch, words, emotions) if per_word else (batch, emotions))
+    if to_emotion is None:
+        to_emotion = to_word.new_zeros((batch, emotions, emotions))
+    return torch.ops.ecore_kernels.fused_edge_readout_backward(
+        to_word,
+        to_emotion,
+        *of.arguments(),
+        scale,
+        per_word,
+        list(needs[: 3 + 2 * layers]),
+        precision,
+        backend,
+    )
+
+
+def _edge_readout_reference(setting, tensors):
+    layers, scale, per_word, _, _ = setting
+    of = _ReadoutTensors.of(layers, tensors)
+    words = of.emotion_weight.new_zeros((of.word_mask.shape[0], of.word_mask.shape[2]))  # not read
+    graph = EmotionGraph(words, of.word_mask, of.emotion_weight, of.correlation, of.emotion_mask)
+    return reference.edge_readout(graph, of.history_query, of.history_key, of.row_factor, scale, per_word)
+
+
+_operators["edge_readout"] = _Operator(
+    _edge_readout_forward, _edge_readout_backward, _edge_readout_reference, 2, ()
+)
 
 
 def edge_readout(
@@ -373,20 +476,21 @@ def edge_readout(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """:func:`ecore_kernels.edge_readout` on a backend's fused kernels; arguments as the reference's."""
-    weights = graph.emotion_weight, graph.correlation, row_factor
     past = [*history_query, *history_key]
-    kind = node_type(past or [graph.emotion_weight], *weights)
+    kind = node_type(past or [graph.emotion_weight], graph.emotion_weight, graph.correlation, row_factor)
+    kind = _kernel_type(kind, backend)
     number = _weight_type(kind)
-    return _apply(
-        _EdgeReadout,
-        (len(history_query), scale, per_word, _matmul_precision(), backend),
-        graph.word_mask,
+    to_word, to_emotion = _apply(
+        "edge_readout",
+        (len(history_query), scale, per_word, _precision(backend), backend),
+        *_apart(past, kind),
+        None if row_factor is None else row_factor.to(number),
         graph.emotion_weight.to(number),
         graph.correlation.to(number),
+        graph.word_mask,
         graph.emotion_mask,
-        None if row_factor is None else row_factor.to(number),
-        *_apart(past, kind),
     )
+    return to_word, to_emotion
 
 
 # edge_attention ---------------------------------------------------------------------------------------------
@@ -397,32 +501,35 @@ _library.define(
 )
 _library.define(
     "fused_edge_attention_backward(Tensor grad_output, Tensor? grad_new_edge, Tensor query, Tensor key, Tensor value, "
-    "Tensor edge, Tensor? neighbors, Tensor? factor, Tensor output, Tensor log_normalizer, float scale, "
-    "bool needs_edge, str precision, str backend) -> Tensor[]"
+    "Tensor edge, Tensor? neighbors, Tensor? factor, Tensor output, Tensor saved, float scale, bool[] needs, "
+    "str precision, str backend) -> Tensor[]"
 )
 
 
 def _edge_attention_fake(query, key, value, edge, neighbors, factor, scale, precision, backend):
     batch, resolutions, nodes = query.shape[:3]
-    number = _weight_type(query.dtype)
     new_edge = (0,) if factor is None else (batch, resolutions, nodes, nodes)
     return (
         empty_rows(value, nodes, value.shape[3], value.dtype),
-        query.new_empty(new_edge, dtype=number),
-        query.new_empty((batch, resolutions, nodes), dtype=number),
+        query.new_empty(new_edge, dtype=_weight_type(query.dtype)),
+        empty_saved(query, 2),
     )
 
 
 def _edge_attention_backward_fake(
-    grad_output, grad_new_edge, query, key, value, edge, neighbors, factor, output, log_normalizer, scale,
-    needs_edge, precision, backend,
+    grad_output, grad_new_edge, query, key, value, edge, neighbors, factor, output, saved, scale, needs, precision,
+    backend,
 ):  # fmt: skip
-    nodes = query.shape[2]
-    gradients = [empty_rows(query, nodes, x.shape[3], x.dtype) for x in (query, key, value)]
-    if needs_edge:
+    nodes = (query, key, value)
+    gradients = [
+        empty_rows(query, query.shape[2], x.shape[3], x.dtype)
+        for x, needed in zip(nodes, needs, strict=False)
+        if needed
+    ]
+    if needs[3]:
         gradients.append(edge.new_empty(edge.shape))
-    if factor is not None:
-        gradients.append(torch.empty_like(log_normalizer))
+    if needs[4]:
+        gradients.append(saved.new_empty(query.shape[:3]))
     return gradients
 
 
@@ -430,35 +537,34 @@ _register("fused_edge_attention", "edge_attention", "forward", _edge_attention_f
 _register("fused_edge_attention_backward", "edge_attention", "backward", _edge_attention_backward_fake)
 
 
-@_with_signature
-class _EdgeAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(setting, *tensors):
-        return torch.ops.ecore_kernels.fused_edge_attention(*tensors, *setting)
+def _edge_attention_forward(setting, tensors):
+    query, key, value, edge, factor, neighbors = tensors
+    return torch.ops.ecore_kernels.fused_edge_attention(query, key, value, edge, neighbors, factor, *setting)
 
-    @staticmethod
-    def setup_context(ctx, inputs, outputs):
-        ctx.setting = inputs[0]
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs[1:], outputs[0], outputs[2])
-        ctx.mark_non_differentiable(outputs[2])
 
-    @staticmethod
-    def backward(ctx, grad_output, grad_new_edge, _):
-        scale, precision, backend = ctx.setting
-        query, key, value, edge, neighbors, factor, output, log_normalizer = ctx.saved_tensors
-        if grad_output is None:
-            grad_output = torch.zeros_like(output)
-        needs_edge = ctx.needs_input_grad[4]
-        gradients = _differentiated_once(
-            torch.ops.ecore_kernels.fused_edge_attention_backward,
-            grad_output, grad_new_edge if factor is not None else None, query, key, value, edge, neighbors, factor,
-            output, log_normalizer, scale, needs_edge, precision, backend,
-        )  # fmt: skip
-        weights = iter(gradients[3:])
-        grad_edge = next(weights) if needs_edge else None
-        grad_factor = None if factor is None else next(weights)
-        return (None, *gradients[:3], grad_edge, None, grad_factor)
+def _edge_attention_backward(setting, needs, gradients, tensors, kept):
+    scale, precision, backend = setting
+    query, key, value, edge, factor, neighbors = tensors
+    grad_output, grad_new_edge = gradients
+    if grad_output is None:
+        grad_output = torch.zeros_like(kept[0])
+    return torch.ops.ecore_kernels.fused_edge_attention_backward(
+        grad_output, None if factor is None else grad_new_edge, query, key, value, edge, neighbors, factor, *kept,
+        scale, list(needs[:5]), precision, backend,
+    )  # fmt: skip
+
+
+def _edge_attention_reference(setting, tensors):
+    scale, _, _ = setting
+    query, key, value, edge, factor, neighbors = tensors
+    one = None if factor is None else factor.new_ones(())
+    output, new_edge = reference.edge_attention(query, key, value, edge, neighbors, factor, one, scale)
+    return output, output.new_empty(0) if new_edge is None else new_edge
+
+
+_operators["edge_attention"] = _Operator(
+    _edge_attention_forward, _edge_attention_backward, _edge_attention_reference, 2, (0, 2)
+)
 
 
 def edge_attention(
@@ -484,14 +590,14 @@ def edge_attention(
         ``factor``.
     """
     nodes = [query, key, value]
-    kind = node_type(nodes, edge, factor)
+    kind = _kernel_type(node_type(nodes, edge, factor), backend)
     number = _weight_type(kind)
     output, new_edge, _ = _apply(
-        _EdgeAttention,
-        (scale, _matmul_precision(), backend),
+        "edge_attention",
+        (scale, _precision(backend), backend),
         *_apart(nodes, kind),
         edge.to(number),
-        neighbors,
         None if factor is None else factor.to(number),
+        neighbors,
     )
     return output, new_edge

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ecore_kernels.layout import empty_rows
+from ecore_kernels.layout import asked, empty_rows, empty_saved
 from ecore_kernels.native_kernels import address, dense, heads, kernel
 
 TASKS = 16  # what shares an edge is cut in so many tasks in all: enough threads can then add up its gradient
@@ -32,11 +32,13 @@ def forward(
     Returns:
         output: [B, K, N, dv].
         new_edge: [B, K, N, N], 0 off the graph; empty without ``factor``.
-        log_normalizer: [B, K, N], logarithm to base 2 of the softmax denominators; 0 where there is no neighbour.
+        saved: [2, B, K, N], for the backward: logarithm to base 2 of every softmax denominator (0 where there is no
+            neighbour), nothing.
     """
     batch, resolutions, nodes, dim = query.shape
     output = empty_rows(value, nodes, value.shape[3], value.dtype)
-    log_normalizer = query.new_empty((batch, resolutions, nodes))
+    saved = empty_saved(query, 2)
+    log_normalizer = saved[0]
     new_edge = query.new_empty((0,) if factor is None else (batch, resolutions, nodes, nodes))
     nodes_in = [dense(x) for x in (query, key, value)]
     edge = dense(edge)
@@ -47,7 +49,7 @@ def forward(
         _matrices(neighbors), address(factor), scale, address(log_normalizer), heads(output),
         0 if factor is None else address(new_edge), torch.get_num_threads(),
     )  # fmt: skip
-    return output, new_edge, log_normalizer
+    return output, new_edge, saved
 
 
 def backward(
@@ -60,9 +62,9 @@ def backward(
     neighbors: Tensor | None,
     factor: Tensor | None,
     output: Tensor,
-    log_normalizer: Tensor,
+    saved: Tensor,
     scale: float,
-    needs_edge: bool,
+    needs: list[bool],
     precision: str,
 ) -> list[Tensor]:
     """Run the backward kernel.
@@ -70,12 +72,13 @@ def backward(
     Args:
         grad_output: the gradient of output, in its shape.
         grad_new_edge: the gradient of new_edge, in its shape; None for 0, or where there is no factor.
-        output, log_normalizer: from :func:`forward`; the rest as it got them.
-        needs_edge: whether the edges need a gradient.
+        output, saved: from :func:`forward`; the rest as it got them.
+        needs: which of the gradients below are wanted, in their order.
 
     Returns:
-        gradients of query, key, value, edge (in its shape; left out if not needed) and factor (left out without one).
+        gradients of query, key, value, edge (in its shape and type) and factor, those alone that are needed.
     """
+    log_normalizer, needs_edge = saved[0], needs[3]
     batch, resolutions, nodes, dim = query.shape
     gradients = [empty_rows(query, nodes, x.shape[3], x.dtype) for x in (query, key, value)]
     # An edge that several (b, k) share gets their gradients one after the other, in a few sums, one a task.
@@ -97,11 +100,9 @@ def backward(
         _matrices(grad_new_edge), [heads(x) for x in gradients], (address(grad_edge), *groups, shares),
         address(grad_factor), torch.get_num_threads(),
     )  # fmt: skip
-    if needs_edge:
-        gradients.append(grad_edge.sum(2) if shares > 1 else grad_edge[:, :, 0])
-    if factor is not None:
-        gradients.append(grad_factor)
-    return gradients
+    if grad_edge is not None:
+        grad_edge = grad_edge.sum(2) if shares > 1 else grad_edge[:, :, 0]
+    return asked([*gradients, grad_edge, grad_factor], needs)
 
 
 def _matrices(tensor: Tensor | None) -> tuple[int, int, int, int]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ecore_kernels.layout import empty_rows
+from ecore_kernels.layout import asked, empty_rows
 from ecore_kernels.native_kernels import address, dense, graph_arguments, heads, kernel
 
 
@@ -64,19 +64,20 @@ def backward(
     row_factor: Tensor | None,
     scale: float,
     per_word: bool,
-    needs_emotion_weight: bool,
-    needs_correlation: bool,
+    needs: list[bool],
     precision: str,
 ) -> list[Tensor]:
     """Run the backward kernel, and add up what it leaves per resolution.
 
     Args:
         grad_word_to_emotion, grad_emotion_to_emotion: gradients of :func:`forward`'s results; the rest as it got it.
+        needs: which of the gradients below are wanted, in their order.
 
     Returns:
         gradients of the history's queries, its keys, row_factor, emotion_weight [B, P] and correlation (in its shape),
-        without those that are None or not asked for.
+        those alone that are needed.
     """
+    needs_emotion_weight, needs_correlation = needs[-2:]
     batch, resolutions, _ = word_mask.shape
     emotions = emotion_weight.shape[1]
     past = (*history_query, *history_key)
@@ -103,10 +104,9 @@ def backward(
         [heads(x) for x in gradients[:layers]], [heads(x) for x in gradients[layers:]], address(grad_row_factor),
         address(grad_emotion_weight), address(grad_correlation), torch.get_num_threads(),
     )  # fmt: skip
-    if grad_row_factor is not None:
-        gradients.append(grad_row_factor)
-    if needs_emotion_weight:
-        gradients.append(grad_emotion_weight.sum(1))
-    if needs_correlation:
-        gradients.append(grad_correlation.sum((0, 1) if correlation.dim() == 2 else 1))
-    return gradients
+    gradients.append(grad_row_factor)
+    gradients.append(None if grad_emotion_weight is None else grad_emotion_weight.sum(1))
+    if grad_correlation is not None:
+        grad_correlation = grad_correlation.sum((0, 1) if correlation.dim() == 2 else 1)
+    gradients.append(grad_correlation)
+    return asked(gradients, needs)

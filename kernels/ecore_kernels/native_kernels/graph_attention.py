@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ecore_kernels.layout import empty_rows
+from ecore_kernels.layout import asked, empty_rows, empty_saved, saved_order
 from ecore_kernels.native_kernels import address, dense, graph_arguments, heads, kernel
 
 
@@ -26,7 +26,7 @@ def forward(
     scale: float,
     words_only: bool,
     precision: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Run the forward kernel.
 
     Args:
@@ -37,18 +37,16 @@ def forward(
 
     Returns:
         output: [B, K, N or M, dv].
-        log_normalizer: [B, K, N], logarithm to base 2 of every receiver's softmax denominator, by its place in order.
-        order: [B, K, N] int32, the nodes that take part: [CLS], emotions, words.
-        weight: [B, K, N], E0 of the edges that those nodes send to words.
-        counts: [B, K, 2] int32: emotions and nodes that take part.
+        saved: [5, B, K, N], for the backward: of every receiver by its place the logarithm to base 2 of its softmax
+            denominator, nothing, E0 of the edges that the node in that place sends to words; then order, int32
+            [B, K, N]: the nodes that take part ([CLS], emotions, words); and counts, int32 [B, K, 2]: emotions and
+            nodes that take part.
     """
-    batch, resolutions, words = word_mask.shape
-    nodes = query.shape[2]
+    words, nodes = word_mask.shape[2], query.shape[2]
     output = empty_rows(value, words if words_only else nodes, value.shape[3], value.dtype)
-    log_normalizer = query.new_empty((batch, resolutions, nodes))
-    order = torch.empty_like(log_normalizer, dtype=torch.int32)
-    weight = torch.empty_like(log_normalizer)
-    counts = order.new_empty((batch, resolutions, 2))
+    saved = empty_saved(query, 5)
+    log_normalizer, _, weight = saved[:3]
+    order, counts = saved_order(saved)
     queries = [dense(x) for x in (query, *history_query)]
     keys = [dense(x) for x in (key, *history_key)]
     value = dense(value)
@@ -62,7 +60,7 @@ def forward(
         address(row_factor), scale, words_only, _saved(log_normalizer, order, weight, counts), heads(output),
         torch.get_num_threads(),
     )  # fmt: skip
-    return output, log_normalizer, order, weight, counts
+    return output, saved
 
 
 def backward(
@@ -77,26 +75,26 @@ def backward(
     history_key: Sequence[Tensor],
     row_factor: Tensor | None,
     output: Tensor,
-    log_normalizer: Tensor,
-    order: Tensor,
-    weight: Tensor,
-    counts: Tensor,
+    saved: Tensor,
     scale: float,
     words_only: bool,
-    needs_emotion_weight: bool,
-    needs_correlation: bool,
+    needs: list[bool],
     precision: str,
 ) -> list[Tensor]:
     """Run the backward kernel, and add up what it leaves per resolution.
 
     Args:
         grad_output: the gradient of output, in its shape.
-        log_normalizer, order, weight, counts: from :func:`forward`; the rest as it got them.
+        output, saved: from :func:`forward`; the rest as it got them.
+        needs: which of the gradients below are wanted, in their order.
 
     Returns:
         gradients of query, key, value, the history's queries, its keys, row_factor, emotion_weight [B, P] and
-        correlation (in its shape), without those that are None or not asked for.
+        correlation (in its shape), those alone that are needed.
     """
+    log_normalizer, _, weight = saved[:3]
+    order, counts = saved_order(saved)
+    needs_emotion_weight, needs_correlation = needs[-2:]
     batch, resolutions, words = word_mask.shape
     nodes = query.shape[2]
     emotions = nodes - words
@@ -124,15 +122,14 @@ def backward(
         torch.get_num_threads(),
     )  # fmt: skip
     gradients = [grad_queries[0], grad_keys[0], grad_value, *grad_queries[1:], *grad_keys[1:]]
-    if grad_row_factor is not None:
-        gradients.append(grad_row_factor)
-    if needs_emotion_weight:
-        gradients.append(grad_emotion_weight.sum(1))
+    gradients.append(grad_row_factor)
+    gradients.append(None if grad_emotion_weight is None else grad_emotion_weight.sum(1))
     if grad_correlation is not None:
-        gradients.append(grad_correlation.sum((0, 1) if correlation.dim() == 2 else 1))
+        grad_correlation = grad_correlation.sum((0, 1) if correlation.dim() == 2 else 1)
     elif needs_correlation:  # words hear emotions by emotion_weight alone
-        gradients.append(correlation.new_zeros(correlation.shape))
-    return gradients
+        grad_correlation = correlation.new_zeros(correlation.shape)
+    gradients.append(grad_correlation)
+    return asked(gradients, needs)
 
 
 def _saved(log_normalizer: Tensor, order: Tensor, weight: Tensor, counts: Tensor) -> tuple[int, ...]:

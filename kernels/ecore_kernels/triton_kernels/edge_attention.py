@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ecore_kernels.layout import dense_rows, empty_rows, laid_out_like
+from ecore_kernels.layout import asked, dense_rows, empty_rows, empty_saved, laid_out_like
 from ecore_kernels.triton_kernels import launch
 from ecore_kernels.triton_kernels.tiles import LOG2E, load_rows, rounded, store_rows
 
@@ -392,14 +392,16 @@ def forward(
     Returns:
         output: [B, K, N, dv], in the type of value.
         new_edge: [B, K, N, N], 0 off the graph, float32 (float64 where query is); empty without ``factor``.
-        log_normalizer: [B, K, N], logarithm to base 2 of every softmax denominator; 0 where there is no neighbour.
+        saved: [2, B, K, N], for the backward: logarithm to base 2 of every softmax denominator (0 where there is no
+            neighbour), nothing.
     """
     batch, resolutions, nodes, _ = query.shape
     number = torch.float64 if query.dtype is torch.float64 else torch.float32
     output = empty_rows(value, nodes, value.shape[3], value.dtype)
     query, value = dense_rows(query), dense_rows(value)
     key = laid_out_like(key, query)
-    log_normalizer = query.new_empty((batch, resolutions, nodes), dtype=number)
+    saved = empty_saved(query, 2)
+    log_normalizer = saved[0]
     new_edge = None if factor is None else query.new_empty((batch, resolutions, nodes, nodes), dtype=number)
     constants, options = _setting(query, value, precision, "forward")
     arguments = {
@@ -420,7 +422,7 @@ def forward(
     }
     programs = batch * resolutions * triton.cdiv(nodes, constants["BLOCK"])
     launch.launch(_forward, (programs,), arguments, options, query.device)
-    return output, query.new_empty(0, dtype=number) if new_edge is None else new_edge, log_normalizer
+    return output, query.new_empty(0, dtype=number) if new_edge is None else new_edge, saved
 
 
 def backward(
@@ -433,9 +435,9 @@ def backward(
     neighbors: Tensor | None,
     factor: Tensor | None,
     output: Tensor,
-    log_normalizer: Tensor,
+    saved: Tensor,
     scale: float,
-    needs_edge: bool,
+    needs: list[bool],
     precision: str,
 ) -> list[Tensor]:
     """Launch the backward kernel.
@@ -443,12 +445,13 @@ def backward(
     Args:
         grad_output: the gradient of output, in its shape.
         grad_new_edge: the gradient of new_edge, in its shape; None for 0, or where there is no factor.
-        output, log_normalizer: from :func:`forward`; the rest as it got them.
-        needs_edge: whether the edges need a gradient.
+        output, saved: from :func:`forward`; the rest as it got them.
+        needs: which of the gradients below are wanted, in their order.
 
     Returns:
-        gradients of query, key, value, edge (in its shape and type) and factor, without those not needed or not given.
+        gradients of query, key, value, edge (in its shape and type) and factor, those alone that are needed.
     """
+    log_normalizer, needs_edge = saved[0], needs[3]
     batch, resolutions, nodes, dim = query.shape
     number = log_normalizer.dtype
     grad_query = empty_rows(query, nodes, dim, query.dtype)
@@ -500,5 +503,4 @@ def backward(
     launch.launch(_backward, (programs,), arguments, options, query.device)
     if factor is not None and grad_factor is None:
         grad_factor = torch.zeros_like(log_normalizer)
-    wanted = [grad for grad in (grad_edge, grad_factor) if grad is not None]
-    return [grad_query, grad_key, grad_value, *wanted]
+    return asked([grad_query, grad_key, grad_value, grad_edge, grad_factor], needs)

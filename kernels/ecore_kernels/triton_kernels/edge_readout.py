@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ecore_kernels.layout import dense_rows, empty_rows, laid_out_like
+from ecore_kernels.layout import asked, dense_rows, empty_rows, laid_out_like
 from ecore_kernels.triton_kernels import launch
 from ecore_kernels.triton_kernels.tiles import rounded, rows_of, store_rows
 
@@ -450,19 +450,20 @@ def backward(
     row_factor: Tensor | None,
     scale: float,
     per_word: bool,
-    needs_emotion_weight: bool,
-    needs_correlation: bool,
+    needs: list[bool],
     precision: str,
 ) -> list[Tensor]:
     """Launch the backward kernel, and add up what it leaves per resolution.
 
     Args:
         grad_word_to_emotion, grad_emotion_to_emotion: gradients of :func:`forward`'s results; the rest is as it got it.
+        needs: which of the gradients below are wanted, in their order.
 
     Returns:
-        gradients of the history's queries, its keys (in their type), row_factor, emotion_weight [B, P] and correlation
-        (in its shape), without those that are None or not asked for.
+        gradients of the history's queries, its keys, row_factor, emotion_weight [B, P] and correlation (in its shape),
+        those alone that are needed.
     """
+    needs_emotion_weight, needs_correlation = needs[-2:]
     batch, resolutions, words = word_mask.shape
     emotions = emotion_weight.shape[1]
     arguments = _inputs(
@@ -501,10 +502,9 @@ def backward(
     programs = batch * resolutions * (triton.cdiv(emotions, constants["COLUMNS"]) + blocks)
     launch.launch(_backward, (programs,), arguments, options, emotion_weight.device)
     gradients = [*grad_history_query, *grad_history_key]
-    if grad_row_factor is not None:
-        gradients.append(grad_row_factor)
-    if grad_emotion_weight is not None:
-        gradients.append(grad_emotion_weight.sum(1))
+    gradients.append(grad_row_factor)
+    gradients.append(None if grad_emotion_weight is None else grad_emotion_weight.sum(1))
     if grad_correlation is not None:
-        gradients.append(grad_correlation.sum((0, 1) if correlation.dim() == 2 else 1))
-    return gradients
+        grad_correlation = grad_correlation.sum((0, 1) if correlation.dim() == 2 else 1)
+    gradients.append(grad_correlation)
+    return asked(gradients, needs)

@@ -14,7 +14,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ecore_kernels.layout import dense_rows, empty_rows, laid_out_like
+from ecore_kernels.layout import (
+    asked,
+    dense_rows,
+    empty_rows,
+    empty_saved,
+    laid_out_like,
+    saved_order,
+)
 from ecore_kernels.triton_kernels import launch
 from ecore_kernels.triton_kernels.tiles import (
     LOG2E,
@@ -578,7 +585,7 @@ def forward(
     scale: float,
     words_only: bool,
     precision: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Launch the forward kernel.
 
     Args:
@@ -590,10 +597,10 @@ def forward(
 
     Returns:
         output: [B, K, N or M, dv], in the type of value.
-        log_normalizer: [B, K, N], logarithm to base 2 of every receiver's softmax denominator, by its place in order.
-        order: [B, K, N] int32, the nodes that take part: [CLS], emotions, words.
-        weight: [B, K, N], E0 of the edges that those nodes send to words.
-        counts: [B, K, 2] int32: emotions and nodes that take part.
+        saved: [5, B, K, N], for the backward: of every receiver by its place the logarithm to base 2 of its softmax
+            denominator, nothing, E0 of the edges that the node in that place sends to words; then order, int32
+            [B, K, N]: the nodes that take part ([CLS], emotions, words); and counts, int32 [B, K, 2]: emotions and
+            nodes that take part.
     """
     arguments = _inputs(
         query, key, value, word_mask, correlation, emotion_mask, history_query, history_key, row_factor
@@ -601,10 +608,9 @@ def forward(
     batch, resolutions, nodes, _ = query.shape
     number = torch.float64 if query.dtype is torch.float64 else torch.float32
     output = empty_rows(value, word_mask.shape[2] if words_only else nodes, value.shape[3], value.dtype)
-    log_normalizer = query.new_empty((batch, resolutions, nodes), dtype=number)
-    order = query.new_empty((batch, resolutions, nodes), dtype=torch.int32)
-    weight = torch.empty_like(log_normalizer)
-    counts = order.new_empty((batch, resolutions, 2))
+    saved = empty_saved(query, 5)
+    log_normalizer, _, weight = saved[:3]
+    order, counts = saved_order(saved)
     constants, options = _setting(query, value, len(history_query), precision, "forward")
     arguments.update(
         word_weight=word_weight.to(number).contiguous(),
@@ -622,7 +628,7 @@ def forward(
     )
     programs = batch * resolutions * triton.cdiv(output.shape[2], constants["BLOCK"])
     launch.launch(_forward, (programs,), arguments, options, query.device)
-    return output, log_normalizer, order, weight, counts
+    return output, saved
 
 
 def backward(
@@ -637,26 +643,26 @@ def backward(
     history_key: Sequence[Tensor],
     row_factor: Tensor | None,
     output: Tensor,
-    log_normalizer: Tensor,
-    order: Tensor,
-    weight: Tensor,
-    counts: Tensor,
+    saved: Tensor,
     scale: float,
     words_only: bool,
-    needs_emotion_weight: bool,
-    needs_correlation: bool,
+    needs: list[bool],
     precision: str,
 ) -> list[Tensor]:
     """Launch the backward kernel, and add up what it leaves per resolution.
 
     Args:
         grad_output: the gradient of output, in its shape.
-        log_normalizer, order, weight, counts: from :func:`forward`; the rest as it got them.
+        output, saved: from :func:`forward`; the rest as it got them.
+        needs: which of the gradients below are wanted, in their order.
 
     Returns:
         gradients of query, key, value, the history's queries, its keys, row_factor, emotion_weight [B, P] and
-        correlation (in its shape), without those that are None or not asked for.
+        correlation (in its shape), those alone that are needed.
     """
+    log_normalizer, _, weight = saved[:3]
+    order, counts = saved_order(saved)
+    needs_emotion_weight, needs_correlation = needs[-2:]
     arguments = _inputs(
         query, key, value, word_mask, correlation, emotion_mask, history_query, history_key, row_factor
     )
@@ -712,12 +718,11 @@ def backward(
     blocks = triton.cdiv(output.shape[2], constants["BLOCK"]) + triton.cdiv(nodes, constants["BLOCK"])
     launch.launch(_backward, (batch * resolutions * blocks,), arguments, options, query.device)
     gradients = [grad_query, grad_key, grad_value, *grad_history_query, *grad_history_key]
-    if grad_row_factor is not None:
-        gradients.append(grad_row_factor)
-    if needs_emotion_weight:
-        gradients.append(grad_emotion_weight.sum(1))
+    gradients.append(grad_row_factor)
+    gradients.append(None if grad_emotion_weight is None else grad_emotion_weight.sum(1))
     if grad_correlation is not None:
-        gradients.append(grad_correlation.sum((0, 1) if correlation.dim() == 2 else 1))
+        grad_correlation = grad_correlation.sum((0, 1) if correlation.dim() == 2 else 1)
     elif needs_correlation:  # words hear emotions by emotion_weight alone
-        gradients.append(correlation.new_zeros(correlation.shape))
-    return gradients
+        grad_correlation = correlation.new_zeros(correlation.shape)
+    gradients.append(grad_correlation)
+    return asked(gradients, needs)

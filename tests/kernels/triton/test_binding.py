@@ -57,18 +57,19 @@ for depth in (0, 1):
     past = [rows() for _ in range(depth)], [rows() for _ in range(depth)], torch.rand(B, K, N) if depth else None
     emotions = None if depth else torch.ones(B, P, dtype=torch.bool)
     mask, weight, correlation = torch.ones(B, K, M, dtype=torch.bool), torch.rand(B, P), torch.rand(P, P)
+    needs = [True] * (3 + 2 * depth) + [depth > 0, True, True]
     output, *saved = graph_attention.forward(
         query, key, value, torch.rand(B, M), mask, weight, correlation, emotions, *past, 0.1, False, "ieee"
     )
     graph_attention.backward(
-        output, query, key, value, mask, correlation, emotions, *past, output, *saved, 0.1, False, True, True, "ieee"
+        output, query, key, value, mask, correlation, emotions, *past, output, *saved, 0.1, False, needs, "ieee"
     )
     readout = mask, weight, correlation, emotions, *past, 0.1, False
     edge_readout.forward(*readout, "ieee")
-    edge_readout.backward(weight, torch.rand(B, P, P), *readout, True, True, "ieee")
+    edge_readout.backward(weight, torch.rand(B, P, P), *readout, needs[3:], "ieee")
 dense = query, key, value, torch.rand(1, K, N, N), None, torch.rand(B, K, N)
-output, new_edge, normalizer = edge_attention.forward(*dense, 0.1, "ieee")
-edge_attention.backward(output, new_edge, *dense, output, normalizer, 0.1, True, "ieee")
+output, new_edge, saved = edge_attention.forward(*dense, 0.1, "ieee")
+edge_attention.backward(output, new_edge, *dense, output, saved, 0.1, [True] * 5, "ieee")
 """
 
 

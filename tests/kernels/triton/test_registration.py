@@ -73,7 +73,8 @@ def test_graph_attention(make, device, words_only, layout, batched):
             output,
             *saved,
         )
-        options = (0.5, words_only, wanted, wanted)
+        needs = [True] * (3 + 2 * len(history[0])) + [history[2] is not None, wanted, wanted]
+        options = (0.5, words_only, needs)
         check(OPERATORS.fused_graph_attention_backward, (*inputs, *options, *SETTING))
 
 
@@ -91,7 +92,8 @@ def test_edge_readout(make, device, per_word, layers, layout):
     check(OPERATORS.fused_edge_readout, (*inputs, *SETTING))
     gradients = [torch.randn_like(x) for x in OPERATORS.fused_edge_readout(*inputs, *SETTING)]
     for wanted in (True, False):
-        arguments = (*gradients, *inputs, wanted, wanted, *SETTING)
+        needs = [True] * (2 * layers) + [factor is not None, wanted, wanted]
+        arguments = (*gradients, *inputs, needs, *SETTING)
         check(OPERATORS.fused_edge_readout_backward, arguments)
 
 
@@ -104,8 +106,9 @@ def test_edge_attention(device, gated, layout):
     factor = random(2, 3, 5, device=device) if gated else None
     inputs = (query, key, value, edge, neighbors, factor)
     check(OPERATORS.fused_edge_attention, (*inputs, 0.5, *SETTING))
-    output, new_edge, normalizer = OPERATORS.fused_edge_attention(*inputs, 0.5, *SETTING)
+    output, new_edge, saved = OPERATORS.fused_edge_attention(*inputs, 0.5, *SETTING)
     gradients = torch.randn_like(output), torch.randn_like(new_edge) if gated else None
     for wanted in (True, False):
-        arguments = (*gradients, *inputs, output, normalizer, 0.5, wanted, *SETTING)
+        needs = [True, True, True, wanted, gated]
+        arguments = (*gradients, *inputs, output, saved, 0.5, needs, *SETTING)
         check(OPERATORS.fused_edge_attention_backward, arguments)

@@ -64,9 +64,10 @@ def make(
 def run(given, needs_edge=True):
     """Outputs and gradients of the kernels, by name."""
     tensors = (given.query, given.key, given.value, given.edge, given.neighbors, given.factor)
-    output, new_edge, log_normalizer = edge_attention.forward(*tensors, given.scale, "ieee")
+    output, new_edge, saved = edge_attention.forward(*tensors, given.scale, "ieee")
+    needs = [True, True, True, needs_edge, given.factor is not None]
     gradients = edge_attention.backward(
-        given.grad_output, given.grad_new_edge, *tensors, output, log_normalizer, given.scale, needs_edge, "ieee"
+        given.grad_output, given.grad_new_edge, *tensors, output, saved, given.scale, needs, "ieee"
     )  # fmt: skip
     wanted = (*(["edge"] if needs_edge else []), *([] if given.factor is None else ["factor"]))
     results = dict(zip(("output", "query", "key", "value", *wanted), (output, *gradients), strict=True))
