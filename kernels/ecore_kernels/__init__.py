@@ -1,5 +1,6 @@
 """Fused operators for the multi-resolution emotion graph of E-CORE: attention with learned, updated edge weights."""
 
+import ecore_kernels.batching  # noqa: F401, registers its rules
 from ecore_kernels.attention import EdgeUpdate, edge_attention, graph_attention
 from ecore_kernels.backends import available_backends, explain, use_backend
 from ecore_kernels.graph import EmotionGraph

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ecore_kernels import backends, fused, reference
+from ecore_kernels.checks import (
+    MOST_SIGNATURES,
+    check_floats,
+    check_one_device,
+    check_scalar,
+    check_shape,
+    check_tensors,
+    signature,
+)
 from ecore_kernels.graph import EmotionGraph
 
 
@@ -78,7 +87,9 @@ def _graph_attention(
 
 # Composite: autograd, torch.func and torch.compile see through the operator to the PyTorch that it is made of.
 _library.impl("edge_attention", _edge_attention, "CompositeImplicitAutograd")
+_library.impl("edge_attention", _edge_attention, "FuncTorchBatchedDecomposition")
 _library.impl("graph_attention", _graph_attention, "CompositeImplicitAutograd")
+_library.impl("graph_attention", _graph_attention, "FuncTorchBatchedDecomposition")
 
 
 def without_autocast(
@@ -88,70 +99,117 @@ def without_autocast(
     return contextlib.nullcontext() if kind is None else torch.autocast(device.type, enabled=False)
 
 
-def past_nodes(history: Sequence[EdgeUpdate], kind: torch.dtype | None) -> tuple[list[Tensor], list[Tensor]]:
-    """Queries and keys of a history, in type ``kind`` if that is given."""
-    queries, keys = [update.query for update in history], [update.key for update in history]
-    if kind is None:
-        return queries, keys
-    return [x.to(kind) for x in queries], [x.to(kind) for x in keys]
+def check_graph(operator: str, graph: Any) -> None:
+    """Raise ValueError unless ``graph`` is an EmotionGraph of dense tensors."""
+    if not isinstance(graph, EmotionGraph):
+        raise ValueError(f"{operator}: graph: expected an EmotionGraph, got {type(graph).__name__}")
 
 
-def check_shape(operator: str, name: str, tensor: Tensor, shape: Sequence[int]) -> None:
-    """Raise ValueError unless ``tensor`` has ``shape``."""
-    if tuple(tensor.shape) != tuple(shape):
-        raise ValueError(f"{operator}: {name}: expected {list(shape)}, got {list(tensor.shape)}")
-
-
-def check_scalar(operator: str, name: str, value: Tensor | float | None) -> None:
-    """Raise ValueError unless ``value`` is one number, in a tensor of whatever shape or not."""
-    if isinstance(value, Tensor) and value.numel() != 1:
-        raise ValueError(f"{operator}: {name}: expected a scalar, got {list(value.shape)}")
-
-
-def check_floats(operator: str, **tensors: Tensor) -> None:
-    """Raise ValueError unless the tensors are floats: results in the inputs' type would be cut off to integers."""
-    for name, tensor in tensors.items():
-        if not tensor.is_floating_point():
-            raise ValueError(f"{operator}: {name}: expected a float type, got {tensor.dtype}")
-
-
-def check_history(
-    operator: str, history: Sequence[EdgeUpdate], leading: tuple[int, int, int], dim: int | None = None
-) -> None:
+def check_history(operator: str, history: Any, leading: tuple[int, int, int], dim: int | None = None) -> None:
     """Raise ValueError unless every update has queries and keys [B, K, N, d] of one d and a gate [B, K, N] or none.
 
     Args:
         dim: the d that they must have; default that of the first.
     """
+    if isinstance(history, EdgeUpdate):
+        raise ValueError(
+            f"{operator}: history: expected a sequence of EdgeUpdate, got a single one: [update]"
+        )
+    if not isinstance(history, (list, tuple)):
+        raise ValueError(
+            f"{operator}: history: expected a sequence of EdgeUpdate, got {type(history).__name__}"
+        )
     for layer, update in enumerate(history):
+        name = f"history[{layer}]"
+        if not isinstance(update, EdgeUpdate):
+            raise ValueError(
+                f"{operator}: {name}: expected EdgeUpdate(query, key, gate, edge_scale), got "
+                f"{type(update).__name__}"
+            )
+        check_floats(operator, **{f"{name}.query": update.query, f"{name}.key": update.key})
         if update.query.dim() != 4:
             raise ValueError(
-                f"{operator}: history[{layer}].query: expected [B, K, N, d], got {list(update.query.shape)}"
+                f"{operator}: {name}.query: expected [B, K, N, d], got {list(update.query.shape)}"
             )
         shape = (*leading, history[0].query.shape[3] if dim is None else dim)
-        for name, tensor in (("query", update.query), ("key", update.key)):
-            check_shape(operator, f"history[{layer}].{name}", tensor, shape)
-            check_floats(operator, **{f"history[{layer}].{name}": tensor})
-        if (update.gate is None) != (update.edge_scale is None):
-            raise ValueError(
-                f"{operator}: history[{layer}]: expected gate and edge_scale both given or both left out"
-            )
-        if update.gate is not None:
-            check_shape(operator, f"history[{layer}].gate", update.gate, leading)
-        check_scalar(operator, f"history[{layer}].edge_scale", update.edge_scale)
+        for part, tensor in (("query", update.query), ("key", update.key)):
+            check_shape(operator, f"{name}.{part}", tensor, shape)
+        check_gate(operator, f"{name}.", update.gate, update.edge_scale, leading)
 
 
-def row_factor(history: Iterable[EdgeUpdate]) -> Tensor | None:
+def check_gate(operator: str, where: str, gate: Any, edge_scale: Any, leading: tuple[int, int, int]) -> None:
+    """Raise ValueError unless there are a gate [B, K, N] and a scalar edge scale, or neither."""
+    if (gate is None) != (edge_scale is None):
+        what = f"{where.removesuffix('.')}: " if where else ""
+        raise ValueError(f"{operator}: {what}expected gate and edge_scale both given or both left out")
+    if gate is not None:
+        check_tensors(operator, **{f"{where}gate": gate})
+        check_shape(operator, f"{where}gate", gate, leading)
+        check_scalar(operator, f"{where}edge_scale", edge_scale)
+
+
+def row_factor(history: Sequence[EdgeUpdate]) -> Tensor | None:
     """r = prod_m gate^m * edge_scale^m, [B, K, N] in float32 at least; None where no layer has a gate."""
     factor = None
     for update in history:
-        if update.gate is not None:
-            scale = (
-                update.edge_scale.reshape(()) if isinstance(update.edge_scale, Tensor) else update.edge_scale
-            )
-            gate = update.gate.to(reference.compute_type(update.gate)) * scale
-            factor = gate if factor is None else factor * gate
+        gate, scale = update.gate, update.edge_scale
+        if gate is None:
+            continue
+        if gate.dtype is not torch.float32 and gate.dtype is not torch.float64:
+            gate = gate.to(torch.float32)
+        if isinstance(scale, Tensor) and scale.dim():
+            scale = scale.reshape(())
+        gate = gate * scale
+        factor = gate if factor is None else factor * gate
     return factor
+
+
+def score_scale(
+    operator: str, scale: Any, dim: int, queries: Sequence[Tensor]
+) -> tuple[float, Sequence[Tensor]]:
+    """The factor on the scores as a number, and the queries that it leaves.
+
+    A scale in a tensor is multiplied into the queries instead, of which all share it: so autograd gives its gradient,
+    and no value is fetched from a GPU.
+
+    Args:
+        scale: a number, a tensor of one number, or None for 1 / sqrt(dim).
+    """
+    if scale is None:
+        return max(dim, 1) ** -0.5, queries
+    if isinstance(scale, Tensor):
+        check_scalar(operator, "scale", scale)
+        one = scale.reshape(())
+        return 1.0, [(query * one).to(query.dtype) for query in queries]
+    if isinstance(scale, (complex, str)) or not hasattr(scale, "__float__"):
+        raise ValueError(f"{operator}: scale: expected a number or None, got {type(scale).__name__}")
+    return scale, queries
+
+
+class Plan(NamedTuple):
+    """What the checks of a call found: settled once for all calls of its signature."""
+
+    backend: str
+    autocast: torch.dtype | None
+    """Type that autocast asks queries, keys and values to have; None outside of it."""
+    result: torch.dtype
+    """Type of the output."""
+
+
+def remember(plans: dict[Any, Plan], key: Any, plan: Plan) -> Plan:
+    """``plan``, kept for the next call of the same signature."""
+    if len(plans) >= MOST_SIGNATURES:
+        plans.clear()
+    plans[key] = plan
+    return plan
+
+
+def common_type(*nodes: Tensor) -> torch.dtype:
+    """The type that tensors of these types promote to."""
+    kind = nodes[0].dtype
+    for tensor in nodes[1:]:
+        kind = torch.promote_types(kind, tensor.dtype)
+    return kind
 
 
 def edge_attention(
@@ -163,13 +221,14 @@ def edge_attention(
     *,
     gate: Tensor | None = None,
     edge_scale: Tensor | float | None = None,
-    scale: float = 1.0,
+    scale: Tensor | float | None = 1.0,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention on any dense graph, its scores multiplied by edge weights, and the edges' update (Eqs. 4 to 7).
 
     ``s = scale * query @ key^T``; ``output = softmax over neighbours of (s * edge) @ value``;
-    ``new_edge = gate * edge_scale * (edge + s * edge)``. A row without neighbours gives 0.
+    ``new_edge = gate * edge_scale * (edge + s * edge)``. A row without neighbours gives 0. What is off the graph is not
+    read: neither an edge's weight nor a value that nobody hears, NaN and infinity included.
 
     Args:
         query, key: [B, K, N, d].
@@ -177,47 +236,39 @@ def edge_attention(
         edge: weights that broadcast to [B, K, N, N], of any real type; row i receives, column j sends.
         neighbors: bool, broadcasts to [B, K, N, N]; None means a complete graph.
         gate: [B, K, N]; with it, ``edge_scale`` (a scalar) is required and the updated edges are returned.
-        scale: factor on the scores.
+        scale: factor on the scores, a number or a tensor of one; None means 1 / sqrt(d). Another number compiles
+            nothing anew.
         backend: "reference", "native", "triton"; None takes the fastest that can run the call.
 
     Returns:
         output: [B, K, N, dv], in the common type of query, key and value.
         new_edge: [B, K, N, N], 0 off the graph; None without ``gate``.
 
-    Gradients reach query, key, value, edge, gate and edge_scale.
+    Gradients reach query, key, value, edge, gate, edge_scale and a scale in a tensor, twice if asked.
 
     Raises:
         ValueError: a shape or a type that does not fit, or only one of gate and edge_scale.
         RuntimeError: the named backend cannot run the call.
     """
-    if query.dim() != 4 or value.dim() != 4:
-        raise ValueError(
-            f"edge_attention: expected query [B, K, N, d] and value [B, K, N, dv], got {list(query.shape)} and "
-            f"{list(value.shape)}"
+    if backends.settles_every_call():
+        plan = _plan_edge_attention(query, key, value, edge, neighbors, gate, edge_scale, backend)
+    else:
+        call = (
+            signature(query, key, value, edge, neighbors, gate, edge_scale), backend, backends.situation(query)
+        )  # fmt: skip
+        plan = _edge_plans.get(call) or remember(
+            _edge_plans,
+            call,
+            _plan_edge_attention(query, key, value, edge, neighbors, gate, edge_scale, backend),
         )
-    batch, resolutions, nodes, _ = query.shape
-    check_shape("edge_attention", "key", key, query.shape)
-    check_shape("edge_attention", "value", value, (*query.shape[:3], value.shape[3]))
-    if (gate is None) != (edge_scale is None):
-        raise ValueError("edge_attention: expected gate and edge_scale both given or both left out")
-    check_floats("edge_attention", query=query, key=key, value=value)
-    if edge.is_complex():
-        raise ValueError(f"edge_attention: edge: expected real numbers, got {edge.dtype}")
-    if gate is not None:
-        check_shape("edge_attention", "gate", gate, query.shape[:3])
-        check_scalar("edge_attention", "edge_scale", edge_scale)
-    full = (batch, resolutions, nodes, nodes)
-    if neighbors is not None:
-        if neighbors.dtype != torch.bool:
-            raise ValueError(f"edge_attention: neighbors: expected torch.bool, got {neighbors.dtype}")
-        neighbors = _broadcastable("neighbors", neighbors, full)
-    edge = _broadcastable("edge", edge, full)
-
-    kind = backends.autocast_type(query.device)
+    kind, chosen = plan.autocast, plan.backend
     if kind is not None:
-        query, key, value = query.to(kind), key.to(kind), value.to(kind)
-    chosen = backends.choose("edge_attention", backend, query, key, value, edge, neighbors, gate=gate)
-    result = torch.promote_types(torch.promote_types(query.dtype, key.dtype), value.dtype)
+        query, key, value = (backends.autocast(x, kind) for x in (query, key, value))
+    scale, (query,) = score_scale("edge_attention", scale, query.shape[3], (query,))
+    full = (*query.shape[:3], query.shape[2])
+    edge = _broadcastable("edge", edge, full)
+    if neighbors is not None:
+        neighbors = _broadcastable("neighbors", neighbors, full)
     with without_autocast(query.device, kind):
         if chosen == "reference":
             if gate is not None:
@@ -227,9 +278,63 @@ def edge_attention(
                 query, key, value, edge, neighbors, gate, edge_scale, scale
             )
         else:
-            factor = row_factor([EdgeUpdate(query, key, gate, edge_scale)])
+            factor = None if gate is None else row_factor([EdgeUpdate(query, key, gate, edge_scale)])
             output, new_edge = fused.edge_attention(query, key, value, edge, neighbors, factor, scale, chosen)
-    return output.to(result), None if gate is None else new_edge
+    if output.dtype is not plan.result:
+        output = output.to(plan.result)
+    return output, None if gate is None else new_edge
+
+
+_edge_plans: dict[Any, Plan] = {}
+
+
+def check_edge_attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    edge: Any,
+    neighbors: Any = None,
+    gate: Any = None,
+    edge_scale: Any = None,
+    **_: Any,
+) -> None:
+    """Raise ValueError unless the arguments fit each other."""
+    check_floats("edge_attention", query=query, key=key, value=value)
+    if query.dim() != 4 or value.dim() != 4:
+        raise ValueError(
+            f"edge_attention: expected query [B, K, N, d] and value [B, K, N, dv], got {list(query.shape)} and "
+            f"{list(value.shape)}"
+        )
+    check_shape("edge_attention", "key", key, query.shape)
+    check_shape("edge_attention", "value", value, (*query.shape[:3], value.shape[3]))
+    check_gate("edge_attention", "", gate, edge_scale, query.shape[:3])
+    check_tensors("edge_attention", edge=edge)
+    full = (*query.shape[:3], query.shape[2])
+    if neighbors is not None:
+        check_tensors("edge_attention", neighbors=neighbors)
+        if neighbors.dtype != torch.bool:
+            raise ValueError(f"edge_attention: neighbors: expected torch.bool, got {neighbors.dtype}")
+        _broadcastable("neighbors", neighbors, full)
+    _broadcastable("edge", edge, full)
+
+
+def _plan_edge_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    edge: Tensor,
+    neighbors: Tensor | None,
+    gate: Tensor | None,
+    edge_scale: Tensor | float | None,
+    backend: str | None,
+) -> Plan:
+    check_edge_attention(query, key, value, edge, neighbors, gate, edge_scale)
+    kind = backends.autocast_type(query.device)
+    nodes = [backends.autocast(x, kind) for x in (query, key, value)]
+    chosen = backends.choose("edge_attention", backend, *nodes, edge, neighbors, gate=gate)
+    if chosen != "reference":
+        check_one_device("edge_attention", query, key, value, edge, neighbors, gate)
+    return Plan(chosen, kind, common_type(*nodes))
 
 
 def _broadcastable(name: str, tensor: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
@@ -250,7 +355,7 @@ def graph_attention(
     graph: EmotionGraph,
     history: Sequence[EdgeUpdate] = (),
     *,
-    scale: float = 1.0,
+    scale: Tensor | float | None = 1.0,
     receivers: str = "all",
     backend: str | None = None,
 ) -> Tensor:
@@ -259,49 +364,54 @@ def graph_attention(
     After the layers of ``history`` an edge weighs ``E_ij = E0_ij * r_i * prod_m (1 + scale * q^m_i . k^m_j)``, with r
     the product of the layers' gates and edge scales (Eqs. 5 and 7 unrolled). The output is
     ``softmax over neighbours of (scale * q_i . k_j * E_ij) @ value`` (Eqs. 4, 6, 7). A row without neighbours, or one
-    that does not take part in a resolution, gives 0.
+    that does not take part in a resolution, gives 0, and nothing of such a node is read.
 
     Args:
         query, key: [B, K, N, d], N = M words and then P emotions.
         value: [B, K, N, dv].
         graph: who hears whom, and E0.
         history: one :class:`EdgeUpdate` per earlier layer, first layer first; all share ``scale`` and one d.
-        scale: factor on the scores.
+        scale: factor on the scores, a number or a tensor of one; None means 1 / sqrt(d). Another number compiles
+            nothing anew.
         receivers: "all", or "words" to compute the words' rows only.
         backend: "reference", "native", "triton"; None takes the fastest that can run the call.
 
     Returns:
         [B, K, N, dv], or [B, K, M, dv] with ``receivers="words"``, in the common type of query, key and value.
 
-    Gradients reach query, key, value, the history's queries, keys, gates and edge scales, and the graph's
-    emotion_weight and correlation.
+    Gradients reach query, key, value, the history's queries, keys, gates and edge scales, the graph's emotion_weight
+    and correlation, and a scale in a tensor, twice if asked.
 
     Raises:
         ValueError: a shape or a type that does not fit, or unknown ``receivers``.
         RuntimeError: the named backend cannot run the call.
     """
-    if query.dim() != 4 or value.dim() != 4:
-        raise ValueError(
-            f"graph_attention: expected query [B, K, N, d] and value [B, K, N, dv], got {list(query.shape)} and "
-            f"{list(value.shape)}"
+    if backends.settles_every_call():
+        plan = _plan_graph_attention(query, key, value, graph, history, receivers, backend)
+    else:
+        call = (
+            signature(query, key, value),
+            graph_signature(graph),
+            history_signature(history),
+            receivers,
+            backend,
+            backends.situation(query),
         )
-    if receivers not in ("all", "words"):
-        raise ValueError(f"graph_attention: receivers: expected 'all' or 'words', got {receivers!r}")
-    batch, resolutions, words, emotions = graph.shape
-    leading = (batch, resolutions, words + emotions)
-    check_shape("graph_attention", "query", query, (*leading, query.shape[3]))
-    check_shape("graph_attention", "key", key, query.shape)
-    check_shape("graph_attention", "value", value, (*leading, value.shape[3]))
-    check_floats("graph_attention", query=query, key=key, value=value)
-    check_history("graph_attention", history, leading, query.shape[3])
-
-    kind = backends.autocast_type(query.device)
+        plan = _graph_plans.get(call) or remember(
+            _graph_plans,
+            call,
+            _plan_graph_attention(query, key, value, graph, history, receivers, backend),
+        )
+    kind, chosen = plan.autocast, plan.backend
+    history_query, history_key = [u.query for u in history], [u.key for u in history]
     if kind is not None:
-        query, key, value = query.to(kind), key.to(kind), value.to(kind)
-    history_query, history_key = past_nodes(history, kind)
-    past = [EdgeUpdate(q, k, u.gate) for q, k, u in zip(history_query, history_key, history, strict=True)]
-    chosen = backends.choose("graph_attention", backend, query, key, value, graph, past)
-    result = torch.promote_types(torch.promote_types(query.dtype, key.dtype), value.dtype)
+        query, key, value = (backends.autocast(x, kind) for x in (query, key, value))
+        history_query = [backends.autocast(x, kind) for x in history_query]
+        history_key = [backends.autocast(x, kind) for x in history_key]
+    if scale.__class__ is not float:
+        scale, (query, *history_query) = score_scale(
+            "graph_attention", scale, query.shape[3], (query, *history_query)
+        )
     words_only = receivers == "words"
     with without_autocast(query.device, kind):
         factor = row_factor(history)
@@ -325,4 +435,80 @@ def graph_attention(
                 scale,
                 words_only,
             )
-    return output.to(result)
+    return output if output.dtype is plan.result else output.to(plan.result)
+
+
+_graph_plans: dict[Any, Plan] = {}
+
+
+def graph_signature(graph: Any) -> tuple[Any, ...]:
+    """What the checks of a call depend on in its graph."""
+    if not isinstance(graph, EmotionGraph):
+        return (type(graph),)
+    return (
+        *signature(
+            graph.word_weight, graph.word_mask, graph.emotion_weight, graph.correlation, graph.emotion_mask
+        ),
+        graph.word_weight.requires_grad,
+    )
+
+
+def history_signature(history: Any) -> tuple[Any, ...]:
+    """What the checks of a call depend on in its history."""
+    if not isinstance(history, (list, tuple)) or isinstance(history, EdgeUpdate):
+        return (type(history),)
+    return tuple(signature(*update) if isinstance(update, EdgeUpdate) else type(update) for update in history)
+
+
+def check_graph_attention(
+    query: Any, key: Any, value: Any, graph: Any, history: Any = (), receivers: Any = "all", **_: Any
+) -> None:
+    """Raise ValueError unless the arguments fit each other."""
+    check_floats("graph_attention", query=query, key=key, value=value)
+    if query.dim() != 4 or value.dim() != 4:
+        raise ValueError(
+            f"graph_attention: expected query [B, K, N, d] and value [B, K, N, dv], got {list(query.shape)} and "
+            f"{list(value.shape)}"
+        )
+    if receivers not in ("all", "words"):
+        raise ValueError(f"graph_attention: receivers: expected 'all' or 'words', got {receivers!r}")
+    check_graph("graph_attention", graph)
+    batch, resolutions, words, emotions = graph.shape
+    leading = (batch, resolutions, words + emotions)
+    check_shape("graph_attention", "query", query, (*leading, query.shape[3]))
+    check_shape("graph_attention", "key", key, query.shape)
+    check_shape("graph_attention", "value", value, (*leading, value.shape[3]))
+    check_history("graph_attention", history, leading, query.shape[3])
+
+
+def _plan_graph_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    graph: EmotionGraph,
+    history: Sequence[EdgeUpdate],
+    receivers: str,
+    backend: str | None,
+) -> Plan:
+    check_graph_attention(query, key, value, graph, history, receivers)
+    kind = backends.autocast_type(query.device)
+    nodes = [backends.autocast(x, kind) for x in (query, key, value)]
+    past = autocast_history(history, kind)
+    chosen = backends.choose("graph_attention", backend, *nodes, graph, past)
+    if chosen != "reference":
+        check_one_device(
+            "graph_attention", query, key, value, *graph.tensors(), *(x for u in past for x in u[:3])
+        )
+    return Plan(chosen, kind, common_type(*nodes))
+
+
+def autocast_history(history: Sequence[EdgeUpdate], kind: torch.dtype | None) -> list[EdgeUpdate]:
+    """``history`` with its queries and keys in the type that :func:`backends.autocast_type` gave."""
+    return [
+        EdgeUpdate(backends.autocast(u.query, kind), backends.autocast(u.key, kind), u.gate, u.edge_scale)
+        for u in history
+    ]
+
+
+backends.CHECKS["edge_attention"] = check_edge_attention
+backends.CHECKS["graph_attention"] = check_graph_attention

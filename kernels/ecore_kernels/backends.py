@@ -6,7 +6,11 @@ that it can. ``ECORE_KERNELS_BACKEND`` (read at import) or :func:`use_backend` n
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import inspect
 import os
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -14,9 +18,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ecore_kernels import native, native_kernels, triton_kernels
 from ecore_kernels.fused import node_type
+
+CHECKS: dict[str, Callable[..., None]] = {}
+"""By operator: what raises ValueError where a call's arguments do not fit each other. The operators enter theirs."""
 
 OPERATORS = ("edge_attention", "graph_attention", "edge_readout", "otsu")
 
@@ -28,9 +36,18 @@ def _native_otsu(values: Tensor | None = None, *_: Any, **__: Any) -> list[str]:
     return [] if reason is None else [reason]
 
 
+def _wants_gradient(tensor: Tensor) -> bool:
+    """Whether a gradient is asked of ``tensor``, on whatever level of torch.func."""
+    while not tensor.requires_grad:
+        if torch.compiler.is_compiling() or not torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            return False
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return True
+
+
 def _no_gradient_to_words(graph: Any) -> list[str]:
     """Intensities come from a lexicon: the fused kernels do not differentiate them, and must not pretend to."""
-    asked = graph is not None and graph.word_weight.requires_grad and torch.is_grad_enabled()
+    asked = graph is not None and torch.is_grad_enabled() and _wants_gradient(graph.word_weight)
     return ["gives no gradient to word_weight"] if asked else []
 
 
@@ -117,7 +134,11 @@ class Backend:
         """The reasons why this backend cannot run ``operator`` on these arguments; empty if it can."""
         if operator not in self.refusals:
             return [f"has no {operator} kernel"]
-        return self.refusals[operator](*args, **kwargs)
+        reasons = self.refusals[operator](*args, **kwargs)
+        # Otsu's split has no derivative to lose.
+        if self.name != "reference" and operator != "otsu" and (args or kwargs) and differentiates_forward():
+            reasons = [*reasons, "has no forward-mode derivative"]
+        return reasons
 
 
 BACKENDS = {
@@ -153,14 +174,29 @@ def _check_name(name: str, source: str) -> str:
     return name
 
 
-# A plain global and not a context variable: torch.compile(fullgraph=True) can guard on it.
-_named: str | None = None
+_from_environment: str | None = None
 if os.environ.get("ECORE_KERNELS_BACKEND"):
-    _named = _check_name(os.environ["ECORE_KERNELS_BACKEND"], "ECORE_KERNELS_BACKEND")
+    _from_environment = _check_name(os.environ["ECORE_KERNELS_BACKEND"], "ECORE_KERNELS_BACKEND")
 
 
-class use_backend:
-    """Context manager: every operator called inside runs on the named backend, or raises if that cannot.
+class _Named(threading.local):
+    """The backend that this thread has named, which torch.compile traces and guards (unlike a context variable's)."""
+
+    def __init__(self) -> None:
+        self.backend = _from_environment
+        self.before: list[str | None] = []  # what the ``with`` blocks around the current one had named
+
+
+_thread = _Named()
+
+
+class use_backend(contextlib.ContextDecorator):
+    """Context manager and decorator: every operator called inside runs on the named backend, or raises if that cannot.
+
+    The choice is the calling thread's own. A backward runs where its forward ran, whatever is named by then. But what
+    runs a *forward* in another thread does not see the choice: so does a recomputation (torch.utils.checkpoint) in the
+    backward on a GPU, which autograd runs in a thread of its own. Decorate the recomputed function, or pass
+    ``backend=``, or set ``ECORE_KERNELS_BACKEND``, which holds for all threads.
 
     Args:
         name: "triton", "native" or "reference".
@@ -171,16 +207,35 @@ class use_backend:
 
     def __init__(self, name: str) -> None:
         self._name = _check_name(name, "use_backend")
-        self._before: list[str | None] = []  # a stack: the same object may be entered again inside itself
 
     def __enter__(self) -> None:
-        global _named
-        self._before.append(_named)
-        _named = self._name
+        _thread.before.append(_thread.backend)
+        _thread.backend = self._name
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        global _named
-        _named = self._before.pop()
+        _thread.backend = _thread.before.pop()
+
+
+def named() -> str | None:
+    """The backend that this thread, or the environment, has named for calls that name none; None if nobody has."""
+    return _thread.backend
+
+
+def differentiates_forward() -> bool:
+    """Whether forward-mode differentiation is under way (``torch.func.jvp``, ``jacfwd``, ``hessian``, dual tensors)."""
+    return forward_ad._current_level >= 0
+
+
+def settles_every_call() -> bool:
+    """Whether the checks of a call are to be made anew: tensors of torch.func hide what they depend on."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
+def situation(tensor: Any) -> tuple[Any, ...]:
+    """What beside its arguments decides how a call runs: names, autocast, whether gradients are asked for, and how."""
+    device = getattr(tensor, "device", None)
+    kind = None if device is None else autocast_type(device)
+    return _thread.backend, kind, torch.is_grad_enabled(), differentiates_forward()
 
 
 def choose(operator: str, backend: str | None, *args: Any, **kwargs: Any) -> str:
@@ -190,10 +245,10 @@ def choose(operator: str, backend: str | None, *args: Any, **kwargs: Any) -> str
         ValueError: an unknown name.
         RuntimeError: the named backend cannot run this call; the message lists every reason.
     """
-    name = backend if backend is not None else _named
+    name = backend if backend is not None else named()
     if name is None:
-        chosen = (b.name for b in BACKENDS.values() if not b.by_name_only)
-        return next(name for name in chosen if not BACKENDS[name].why_not(operator, *args, **kwargs))
+        chosen = (b for b in BACKENDS.values() if not b.by_name_only)
+        return next(b.name for b in chosen if not b.why_not(operator, *args, **kwargs))
     reasons = BACKENDS[_check_name(name, f"{operator}: backend")].why_not(operator, *args, **kwargs)
     if reasons:
         raise RuntimeError(f"{operator}: backend {name!r} cannot run this call: it {'; it '.join(reasons)}")
@@ -216,14 +271,31 @@ def autocast_type(device: torch.device) -> torch.dtype | None:
     return torch.float32 if device.type == "cpu" else torch.get_autocast_dtype(device.type)
 
 
+def autocast(nodes: Tensor, kind: torch.dtype | None) -> Tensor:
+    """``nodes`` in the type that :func:`autocast_type` gave; float64 stays, as with torch's own operators."""
+    return nodes if kind is None or nodes.dtype is torch.float64 else nodes.to(kind)
+
+
 def _cast(nodes: Any) -> Any:
     """Queries, keys or values, or a history of them, in the type that autocast has now; anything else as it is."""
     if isinstance(nodes, Tensor):
-        kind = autocast_type(nodes.device)
-        return nodes if kind is None else nodes.to(kind)
+        return autocast(nodes, autocast_type(nodes.device))
     if isinstance(nodes, (list, tuple)):
         return [update._replace(query=_cast(update.query), key=_cast(update.key)) for update in nodes]
     return nodes
+
+
+def _bound(operator: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """A call's arguments by name.
+
+    Raises:
+        ValueError: the operator does not take them, or one of them is missing.
+    """
+    function = getattr(importlib.import_module("ecore_kernels"), operator)
+    try:
+        return dict(inspect.signature(function).bind(*args, **kwargs).arguments)
+    except TypeError as error:
+        raise ValueError(f"explain: {operator}: {error}, in {inspect.signature(function)}") from None
 
 
 def explain(operator: str | Callable[..., Any], *args: Any, **kwargs: Any) -> str:
@@ -242,27 +314,29 @@ def explain(operator: str | Callable[..., Any], *args: Any, **kwargs: Any) -> st
     name = operator if isinstance(operator, str) else getattr(operator, "__name__", str(operator))
     if name not in OPERATORS:
         raise ValueError(f"explain: expected one of {', '.join(OPERATORS)}, got {name!r}")
-    named = kwargs.pop("backend", None) or _named
-    if named is not None:
-        _check_name(named, "explain: backend")
+    wanted_name = kwargs.pop("backend", None) or named()
+    if wanted_name is not None:
+        _check_name(wanted_name, "explain: backend")
+    arguments = _bound(name, args, kwargs) if args or kwargs else {}
+    if arguments and name in CHECKS:
+        CHECKS[name](**arguments)
     # Autocast casts what an operator multiplies, and not its edges, gates and graph.
-    cast = {"edge_attention": (0, 1, 2), "graph_attention": (0, 1, 2, 4), "edge_readout": (1,)}.get(name, ())
-    args = tuple(_cast(value) if i in cast else value for i, value in enumerate(args))
-    kwargs = {n: _cast(v) if n in ("query", "key", "value", "history") else v for n, v in kwargs.items()}
+    arguments = {
+        n: _cast(v) if n in ("query", "key", "value", "history") else v for n, v in arguments.items()
+    }
     lines, chosen = [], None
     for backend in BACKENDS.values():
-        reasons = backend.why_not(name, *args, **kwargs)
-        wanted = named == backend.name or (named is None and not backend.by_name_only)
+        reasons = backend.why_not(name, **arguments)
+        wanted = wanted_name == backend.name or (wanted_name is None and not backend.by_name_only)
         if not reasons and chosen is None and wanted:
             chosen = backend.name
-            verdict = "runs this call" + (" (named)" if named else "")
+            verdict = "runs this call" + (" (named)" if wanted_name else "")
         elif reasons:
             verdict = "; ".join(reasons)
-        elif named is None and backend.by_name_only:
+        elif wanted_name is None and backend.by_name_only:
             verdict = "could run it, but only where it is named"
         else:
-            verdict = (
-                f"could run it, but {named} is named" if named else f"could run it, but {chosen} comes first"
-            )
+            before = f"{wanted_name} is named" if wanted_name else f"{chosen} comes first"
+            verdict = f"could run it, but {before}"
         lines.append(f"  {backend.name}: {verdict}")
     return "\n".join([f"{name}: {chosen or 'no backend can run this call'}", *lines])

@@ -22,13 +22,14 @@ import torch
 from torch import Tensor
 
 from ecore_kernels import reference
+from ecore_kernels.checks import check_saveable
 from ecore_kernels.graph import EmotionGraph
 from ecore_kernels.layout import empty_rows, empty_saved
 
 _PACKAGES = {"triton": "ecore_kernels.triton_kernels", "native": "ecore_kernels.native_kernels"}
 _HALF = (torch.float16, torch.bfloat16)
 
-_library = torch.library.Library("ecore_kernels", "FRAGMENT")
+library = torch.library.Library("ecore_kernels", "FRAGMENT")
 
 
 @functools.cache
@@ -88,6 +89,8 @@ class _Operator(NamedTuple):
     """How many of the results have gradients; the others are for the backward alone."""
     kept: tuple[int, ...]
     """The results that the backward wants."""
+    names: Callable[[Any], list[str]]
+    """(first of the setting) -> the flat tensors' names, for messages."""
 
 
 _operators: dict[str, _Operator] = {}
@@ -189,36 +192,71 @@ def _apply(name: str, setting: tuple[Any, ...], *tensors: Tensor | None) -> tupl
     Not only cheaper: without gradients torch.compile hands a context to a forward that takes any number of tensors.
 
     Raises:
-        ValueError: tensors on more than one device: the kernels would take an address for one of their own.
+        ValueError: an inference tensor, which cannot be saved for the backward.
         NotImplementedError: torch.func inside of compiled code, where nothing seems to require a gradient: derivatives
             would be lost without a word.
     """
-    if torch.compiler.is_compiling() and _inside_torch_func():
-        raise NotImplementedError(
-            "no torch.func inside of compiled code for fused kernels; backend='reference' has it"
-        )
-    device, gradient = None, False
-    for tensor in tensors:
-        if tensor is None:
-            continue
-        if device is None:
-            device = tensor.device
-        elif tensor.device != device:
-            raise ValueError(f"{name}: expected all tensors on one device, got {device} and {tensor.device}")
-        gradient = gradient or tensor.requires_grad
-    if gradient and torch.is_grad_enabled():
+    if torch.compiler.is_compiling():
+        if _inside_torch_func():
+            raise NotImplementedError(
+                "no torch.func inside of compiled code for fused kernels; backend='reference' has it"
+            )
+        if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
+            return _Fused.apply(name, setting, *tensors)
+        return _operators[name].forward(setting, tensors)
+    if torch._C._are_functorch_transforms_active():  # whose tensors hide what requires a gradient
         return _Fused.apply(name, setting, *tensors)
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                try:
+                    return _Fused.apply(name, setting, *tensors)
+                except RuntimeError:
+                    check_saveable(
+                        name, **dict(zip(_operators[name].names(setting[0]), tensors, strict=True))
+                    )
+                    raise
     return _operators[name].forward(setting, tensors)
 
 
 def _apart(tensors: Sequence[Tensor], kind: torch.dtype) -> list[Tensor]:
-    """The tensors in type ``kind``, none of them the same object as another."""
-    result: list[Tensor] = []
-    for tensor in tensors:
-        if tensor.dtype is not kind:
-            tensor = tensor.to(kind)
-        result.append(tensor.view_as(tensor) if any(tensor is other for other in result) else tensor)
+    """The tensors in type ``kind``; for torch.compile none of them the same object as another."""
+    result = [x if x.dtype is kind else x.to(kind) for x in tensors]
+    if torch.compiler.is_compiling():
+        for i, tensor in enumerate(result):
+            if any(tensor is other for other in result[:i]):
+                result[i] = tensor.view_as(tensor)
     return result
+
+
+def _as(tensor: Tensor, kind: torch.dtype) -> Tensor:
+    return tensor if tensor.dtype is kind else tensor.to(kind)
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def _run(operator: str, direction: str, tensors: Sequence[Tensor | None], arguments: tuple[Any, ...]) -> Any:
+    """A backend's kernels, through torch's dispatcher wherever somebody may listen there.
+
+    The dispatcher takes longer than a small call's kernels. It has nothing to do for plain tensors outside of
+    torch.compile, torch.func, dispatch modes (FakeTensorMode, FlopCounterMode, ...) and profilers.
+
+    Args:
+        tensors: those of the call.
+        arguments: those of the registered operator, the backend's name last.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
+        or torch.autograd._profiler_enabled()
+        or any(x is not None and type(x) not in _PLAIN for x in tensors)
+    ):
+        name = f"fused_{operator}" if direction == "forward" else f"fused_{operator}_backward"
+        return getattr(torch.ops.ecore_kernels, name)(*arguments)
+    *arguments, backend = arguments
+    return getattr(_kernels(backend, operator), direction)(*arguments)
 
 
 def _register(name: str, operator: str, direction: str, fake: Callable[..., Any]) -> None:
@@ -228,18 +266,18 @@ def _register(name: str, operator: str, direction: str, fake: Callable[..., Any]
         *arguments, backend = arguments
         return getattr(_kernels(backend, operator), direction)(*arguments)
 
-    _library.impl(name, run, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"ecore_kernels::{name}", fake, lib=_library)
+    library.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"ecore_kernels::{name}", fake, lib=library)
 
 
 # graph_attention --------------------------------------------------------------------------------------------
 
-_library.define(
+library.define(
     "fused_graph_attention(Tensor query, Tensor key, Tensor value, Tensor word_weight, Tensor word_mask, "
     "Tensor emotion_weight, Tensor correlation, Tensor? emotion_mask, Tensor[] history_query, Tensor[] history_key, "
     "Tensor? row_factor, float scale, bool words_only, str precision, str backend) -> (Tensor, Tensor)"
 )
-_library.define(
+library.define(
     "fused_graph_attention_backward(Tensor grad_output, Tensor query, Tensor key, Tensor value, Tensor word_mask, "
     "Tensor correlation, Tensor? emotion_mask, Tensor[] history_query, Tensor[] history_key, Tensor? row_factor, "
     "Tensor output, Tensor saved, float scale, bool words_only, bool[] needs, str precision, str backend) -> Tensor[]"
@@ -274,6 +312,10 @@ _register("fused_graph_attention_backward", "graph_attention", "backward", _grap
 # Of all three operators: setting = (layers of history, ..., precision, backend).
 
 
+def _past_names(layers: int) -> list[str]:
+    return [f"history[{layer}].{part}" for part in ("query", "key") for layer in range(layers)]
+
+
 class _GraphTensors(NamedTuple):
     """The flat tensors of graph_attention: queries, keys and values, then the rest."""
 
@@ -298,19 +340,21 @@ class _GraphTensors(NamedTuple):
 def _graph_attention_forward(setting, tensors):
     layers, scale, words_only, precision, backend = setting
     of = _GraphTensors.of(layers, tensors)
-    return torch.ops.ecore_kernels.fused_graph_attention(
+    arguments = (
         of.query, of.key, of.value, of.word_weight, of.word_mask, of.emotion_weight, of.correlation, of.emotion_mask,
         of.history_query, of.history_key, of.row_factor, scale, words_only, precision, backend,
     )  # fmt: skip
+    return _run("graph_attention", "forward", tensors, arguments)
 
 
 def _graph_attention_backward(setting, needs, gradients, tensors, kept):
     layers, scale, words_only, precision, backend = setting
     of = _GraphTensors.of(layers, tensors)
-    return torch.ops.ecore_kernels.fused_graph_attention_backward(
+    arguments = (
         gradients[0], of.query, of.key, of.value, of.word_mask, of.correlation, of.emotion_mask, of.history_query,
         of.history_key, of.row_factor, *kept, scale, words_only, list(needs[: 6 + 2 * layers]), precision, backend,
     )  # fmt: skip
+    return _run("graph_attention", "backward", (gradients[0], *tensors), arguments)
 
 
 def _graph_attention_reference(setting, tensors):
@@ -324,7 +368,12 @@ def _graph_attention_reference(setting, tensors):
 
 
 _operators["graph_attention"] = _Operator(
-    _graph_attention_forward, _graph_attention_backward, _graph_attention_reference, 1, (0, 1)
+    _graph_attention_forward,
+    _graph_attention_backward,
+    _graph_attention_reference,
+    1,
+    (0, 1),
+    lambda layers: ["query", "key", "value", *_past_names(layers), *_GraphTensors._fields[5:]],
 )
 
 
@@ -349,14 +398,15 @@ def graph_attention(
     kind = node_type(nodes, graph.word_weight, graph.emotion_weight, graph.correlation, row_factor)
     kind = _kernel_type(kind, backend)
     number = _weight_type(kind)
+    word_weight = graph.word_weight.detach() if graph.word_weight.requires_grad else graph.word_weight
     output, _ = _apply(
         "graph_attention",
         (len(history_query), scale, words_only, _precision(backend), backend),
         *_apart(nodes, kind),
-        None if row_factor is None else row_factor.to(number),
-        graph.emotion_weight.to(number),
-        graph.correlation.to(number),
-        graph.word_weight.detach().to(number),
+        None if row_factor is None else _as(row_factor, number),
+        _as(graph.emotion_weight, number),
+        _as(graph.correlation, number),
+        _as(word_weight, number),
         graph.word_mask,
         graph.emotion_mask,
     )
@@ -365,12 +415,12 @@ def graph_attention(
 
 # edge_readout -----------------------------------------------------------------------------------------------
 
-_library.define(
+library.define(
     "fused_edge_readout(Tensor word_mask, Tensor emotion_weight, Tensor correlation, Tensor? emotion_mask, "
     "Tensor[] history_query, Tensor[] history_key, Tensor? row_factor, float scale, bool per_word, str precision, "
     "str backend) -> (Tensor, Tensor)"
 )
-_library.define(
+library.define(
     "fused_edge_readout_backward(Tensor grad_word_to_emotion, Tensor grad_emotion_to_emotion, Tensor word_mask, "
     "Tensor emotion_weight, Tensor correlation, Tensor? emotion_mask, Tensor[] history_query, Tensor[] history_key, "
     "Tensor? row_factor, float scale, bool per_word, bool[] needs, str precision, str backend) -> Tensor[]"
@@ -428,7 +478,7 @@ class _ReadoutTensors(NamedTuple):
 def _edge_readout_forward(setting, tensors):
     layers, *rest = setting
     of = _ReadoutTensors.of(layers, tensors)
-    return torch.ops.ecore_kernels.fused_edge_readout(*of.arguments(), *rest)
+    return _run("edge_readout", "forward", tensors, (*of.arguments(), *rest))
 
 
 def _edge_readout_backward(setting, needs, gradients, tensors, kept):
@@ -441,16 +491,10 @@ def _edge_readout_backward(setting, needs, gradients, tensors, kept):
         to_word = to_emotion.new_zeros((batch, words, emotions) if per_word else (batch, emotions))
     if to_emotion is None:
         to_emotion = to_word.new_zeros((batch, emotions, emotions))
-    return torch.ops.ecore_kernels.fused_edge_readout_backward(
-        to_word,
-        to_emotion,
-        *of.arguments(),
-        scale,
-        per_word,
-        list(needs[: 3 + 2 * layers]),
-        precision,
-        backend,
-    )
+    arguments = (
+        to_word, to_emotion, *of.arguments(), scale, per_word, list(needs[: 3 + 2 * layers]), precision, backend,
+    )  # fmt: skip
+    return _run("edge_readout", "backward", (*gradients, *tensors), arguments)
 
 
 def _edge_readout_reference(setting, tensors):
@@ -462,7 +506,12 @@ def _edge_readout_reference(setting, tensors):
 
 
 _operators["edge_readout"] = _Operator(
-    _edge_readout_forward, _edge_readout_backward, _edge_readout_reference, 2, ()
+    _edge_readout_forward,
+    _edge_readout_backward,
+    _edge_readout_reference,
+    2,
+    (),
+    lambda layers: [*_past_names(layers), *_ReadoutTensors._fields[2:]],
 )
 
 
@@ -484,9 +533,9 @@ def edge_readout(
         "edge_readout",
         (len(history_query), scale, per_word, _precision(backend), backend),
         *_apart(past, kind),
-        None if row_factor is None else row_factor.to(number),
-        graph.emotion_weight.to(number),
-        graph.correlation.to(number),
+        None if row_factor is None else _as(row_factor, number),
+        _as(graph.emotion_weight, number),
+        _as(graph.correlation, number),
         graph.word_mask,
         graph.emotion_mask,
     )
@@ -495,11 +544,11 @@ def edge_readout(
 
 # edge_attention ---------------------------------------------------------------------------------------------
 
-_library.define(
+library.define(
     "fused_edge_attention(Tensor query, Tensor key, Tensor value, Tensor edge, Tensor? neighbors, Tensor? factor, "
     "float scale, str precision, str backend) -> (Tensor, Tensor, Tensor)"
 )
-_library.define(
+library.define(
     "fused_edge_attention_backward(Tensor grad_output, Tensor? grad_new_edge, Tensor query, Tensor key, Tensor value, "
     "Tensor edge, Tensor? neighbors, Tensor? factor, Tensor output, Tensor saved, float scale, bool[] needs, "
     "str precision, str backend) -> Tensor[]"
@@ -539,7 +588,8 @@ _register("fused_edge_attention_backward", "edge_attention", "backward", _edge_a
 
 def _edge_attention_forward(setting, tensors):
     query, key, value, edge, factor, neighbors = tensors
-    return torch.ops.ecore_kernels.fused_edge_attention(query, key, value, edge, neighbors, factor, *setting)
+    arguments = (query, key, value, edge, neighbors, factor, *setting)
+    return _run("edge_attention", "forward", tensors, arguments)
 
 
 def _edge_attention_backward(setting, needs, gradients, tensors, kept):
@@ -548,10 +598,11 @@ def _edge_attention_backward(setting, needs, gradients, tensors, kept):
     grad_output, grad_new_edge = gradients
     if grad_output is None:
         grad_output = torch.zeros_like(kept[0])
-    return torch.ops.ecore_kernels.fused_edge_attention_backward(
+    arguments = (
         grad_output, None if factor is None else grad_new_edge, query, key, value, edge, neighbors, factor, *kept,
         scale, list(needs[:5]), precision, backend,
     )  # fmt: skip
+    return _run("edge_attention", "backward", (*gradients, *tensors), arguments)
 
 
 def _edge_attention_reference(setting, tensors):
@@ -563,7 +614,12 @@ def _edge_attention_reference(setting, tensors):
 
 
 _operators["edge_attention"] = _Operator(
-    _edge_attention_forward, _edge_attention_backward, _edge_attention_reference, 2, (0, 2)
+    _edge_attention_forward,
+    _edge_attention_backward,
+    _edge_attention_reference,
+    2,
+    (0, 2),
+    lambda _: ["query", "key", "value", "edge", "factor", "neighbors"],
 )
 
 
@@ -596,8 +652,8 @@ def edge_attention(
         "edge_attention",
         (scale, _precision(backend), backend),
         *_apart(nodes, kind),
-        edge.to(number),
-        None if factor is None else factor.to(number),
+        _as(edge, number),
+        None if factor is None else _as(factor, number),
         neighbors,
     )
     return output, new_edge

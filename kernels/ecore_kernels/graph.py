@@ -113,6 +113,10 @@ class EmotionGraph:
             emotion_weight = correlation.new_full((batch, emotions), 1.0 / emotions)
         return cls(word_weight, word_mask, emotion_weight, correlation, emotion_mask)
 
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """The graph's tensors, in the order of its arguments."""
+        return self.word_weight, self.word_mask, self.emotion_weight, self.correlation, self.emotion_mask
+
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """(B, K, M, P)."""

@@ -24,8 +24,8 @@ class OtsuSplit(NamedTuple):
     threshold: Tensor
 
 
-_library = torch.library.Library("ecore_kernels", "FRAGMENT")
-_library.define("otsu(Tensor values, int? max_relevant, str backend) -> (Tensor, Tensor, Tensor)")
+library = torch.library.Library("ecore_kernels", "FRAGMENT")
+library.define("otsu(Tensor values, int? max_relevant, str backend) -> (Tensor, Tensor, Tensor)")
 
 
 def _otsu(values: Tensor, max_relevant: int | None, backend: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -42,8 +42,8 @@ def _otsu_fake(values: Tensor, max_relevant: int | None, backend: str) -> tuple[
     )
 
 
-_library.impl("otsu", _otsu, "CompositeExplicitAutograd")
-torch.library.register_fake("ecore_kernels::otsu", _otsu_fake, lib=_library)
+library.impl("otsu", _otsu, "CompositeExplicitAutograd")
+torch.library.register_fake("ecore_kernels::otsu", _otsu_fake, lib=library)
 
 
 def otsu(values: Tensor, max_relevant: int | None = 5, *, backend: str | None = None) -> OtsuSplit:

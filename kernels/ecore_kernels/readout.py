@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,11 +11,18 @@ from torch import Tensor
 from ecore_kernels import backends, fused, reference
 from ecore_kernels.attention import (
     EdgeUpdate,
+    Plan,
+    autocast_history,
+    check_graph,
     check_history,
-    past_nodes,
+    graph_signature,
+    history_signature,
+    remember,
     row_factor,
+    score_scale,
     without_autocast,
 )
+from ecore_kernels.checks import check_one_device
 from ecore_kernels.graph import EmotionGraph
 
 _library = torch.library.Library("ecore_kernels", "FRAGMENT")
@@ -42,13 +50,14 @@ def _edge_readout(
 
 
 _library.impl("edge_readout", _edge_readout, "CompositeImplicitAutograd")
+_library.impl("edge_readout", _edge_readout, "FuncTorchBatchedDecomposition")
 
 
 def edge_readout(
     graph: EmotionGraph,
     history: Sequence[EdgeUpdate],
     *,
-    scale: float = 1.0,
+    scale: Tensor | float | None = 1.0,
     per_word: bool = False,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -57,7 +66,7 @@ def edge_readout(
     Args:
         graph: who hears whom, and E0.
         history: one :class:`EdgeUpdate` per layer, first layer first.
-        scale: factor on the scores, as in the layers' attention.
+        scale: factor on the scores, as in the layers' attention: a number, a tensor of one, or None for 1 / sqrt(d).
         per_word: keep the words apart instead of adding them up.
         backend: "reference", "native", "triton"; None takes the fastest that can run the call.
 
@@ -69,31 +78,63 @@ def edge_readout(
         Both are float32 at least.
 
     Gradients reach the history's queries, keys, gates and edge scales, and the graph's emotion_weight and correlation.
+    They reach a scale in a tensor, too, and all of them twice if asked.
 
     Raises:
         ValueError: a shape or a type that does not fit.
         RuntimeError: the named backend cannot run the call.
     """
-    batch, resolutions, words, emotions = graph.shape
-    check_history("edge_readout", history, (batch, resolutions, words + emotions))
-    device = graph.word_weight.device
-    kind = backends.autocast_type(device)
-    history_query, history_key = past_nodes(history, kind)
-    past = [EdgeUpdate(q, k, u.gate) for q, k, u in zip(history_query, history_key, history, strict=True)]
-    chosen = backends.choose("edge_readout", backend, graph, past)
-    with without_autocast(device, kind):
+    if backends.settles_every_call():
+        plan = _plan(graph, history, backend)
+    else:
+        weight = graph.word_weight if isinstance(graph, EmotionGraph) else None
+        call = (graph_signature(graph), history_signature(history), backend, backends.situation(weight))
+        plan = _plans.get(call) or remember(_plans, call, _plan(graph, history, backend))
+    kind = plan.autocast
+    past = history if kind is None else autocast_history(history, kind)
+    history_query, history_key = [u.query for u in past], [u.key for u in past]
+    if scale.__class__ is not float:
+        dim = history_query[0].shape[3] if history_query else 1
+        scale, history_query = score_scale("edge_readout", scale, dim, history_query)
+    with without_autocast(graph.word_weight.device, kind):
         factor = row_factor(history)
-        if chosen != "reference":
-            return fused.edge_readout(graph, history_query, history_key, factor, scale, per_word, chosen)
+        if plan.backend != "reference":
+            return fused.edge_readout(
+                graph, history_query, history_key, factor, scale, per_word, plan.backend
+            )
         return torch.ops.ecore_kernels.edge_readout(
             graph.word_weight,
             graph.word_mask,
             graph.emotion_weight,
             graph.correlation,
             graph.emotion_mask,
-            history_query,
+            list(history_query),
             history_key,
             factor,
             scale,
             per_word,
         )
+
+
+_plans: dict[Any, Plan] = {}
+
+
+def check_edge_readout(graph: Any, history: Any, **_: Any) -> None:
+    """Raise ValueError unless the arguments fit each other."""
+    check_graph("edge_readout", graph)
+    batch, resolutions, words, emotions = graph.shape
+    check_history("edge_readout", history, (batch, resolutions, words + emotions))
+
+
+def _plan(graph: EmotionGraph, history: Sequence[EdgeUpdate], backend: str | None) -> Plan:
+    check_edge_readout(graph, history)
+    kind = backends.autocast_type(graph.word_weight.device)
+    past = autocast_history(history, kind)
+    chosen = backends.choose("edge_readout", backend, graph, past)
+    if chosen != "reference":
+        # The readout does not read the words' weights.
+        check_one_device("edge_readout", *graph.tensors()[1:], *(x for u in past for x in u[:3]))
+    return Plan(chosen, kind, torch.float32)
+
+
+backends.CHECKS["edge_readout"] = check_edge_readout

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
 import subprocess
 import sys
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -25,7 +27,7 @@ from ecore_kernels import (
     triton_kernels,
     use_backend,
 )
-from ecore_kernels.backends import Backend
+from ecore_kernels.backends import Backend, named
 
 
 @pytest.fixture
@@ -103,9 +105,11 @@ def test_explain_looks_at_the_types_that_autocast_makes():
         ("graph_attention", (*nodes, graph, [update])),
         ("edge_readout", (graph, [update])),
     ):
-        assert explain(operator, *arguments).startswith(f"{operator}: reference")
+        refusal = "gets bfloat16 wrong" if triton_kernels.INTERPRETED else "CUDA"
+        assert refusal in explain(operator, *arguments, backend="triton")
         with torch.autocast("cpu", torch.bfloat16):
-            assert explain(operator, *arguments).startswith(f"{operator}: native")
+            said = explain(operator, *arguments, backend="triton")
+            assert said.startswith(f"{operator}: triton") == triton_kernels.INTERPRETED
 
 
 def test_unknown_names():
@@ -118,11 +122,6 @@ def test_unknown_names():
             call()
     with pytest.raises(ValueError, match=r"expected one of edge_attention, .*, got 'softmax'"):
         explain("softmax")
-
-
-def named() -> str | None:
-    """The backend that a call without one is run on."""
-    return backends._named
 
 
 def test_use_backend_nests_and_restores():
@@ -145,6 +144,91 @@ def test_one_use_backend_entered_twice():
             pass
         assert named() == "reference"
     assert named() == before
+
+
+def test_threads_name_their_own_backend():
+    """Two threads that enter and leave in turn, and a third that names nothing."""
+    before = named()
+    inside, left = threading.Barrier(3, timeout=10), threading.Barrier(3, timeout=10)
+
+    def work(name):
+        with use_backend(name):
+            inside.wait()
+            seen = named()
+            if name == "native":
+                left.wait()
+        if name == "reference":
+            left.wait()
+        return seen, named()
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        found = [pool.submit(work, name) for name in ("native", "reference")]
+        inside.wait()
+        assert named() == before
+        left.wait()
+        assert [x.result() for x in found] == [("native", before), ("reference", before)]
+    assert named() == before
+
+
+def test_a_thread_that_names_nothing_is_left_alone():
+    """It would fail if it heard of a backend that has no kernel for its call."""
+    values = torch.zeros(2, 3)
+    with use_backend("triton"), concurrent.futures.ThreadPoolExecutor(1) as pool:
+        pool.submit(otsu, values).result()
+
+
+def test_use_backend_decorates():
+    before = named()
+
+    @use_backend("reference")
+    def inner(again):
+        seen = named()
+        if again:
+            assert inner(False) == "reference"
+        return seen
+
+    assert inner(True) == "reference"
+    assert named() == before
+    assert inner.__name__ == "inner"
+
+
+@pytest.mark.usefixtures("fresh_compile")
+def test_use_backend_inside_of_compiled_code():
+    """Traced under fullgraph, and left as it was."""
+
+    def function(values):
+        with use_backend("reference"):
+            chosen = otsu(values).mask
+        return chosen, named()
+
+    before, values = named(), torch.randn(3, 8)
+    mask, after = torch.compile(function, fullgraph=True, backend="aot_eager")(values)
+    assert torch.equal(mask, otsu(values).mask)
+    assert after == named() == before
+
+
+def test_explain_checks_a_call_as_the_operator_does():
+    update = EdgeUpdate(*torch.zeros(2, 1, 1, 4, 2))
+    graph = EmotionGraph.from_intensity(torch.rand(1, 2), torch.tensor([2]), (0.0,), torch.eye(2))
+    nodes = (update.query, update.key, update.key)
+    for arguments, message in (
+        (nodes, r"explain: graph_attention: missing a required argument: 'graph', in \(query"),
+        ((*nodes, None), "graph_attention: graph: expected an EmotionGraph, got NoneType"),
+        (
+            (*nodes, graph, update),
+            r"history: expected a sequence of EdgeUpdate, got a single one: \[update\]",
+        ),
+        ((*nodes, graph, [tuple(update)]), r"history\[0\]: expected EdgeUpdate\(query, .*, got tuple"),
+        ((*nodes, graph, 3), "history: expected a sequence of EdgeUpdate, got int"),
+    ):
+        with pytest.raises(ValueError, match=message) as error:
+            explain("graph_attention", *arguments)
+        assert "\n" not in str(error.value)
+        if len(arguments) > 3:
+            with pytest.raises(ValueError, match=message):
+                graph_attention(*arguments)
+    with pytest.raises(ValueError, match="edge_readout: history: expected a sequence"):
+        edge_readout(graph, update)
 
 
 def test_a_backend_of_the_call_beats_use_backend():

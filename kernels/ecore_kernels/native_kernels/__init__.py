@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ecore_kernels import native
 
-TYPES = (torch.float32, torch.float64)
+TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Half precision is converted before and after: a CPU computes it in float32."""
 
 
 def why_not(*tensors: Tensor) -> list[str]:
@@ -22,11 +23,10 @@ def why_not(*tensors: Tensor) -> list[str]:
         if device != "cpu":
             reasons.append(f"runs on CPU, not on {device}")
     kinds = dict.fromkeys(tensor.dtype for tensor in tensors)
-    names = [str(kind).removeprefix("torch.") for kind in kinds]
-    if any(kind not in TYPES for kind in kinds):
-        reasons.append(f"takes float32 and float64, not {', '.join(names)}")
-    elif len(kinds) > 1:
-        reasons.append(f"takes queries, keys and values of one type, not of {' and '.join(names)}")
+    for kind in kinds:
+        if kind not in TYPES:
+            takes = ", ".join(str(known).removeprefix("torch.") for known in TYPES)
+            reasons.append(f"takes {takes}, not {str(kind).removeprefix('torch.')}")
     return reasons
 
 
