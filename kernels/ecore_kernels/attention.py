@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from ecore_kernels import backends, fused, reference
 from ecore_kernels.checks import (
     MOST_SIGNATURES,
     check_floats,
+    check_number,
     check_one_device,
     check_scalar,
     check_shape,
@@ -20,6 +22,13 @@ from ecore_kernels.checks import (
     signature,
 )
 from ecore_kernels.graph import EmotionGraph
+
+try:
+    from torch.fx.experimental.symbolic_shapes import has_static_value
+except ImportError:  # older than torch 2.8, which compiles anew for every number
+
+    def has_static_value(a: Any) -> bool:
+        return True
 
 
 class EdgeUpdate(NamedTuple):
@@ -37,6 +46,10 @@ class EdgeUpdate(NamedTuple):
     gate: Tensor | None = None
     edge_scale: Tensor | float | None = None
 
+
+# A named tuple is a pytree already; the name is what exported programs are saved under.
+pytree._register_namedtuple(EdgeUpdate, serialized_type_name="ecore_kernels.EdgeUpdate")
+torch.serialization.add_safe_globals([EdgeUpdate])
 
 _library = torch.library.Library("ecore_kernels", "FRAGMENT")
 _library.define(
@@ -170,7 +183,8 @@ def score_scale(
     """The factor on the scores as a number, and the queries that it leaves.
 
     A scale in a tensor is multiplied into the queries instead, of which all share it: so autograd gives its gradient,
-    and no value is fetched from a GPU.
+    and no value is fetched from a GPU. So is a number that torch.compile has found to vary: as an argument of an
+    operator it would compile anew for every value.
 
     Args:
         scale: a number, a tensor of one number, or None for 1 / sqrt(dim).
@@ -181,8 +195,9 @@ def score_scale(
         check_scalar(operator, "scale", scale)
         one = scale.reshape(())
         return 1.0, [(query * one).to(query.dtype) for query in queries]
-    if isinstance(scale, (complex, str)) or not hasattr(scale, "__float__"):
-        raise ValueError(f"{operator}: scale: expected a number or None, got {type(scale).__name__}")
+    check_number(operator, "scale", scale)
+    if torch.compiler.is_compiling() and not has_static_value(scale):
+        return 1.0, [query * scale for query in queries]
     return scale, queries
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,14 +49,20 @@ def check_shape(operator: str, name: str, tensor: Tensor, shape: Sequence[int]) 
         raise ValueError(f"{operator}: {name}: expected {list(shape)}, got {list(tensor.shape)}")
 
 
+def check_number(operator: str, name: str, value: Any) -> None:
+    """Raise ValueError unless ``value`` is a real number."""
+    if not isinstance(value, (int, float, numbers.Real)):
+        raise ValueError(f"{operator}: {name}: expected a number, got {type(value).__name__}")
+
+
 def check_scalar(operator: str, name: str, value: Any) -> None:
     """Raise ValueError unless ``value`` is one real number, in a tensor of whatever shape or not."""
     if isinstance(value, Tensor):
         check_tensors(operator, **{name: value})
         if value.numel() != 1:
             raise ValueError(f"{operator}: {name}: expected a scalar, got {list(value.shape)}")
-    elif isinstance(value, (complex, str)) or not hasattr(value, "__float__"):
-        raise ValueError(f"{operator}: {name}: expected a number, got {type(value).__name__}")
+    else:
+        check_number(operator, name, value)
 
 
 def check_one_device(operator: str, *tensors: Any) -> None:

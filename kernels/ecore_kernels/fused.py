@@ -259,13 +259,22 @@ def _run(operator: str, direction: str, tensors: Sequence[Tensor | None], argume
     return getattr(_kernels(backend, operator), direction)(*arguments)
 
 
+def _arguments(name: str) -> list[Any]:
+    """The arguments of a registered operator."""
+    return getattr(torch.ops.ecore_kernels, name).default._schema.arguments
+
+
 def _register(name: str, operator: str, direction: str, fake: Callable[..., Any]) -> None:
     """Implement a registered operator by a backend's function of that direction."""
 
     def run(*arguments: Any) -> Any:
         *arguments, backend = arguments
+        for i in lists:
+            if arguments[i] is None:  # so AOTInductor passes an empty list
+                arguments[i] = []
         return getattr(_kernels(backend, operator), direction)(*arguments)
 
+    lists = [i for i, of in enumerate(_arguments(name)) if str(of.type) == "List[Tensor]"]
     library.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"ecore_kernels::{name}", fake, lib=library)
 

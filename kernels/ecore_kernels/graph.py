@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +115,31 @@ class EmotionGraph:
             emotion_weight = correlation.new_full((batch, emotions), 1.0 / emotions)
         return cls(word_weight, word_mask, emotion_weight, correlation, emotion_mask)
 
+    def to(self, *args: Any, **kwargs: Any) -> EmotionGraph:
+        """The graph on a device or in a float type; arguments as those of :meth:`torch.nn.Module.to`.
+
+        A type is that of the weights; the masks stay bool.
+
+        Raises:
+            ValueError: a type that is not one of floats.
+        """
+        device, kind, non_blocking, _ = torch._C._nn._parse_to(*args, **kwargs)
+        if kind is not None and not kind.is_floating_point:
+            raise ValueError(f"EmotionGraph.to: expected a float type, got {kind}")
+
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor.to(device, kind if tensor.is_floating_point() else None, non_blocking)
+
+        return self._of(moved)
+
+    def pin_memory(self) -> EmotionGraph:
+        """The graph in page-locked memory, from which a copy to a GPU can go on beside other work."""
+        return self._of(Tensor.pin_memory)
+
+    def _of(self, function: Callable[[Tensor], Tensor]) -> EmotionGraph:
+        """The graph whose tensors ``function`` makes of this one's."""
+        return _unflatten([None if x is None else function(x) for x in self.tensors()], None)
+
     def tensors(self) -> tuple[Tensor | None, ...]:
         """The graph's tensors, in the order of its arguments."""
         return self.word_weight, self.word_mask, self.emotion_weight, self.correlation, self.emotion_mask
@@ -163,3 +190,34 @@ class EmotionGraph:
         correlation = self.correlation.to(kind).expand(batch, emotions, emotions)
         edge = torch.cat([to_words, torch.cat([from_words, correlation], dim=2)], dim=1)
         return torch.where(neighbors, edge[:, None], 0.0), neighbors
+
+
+_FIELDS = tuple(field.name for field in fields(EmotionGraph))
+
+
+def _unflatten(values: Iterable[Any], _: Any) -> EmotionGraph:
+    """A graph of these fields, unchecked: in a pytree they may be anything (shapes, gradients, None)."""
+    graph = object.__new__(EmotionGraph)
+    for name, value in zip(_FIELDS, values, strict=True):
+        object.__setattr__(graph, name, value)
+    return graph
+
+
+def _flatten(graph: EmotionGraph) -> tuple[list[Any], None]:
+    return [getattr(graph, name) for name in _FIELDS], None
+
+
+def _flatten_with_keys(graph: EmotionGraph) -> tuple[list[tuple[Any, Any]], None]:
+    return [(pytree.GetAttrKey(name), getattr(graph, name)) for name in _FIELDS], None
+
+
+torch.serialization.add_safe_globals([EmotionGraph])  # tensors alone; exported programs are loaded with their examples
+
+# For torch.func, torch.export and AOTInductor; the name is what exported programs are saved under.
+pytree.register_pytree_node(
+    EmotionGraph,
+    _flatten,
+    _unflatten,
+    serialized_type_name="ecore_kernels.EmotionGraph",
+    flatten_with_keys_fn=_flatten_with_keys,
+)

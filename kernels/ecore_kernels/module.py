@@ -30,9 +30,14 @@ class MultiResolutionEdgeAttention(nn.Module):
 
     def __init__(self, dim: int, resolutions: int, *, scale: float | None = None, bias: bool = True) -> None:
         super().__init__()
-        if resolutions < 1 or dim % resolutions:
+        if resolutions < 1:
             raise ValueError(
-                f"MultiResolutionEdgeAttention: dim: expected a multiple of the {resolutions} resolutions, got {dim}"
+                f"MultiResolutionEdgeAttention: resolutions: expected at least 1, got {resolutions}"
+            )
+        if dim < 1 or dim % resolutions:
+            raise ValueError(
+                f"MultiResolutionEdgeAttention: dim: expected a positive multiple of the {resolutions} resolutions, "
+                f"got {dim}"
             )
         self.resolutions = resolutions
         self.head_dim = dim // resolutions
