@@ -211,7 +211,9 @@ def _flatten_with_keys(graph: EmotionGraph) -> tuple[list[tuple[Any, Any]], None
     return [(pytree.GetAttrKey(name), getattr(graph, name)) for name in _FIELDS], None
 
 
-torch.serialization.add_safe_globals([EmotionGraph])  # tensors alone; exported programs are loaded with their examples
+torch.serialization.add_safe_globals(
+    [EmotionGraph]
+)  # tensors alone; exported programs are loaded with their examples
 
 # For torch.func, torch.export and AOTInductor; the name is what exported programs are saved under.
 pytree.register_pytree_node(

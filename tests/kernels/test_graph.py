@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils import _pytree as pytree
 
 from ecore_kernels import EmotionGraph
 
@@ -154,3 +155,50 @@ def test_refuses_what_does_not_fit(name, value, message):
 def test_from_intensity_refuses(intensity, lengths, thresholds, message):
     with pytest.raises(ValueError, match=message):
         EmotionGraph.from_intensity(intensity, lengths, thresholds, torch.eye(3))
+
+
+def test_to(make):
+    graph = make.graph(2, 3, 2, 2)
+    for moved in (graph.to("meta"), graph.to(device="meta"), graph.to(torch.ones(1, device="meta"))):
+        assert all(x.device.type == "meta" for x in moved.tensors())
+    for low in (graph.to(torch.float16), graph.to(dtype=torch.float16), graph.to("cpu", torch.float16)):
+        assert [x.dtype for x in low.tensors()] == [
+            torch.float16,
+            torch.bool,
+            torch.float16,
+            torch.float16,
+            torch.bool,
+        ]
+    assert all(one is other for one, other in zip(graph.to("cpu").tensors(), graph.tensors(), strict=True))
+    (gradient,) = torch.autograd.grad(graph.to(torch.float32).emotion_weight.sum(), graph.emotion_weight)
+    assert torch.equal(gradient, torch.ones_like(gradient))
+    with pytest.raises(ValueError, match=r"EmotionGraph.to: expected a float type, got torch.int64"):
+        graph.to(torch.int64)
+    without = EmotionGraph(*graph.tensors()[:4])
+    assert without.to("meta").emotion_mask is None
+
+
+def test_pin_memory(make, monkeypatch):
+    """As a DataLoader does it, to every tensor."""
+    graph, pinned = make.graph(2, 3, 2, 2), []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: pinned.append(x) or x.clone())
+    copy = graph.pin_memory()
+    assert len(pinned) == 5
+    assert torch.equal(copy.word_mask, graph.word_mask)
+
+
+def test_pytree(make):
+    graph = make.graph(2, 3, 2, 2)
+    leaves, structure = pytree.tree_flatten({"graph": graph})
+    assert all(one is other for one, other in zip(leaves, graph.tensors(), strict=True))
+    shapes = pytree.tree_map(lambda x: tuple(x.shape), graph)  # no tensors: nothing is checked
+    assert isinstance(shapes, EmotionGraph)
+    assert shapes.word_mask == (2, 2, 3)
+    saved = pytree.treespec_loads(pytree.treespec_dumps(structure))
+    assert torch.equal(pytree.tree_unflatten(leaves, saved)["graph"].correlation, graph.correlation)
+    places = [pytree.keystr(path) for path, _ in pytree.tree_flatten_with_path(graph)[0]]
+    assert places[0] == ".word_weight"
+    mapped = torch.vmap(lambda g: g.emotion_weight.sum(), in_dims=(0,))(
+        pytree.tree_map(lambda x: x[None], graph)
+    )
+    torch.testing.assert_close(mapped[0], graph.emotion_weight.sum())

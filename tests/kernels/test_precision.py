@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ecore_kernels import EdgeUpdate, EmotionGraph, edge_attention, edge_readout, fused, graph_attention
+from ecore_kernels import (
+    EdgeUpdate,
+    EmotionGraph,
+    edge_attention,
+    edge_readout,
+    fused,
+    graph_attention,
+    native,
+)
 
 LOW = [torch.bfloat16, torch.float16]
 
@@ -181,3 +189,58 @@ def test_autocast_on_cpu_computes_in_float32(dtype):
     for one, other in zip(actual, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5, check_dtype=False)
     assert actual[0].dtype == actual[1].dtype == torch.float32
+
+
+def test_autocast_leaves_float64_alone():
+    """As it does with torch's own operators."""
+    graph, (past, last), value = inputs()
+    nodes = [x.double() for x in (last.query, last.key, value)]
+    past = EdgeUpdate(past.query.double(), past.key.double(), past.gate.double(), past.edge_scale)
+    edge, neighbors = graph.dense()
+
+    def results():
+        return [
+            graph_attention(*nodes, graph, [past]),
+            *edge_attention(*nodes, edge, neighbors, gate=past.gate, edge_scale=past.edge_scale),
+            *edge_readout(graph, [past]),
+        ]
+
+    expected = results()
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = results()
+        assert (nodes[0] @ nodes[1].mT).dtype is torch.float64
+    for one, other in zip(actual, expected, strict=True):
+        assert torch.equal(one, other)
+        assert one.dtype is torch.float64
+
+
+@pytest.mark.skipif(not native.available(), reason="the compiled extension is missing")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_on_a_cpu_is_converted_at_the_boundary(dtype):
+    """Results and gradients are those of float32, rounded once."""
+    graph, (past, last), value = inputs()
+    low = [x.detach().to(dtype) for x in (last.query, last.key, value, past.query, past.key)]
+    edge, neighbors = graph.dense()
+
+    def run(kind):
+        query, key, value, past_query, past_key = leaves = [x.to(kind).requires_grad_() for x in low]
+        history = [EdgeUpdate(past_query, past_key, past.gate, past.edge_scale)]
+        results = [
+            graph_attention(query, key, value, graph, history, backend="native"),
+            *edge_attention(
+                query, key, value, edge, neighbors, gate=past.gate, edge_scale=1.0, backend="native"
+            ),
+            *edge_readout(graph, history, backend="native"),
+        ]
+        weights = [torch.linspace(-1, 1, x.numel()).view_as(x).to(dtype).to(x.dtype) for x in results]
+        return results, torch.autograd.grad(results, leaves, weights)
+
+    (results, gradients), (expected, expected_gradients) = run(dtype), run(torch.float32)
+    assert [x.dtype for x in results] == [dtype, dtype, *[torch.float32] * 3]
+    assert all(x.dtype is dtype for x in gradients)
+    for one, other in zip(results, expected, strict=True):
+        assert torch.equal(one, other.to(one.dtype))
+    for one, other in zip(gradients, expected_gradients, strict=True):
+        # Each operator's gradient is rounded before they are added.
+        atol = 4 * torch.finfo(dtype).eps * float(other.abs().max())
+        torch.testing.assert_close(one.float(), other, rtol=0, atol=atol)

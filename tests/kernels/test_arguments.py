@@ -1,0 +1,184 @@
+"""Scales, and arguments that are refused by name."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from ecore_kernels import (
+    EdgeUpdate,
+    MultiResolutionEdgeAttention,
+    edge_attention,
+    edge_readout,
+    graph_attention,
+    native,
+    use_backend,
+)
+
+
+class Calls:
+    """Every operator on one problem, as a function of the scale."""
+
+    def __init__(self, make) -> None:
+        self.graph = make.graph(2, 3, 2, 2)
+        self.history = [make.update(self.graph, 4)]
+        update = make.update(self.graph, 4)
+        self.query, self.key, self.value = update.query, update.key, make.value(self.graph, 3)
+        self.edge, self.neighbors = (x.detach() for x in self.graph.dense())
+
+    def dense(self, scale, **options):
+        return edge_attention(
+            self.query, self.key, self.value, self.edge, self.neighbors, scale=scale, **options
+        )[0]
+
+    def attention(self, scale):
+        return graph_attention(self.query, self.key, self.value, self.graph, self.history, scale=scale)
+
+    def readout(self, scale):
+        return torch.cat([x.flatten() for x in edge_readout(self.graph, self.history, scale=scale)])
+
+
+OPERATORS = ["dense", "attention", "readout"]
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_no_scale_is_one_over_the_root(make, operator):
+    call = getattr(Calls(make), operator)
+    torch.testing.assert_close(call(None), call(0.5))
+    torch.testing.assert_close(call(1), call(1.0))
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_a_scale_in_a_tensor_gets_its_gradient(make, operator, shape, backend):
+    call = getattr(Calls(make), operator)
+    scale = torch.full(shape, 0.3, dtype=torch.float64, requires_grad=True)
+    output = call(scale)
+    torch.testing.assert_close(output, call(0.3))
+    weights = torch.randn_like(output)
+    (gradient,) = torch.autograd.grad(output, scale, weights)
+    step = 1e-6
+    with torch.no_grad():
+        difference = (call(0.3 + step) - call(0.3 - step)) / (2 * step)
+    assert gradient.shape == scale.shape
+    torch.testing.assert_close(gradient.reshape(()), (difference * weights).sum(), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.usefixtures("backend", "fresh_compile")
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_scales_do_not_compile_anew(make, operator):
+    """Once for the first number, once for any."""
+    call = getattr(Calls(make), operator)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(call, fullgraph=True, backend=counter)
+    frames = []
+    for scale in (0.1, 0.2, 0.3, 0.5, 0.7):
+        torch.testing.assert_close(compiled(scale), call(scale))
+        frames.append(counter.frame_count)
+    assert frames[1] == frames[-1]
+
+
+@pytest.mark.parametrize("wrong", ["0.5", 1j, [0.5], torch.ones(2), torch.ones((), dtype=torch.complex64)])
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_other_scales_are_refused(make, operator, wrong):
+    name = {"dense": "edge_attention", "attention": "graph_attention", "readout": "edge_readout"}[operator]
+    with pytest.raises(ValueError, match=f"{name}: scale: expected "):
+        getattr(Calls(make), operator)(wrong)
+
+
+def test_refused_by_name(make):
+    calls = Calls(make)
+    query, key, value, graph = calls.query, calls.key, calls.value, calls.graph
+    gate = torch.randn(2, 2, 5)
+    update = EdgeUpdate(query, key, gate.to(torch.complex64), 1.0)
+    for call, message in (
+        (
+            lambda: calls.dense(1.0, gate=gate.to(torch.complex64), edge_scale=1.0),
+            "edge_attention: gate: expected real numbers, got torch.complex64",
+        ),
+        (
+            lambda: calls.dense(1.0, gate=gate, edge_scale=1j),
+            "edge_attention: edge_scale: expected a number, got complex",
+        ),
+        (
+            lambda: calls.dense(1.0, gate=gate, edge_scale=torch.ones((), dtype=torch.complex64)),
+            "edge_attention: edge_scale: expected real numbers",
+        ),
+        (
+            lambda: edge_attention(query, key, value, calls.edge.to_sparse()),
+            "edge_attention: edge: expected a dense tensor, got torch.sparse_coo",
+        ),
+        (
+            lambda: edge_attention(query, key, value, calls.edge, calls.neighbors.to_sparse()),
+            "edge_attention: neighbors: expected a dense tensor, got torch.sparse_coo",
+        ),
+        (lambda: edge_attention(query, key, value, 1.0), "edge: expected a tensor, got float"),
+        (lambda: edge_attention(query.to_sparse(), key, value, calls.edge), "query: expected a dense tensor"),
+        (
+            lambda: edge_attention(query.to(torch.complex64), key, value, calls.edge),
+            "query: expected real numbers",
+        ),
+        (
+            lambda: graph_attention(query, key, value, graph, [update]),
+            r"graph_attention: history\[0\].gate: expected real numbers, got torch.complex64",
+        ),
+        (
+            lambda: edge_readout(graph, [update]),
+            r"edge_readout: history\[0\].gate: expected real numbers",
+        ),
+        (
+            lambda: graph_attention(query, key, value, calls.edge),
+            "graph: expected an EmotionGraph, got Tensor",
+        ),
+        (
+            lambda: MultiResolutionEdgeAttention(0, 2),
+            "dim: expected a positive multiple of the 2 resolutions, got 0",
+        ),
+        (lambda: MultiResolutionEdgeAttention(4, 0), "resolutions: expected at least 1, got 0"),
+    ):
+        with pytest.raises(ValueError, match=message) as error:
+            call()
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.skipif(not native.available(), reason="the compiled extension is missing")
+def test_inference_tensors(make):
+    """They work where no gradient is asked for, and are named where they cannot be saved."""
+    calls = Calls(make)
+    plain = calls.attention(1.0).detach()
+    with torch.inference_mode():
+        value = calls.value.detach().clone()
+        torch.testing.assert_close(calls.attention(1.0), plain)
+    with torch.no_grad():
+        calls.value = value
+        torch.testing.assert_close(calls.attention(1.0), plain)
+    with use_backend("native"):
+        for call, name in ((calls.attention, "graph_attention"), (calls.dense, "edge_attention")):
+            with pytest.raises(ValueError, match=f"{name}: value: an inference tensor cannot be saved"):
+                call(1.0)
+    first = calls.history[0]
+    with torch.inference_mode():
+        key = first.key.detach().clone()
+    calls.history = [first._replace(key=key)]
+    with use_backend("native"), pytest.raises(ValueError, match=r"history\[0\].key: an inference tensor"):
+        calls.readout(1.0)
+
+
+def test_checks_are_made_once_a_signature(make, monkeypatch):
+    """And again for another one: a wrong call after a right one of other shapes is refused."""
+    from ecore_kernels import attention
+
+    calls, seen = Calls(make), []
+    check = attention.check_graph_attention
+    monkeypatch.setattr(attention, "check_graph_attention", lambda *a, **k: seen.append(1) or check(*a, **k))
+    attention._graph_plans.clear()
+    for _ in range(3):
+        calls.attention(1.0)
+    assert len(seen) == 1
+    calls.value = calls.value[:, :, :-1]
+    for _ in range(2):
+        with pytest.raises(ValueError, match="graph_attention: value: expected"):
+            calls.attention(1.0)
+    assert len(seen) == 3
