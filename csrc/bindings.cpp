@@ -38,13 +38,13 @@ void otsu_cuda(uintptr_t values, int64_t rows, int64_t columns, int64_t row_stri
 }
 #endif
 
-// A [B, K, N, d] tensor: its address, and its strides over B, K and N in elements.
+// A [B, K, N, d] tensor: its address, and its strides over B, K and N in elements. Address 0: not wanted.
 using HeadsTuple = std::tuple<uintptr_t, int64_t, int64_t, int64_t>;
 // B, K, M, P; word_mask, emotion_mask, word_weight, emotion_weight, correlation and the stride over its batch.
 using GraphTuple =
     std::tuple<int64_t, int64_t, int64_t, int64_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, int64_t>;
-// log_normalizer, order, weight, counts.
-using SavedTuple = std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t>;
+// maximum, inverse, weight, order, counts.
+using SavedTuple = std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t>;
 
 template <typename T>
 ecore::Heads<T> heads(const HeadsTuple& tensor) {
@@ -81,7 +81,7 @@ ecore::GraphAttention<T> graph_attention(const GraphTuple& graph, const std::vec
                                          const std::vector<HeadsTuple>& keys, const HeadsTuple& value, int64_t dim,
                                          int64_t value_dim, uintptr_t row_factor, double scale, bool words_only,
                                          const SavedTuple& saved) {
-  const auto [log_normalizer, order, weight, counts] = saved;
+  const auto [maximum, inverse, weight, order, counts] = saved;
   return {emotion_graph<T>(graph),
           heads<const T>(queries),
           heads<const T>(keys),
@@ -91,7 +91,8 @@ ecore::GraphAttention<T> graph_attention(const GraphTuple& graph, const std::vec
           pointer<const T>(row_factor),
           static_cast<T>(scale),
           words_only,
-          {pointer<T>(log_normalizer), pointer<int32_t>(order), pointer<T>(weight), pointer<int32_t>(counts)}};
+          {pointer<T>(maximum), pointer<T>(inverse), pointer<T>(weight), pointer<int32_t>(order),
+           pointer<int32_t>(counts)}};
 }
 
 template <typename T>
@@ -168,7 +169,7 @@ using SizesTuple = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>;
 template <typename T>
 ecore::EdgeAttention<T> edge_attention(const SizesTuple& sizes, const std::vector<HeadsTuple>& query_key_value,
                                        const HeadsTuple& edge, const HeadsTuple& neighbors, uintptr_t factor,
-                                       double scale, uintptr_t log_normalizer) {
+                                       double scale, uintptr_t maximum, uintptr_t inverse) {
   const auto [batch, resolutions, nodes, dim, value_dim] = sizes;
   return {batch,
           resolutions,
@@ -182,31 +183,34 @@ ecore::EdgeAttention<T> edge_attention(const SizesTuple& sizes, const std::vecto
           matrices<const uint8_t>(neighbors),
           pointer<const T>(factor),
           static_cast<T>(scale),
-          pointer<T>(log_normalizer)};
+          pointer<T>(maximum),
+          pointer<T>(inverse)};
 }
 
 template <typename T>
 void edge_attention_forward(const SizesTuple& sizes, const std::vector<HeadsTuple>& query_key_value,
                             const HeadsTuple& edge, const HeadsTuple& neighbors, uintptr_t factor, double scale,
-                            uintptr_t log_normalizer, const HeadsTuple& output, uintptr_t new_edge, int threads) {
+                            uintptr_t maximum, uintptr_t inverse, const HeadsTuple& output, uintptr_t new_edge,
+                            int threads) {
   ecore::edge_attention_forward(
-      edge_attention<T>(sizes, query_key_value, edge, neighbors, factor, scale, log_normalizer), heads<T>(output),
+      edge_attention<T>(sizes, query_key_value, edge, neighbors, factor, scale, maximum, inverse), heads<T>(output),
       pointer<T>(new_edge), threads);
 }
 
 template <typename T>
 void edge_attention_backward(const SizesTuple& sizes, const std::vector<HeadsTuple>& query_key_value,
                              const HeadsTuple& edge, const HeadsTuple& neighbors, uintptr_t factor, double scale,
-                             uintptr_t log_normalizer, const HeadsTuple& output, const HeadsTuple& grad_output,
-                             const HeadsTuple& grad_new_edge, const std::vector<HeadsTuple>& gradients,
-                             const std::tuple<uintptr_t, int64_t, int64_t, int64_t>& grad_edge, uintptr_t grad_factor,
+                             uintptr_t maximum, uintptr_t inverse, const HeadsTuple& output,
+                             const HeadsTuple& grad_output, const HeadsTuple& grad_new_edge,
+                             const std::vector<HeadsTuple>& gradients,
+                             const std::tuple<uintptr_t, int64_t, int64_t>& grad_edge, uintptr_t grad_factor,
                              int threads) {
-  const auto [edge_address, batches, edge_heads, shares] = grad_edge;
+  const auto [edge_address, batches, edge_heads] = grad_edge;
   ecore::edge_attention_backward(
-      edge_attention<T>(sizes, query_key_value, edge, neighbors, factor, scale, log_normalizer), heads<const T>(output),
-      heads<const T>(grad_output), matrices<const T>(grad_new_edge),
+      edge_attention<T>(sizes, query_key_value, edge, neighbors, factor, scale, maximum, inverse),
+      heads<const T>(output), heads<const T>(grad_output), matrices<const T>(grad_new_edge),
       {heads<T>(gradients.at(0)), heads<T>(gradients.at(1)), heads<T>(gradients.at(2)), pointer<T>(edge_address),
-       batches, edge_heads, shares, pointer<T>(grad_factor)},
+       batches, edge_heads, pointer<T>(grad_factor)},
       threads);
 }
 

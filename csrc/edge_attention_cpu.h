@@ -26,21 +26,23 @@ struct EdgeAttention {
   Matrices<const uint8_t> neighbors;  // bool; null: all are
   const T* factor;                    // [batch, resolutions, nodes], of updated edges; null: none are wanted
   T scale;
-  T* log_normalizer;  // [batch, resolutions, nodes], by the forward: logarithm to base 2 of the softmax denominators
+  // By the forward, [batch, resolutions, nodes]: the maximum of a row's scores (to base 2) and one over the sum of
+  // their powers, which is 0 without neighbours.
+  T *maximum, *inverse;
 };
 
 // new_edge: [batch, resolutions, nodes, nodes], or null.
 template <typename T>
 void edge_attention_forward(const EdgeAttention<T>& call, Heads<T> output, T* new_edge, int threads);
 
+// Data is null for those that are not wanted.
 template <typename T>
 struct EdgeAttentionGradients {
   Heads<T> query, key, value;
-  T* edge;          // [batches, heads, shares, nodes, nodes], or null: to be added up over shares
+  T* edge;          // [batches, heads, nodes, nodes]
   int64_t batches;  // of edges: batch or 1
   int64_t heads;    // resolutions or 1
-  int64_t shares;   // what shares an edge is cut in so many, whose gradients are added up apart
-  T* factor;        // [batch, resolutions, nodes], or null
+  T* factor;        // [batch, resolutions, nodes]
 };
 
 // grad_new_edge's data may be null: zero.

@@ -37,6 +37,7 @@ struct EmotionGraph {
 
 template <typename T>
 Rows<T> rows_of(const Heads<T>& tensor, int64_t batch, int64_t head) {
+  if (tensor.data == nullptr) return {nullptr, 0};
   return {tensor.data + batch * tensor.batch + head * tensor.head, tensor.row};
 }
 
@@ -74,9 +75,10 @@ void list_nodes(const EmotionGraph<T>& graph, int64_t pair, int32_t* order, T* w
   std::fill(weight + count, weight + graph.nodes(), static_cast<T>(0));
 }
 
-// Zeroes the rows, of `width` elements, of those nodes begin ... end - 1 that take no part.
+// Zeroes the rows, of `width` elements, of those nodes begin ... end - 1 that take no part; nothing where data is null.
 template <typename T>
 void zero_absent(const EmotionGraph<T>& graph, int64_t pair, int64_t begin, int64_t end, Rows<T> rows, int64_t width) {
+  if (rows.data == nullptr) return;
   for (int64_t node = begin; node < end; ++node) {
     if (!graph.takes_part(pair, node)) std::fill_n(rows.data + node * rows.stride, width, static_cast<T>(0));
   }

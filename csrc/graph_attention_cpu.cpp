@@ -64,6 +64,7 @@ struct Pair {
   template <typename U>
   void touch(const Heads<U>& tensor) {
     const Rows<U> rows = rows_of(tensor, batch, head);
+    if (rows.data == nullptr) return;
     touched.push_back({rows.data, rows.stride});
   }
   // Has this pair's kernels fetch what the next one touches, evenly over about so many products a panel of receivers.
@@ -84,12 +85,14 @@ void list_nodes(const GraphAttention<T>& call, int64_t pair) {
   const SavedOrder<T>& saved = call.saved;
   const int64_t nodes = call.graph.nodes();
   list_nodes(call.graph, pair, saved.order + pair * nodes, saved.weight + pair * nodes, saved.counts + 2 * pair);
-  std::fill_n(saved.log_normalizer + pair * nodes, nodes, static_cast<T>(0));
+  std::fill_n(saved.maximum + pair * nodes, nodes, static_cast<T>(0));
+  std::fill_n(saved.inverse + pair * nodes, nodes, static_cast<T>(0));
 }
 
 // Zeroes the gradients of what did not receive: nodes that take no part, and with words_only all emotions.
 template <typename T>
 void zero_deaf(const GraphAttention<T>& call, int64_t pair, Rows<T> rows, int64_t width) {
+  if (rows.data == nullptr) return;
   const EmotionGraph<T>& graph = call.graph;
   zero_absent(graph, pair, 0, call.words_only ? graph.words : graph.nodes(), rows, width);
   if (call.words_only) zero_all(graph.words, graph.nodes(), rows, width);
@@ -145,7 +148,7 @@ void graph_attention_forward(const GraphAttention<T>& call, Heads<T> output, int
         for (; part < end; ++part) {
           kernel.forward(pair.of, packed.get(), part_begin(pair.receivers(), parts, part),
                          part_begin(pair.receivers(), parts, part + 1), scratch.get() + part * scratch_size, out,
-                         call.saved.log_normalizer + index * nodes);
+                         call.saved.maximum + index * nodes, call.saved.inverse + index * nodes);
         }
       });
     }
@@ -192,18 +195,20 @@ void graph_attention_backward(const GraphAttention<T>& call, Heads<const T> outp
       const int64_t index = pair.index;
       const std::vector<Rows<T>> grad_queries = rows_of(gradients.queries, pair.batch, pair.head);
       const std::vector<Rows<T>> grad_keys = rows_of(gradients.keys, pair.batch, pair.head);
-      const Rows<T> grad_value = rows_of(gradients.value, pair.batch, pair.head);
-      T* const grad_factor = gradients.row_factor == nullptr ? nullptr : gradients.row_factor + index * nodes;
-      T* const grad_weight =
-          gradients.emotion_weight == nullptr ? nullptr : gradients.emotion_weight + index * emotions;
-      T* const grad_correlation =
-          gradients.correlation == nullptr ? nullptr : gradients.correlation + index * emotions * emotions;
+      const GraphGradients<T> to = {
+          grad_queries.data(),
+          grad_keys.data(),
+          rows_of(gradients.value, pair.batch, pair.head),
+          gradients.row_factor == nullptr ? nullptr : gradients.row_factor + index * nodes,
+          gradients.emotion_weight == nullptr ? nullptr : gradients.emotion_weight + index * emotions,
+          gradients.correlation == nullptr ? nullptr : gradients.correlation + index * emotions * emotions,
+      };
       for (const Rows<T>& rows : grad_queries) zero_deaf(call, index, rows, call.dim);
       for (const Rows<T>& rows : grad_keys) zero_absent(graph, index, 0, nodes, rows, call.dim);
-      zero_absent(graph, index, 0, nodes, grad_value, call.value_dim);
-      if (grad_factor != nullptr) zero_deaf(call, index, {grad_factor, 1}, 1);
-      if (grad_weight != nullptr) std::fill_n(grad_weight, emotions, static_cast<T>(0));
-      if (grad_correlation != nullptr) std::fill_n(grad_correlation, emotions * emotions, static_cast<T>(0));
+      zero_absent(graph, index, 0, nodes, to.value, call.value_dim);
+      zero_deaf(call, index, {to.row_factor, 1}, 1);
+      if (to.emotion_weight != nullptr) std::fill_n(to.emotion_weight, emotions, static_cast<T>(0));
+      if (to.correlation != nullptr) std::fill_n(to.correlation, emotions * emotions, static_cast<T>(0));
 
       for_senders(pair.of.count, kernel.sender_step, inner,
                   [&](int64_t begin, int64_t end) { kernel.pack(pair.of, true, begin, end, packed.get()); });
@@ -213,14 +218,12 @@ void graph_attention_backward(const GraphAttention<T>& call, Heads<const T> outp
           kernel.backward(pair.of, packed.get(), part_begin(pair.receivers(), used_parts, part),
                           part_begin(pair.receivers(), used_parts, part + 1),
                           scratch.get() + (inner > 1 ? part * scratch_size : 0), rows_of(output, pair.batch, pair.head),
-                          rows_of(grad_output, pair.batch, pair.head), call.saved.log_normalizer + index * nodes,
-                          grad_queries.data(), grad_factor, grad_correlation,
-                          used_parts == 1 ? grad_keys.data() : nullptr, used_parts == 1 ? &grad_value : nullptr,
-                          sums.get() + part * sums_size);
+                          rows_of(grad_output, pair.batch, pair.head), call.saved.maximum + index * nodes,
+                          call.saved.inverse + index * nodes, to, used_parts == 1, sums.get() + part * sums_size);
         }
       });
       for_senders(pair.of.count, kernel.sender_step, inner, [&](int64_t begin, int64_t end) {
-        kernel.finish(pair.of, sums.get(), nodes, used_parts, begin, end, grad_keys.data(), grad_value, grad_weight);
+        kernel.finish(pair.of, sums.get(), nodes, used_parts, begin, end, to);
       });
     }
   };

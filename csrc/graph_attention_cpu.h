@@ -14,10 +14,11 @@ namespace ecore {
 // What the forward leaves for the backward: [batch, resolutions, nodes] each, by place, and [batch, resolutions, 2].
 template <typename T>
 struct SavedOrder {
-  T* log_normalizer;  // logarithm to base 2 of every receiver's softmax denominator
-  int32_t* order;     // the nodes that take part: [CLS], emotions, words
-  T* weight;          // E0 of the edges that they send to words
-  int32_t* counts;    // emotions and nodes that take part
+  T* maximum;       // of every receiver's scores, to base 2
+  T* inverse;       // one over the sum of their powers
+  T* weight;        // E0 of the edges that the nodes that take part send to words
+  int32_t* order;   // those nodes: [CLS], emotions, words
+  int32_t* counts;  // emotions and nodes that take part
 };
 
 template <typename T>
@@ -35,13 +36,14 @@ struct GraphAttention {
 template <typename T>
 void graph_attention_forward(const GraphAttention<T>& call, Heads<T> output, int threads);
 
+// Data is null for those that are not wanted.
 template <typename T>
 struct GraphAttentionGradients {
   std::vector<Heads<T>> queries, keys;
   Heads<T> value;
-  T* row_factor;      // [batch, resolutions, nodes], or null
-  T* emotion_weight;  // [batch, resolutions, emotions], or null: to be added up over resolutions
-  T* correlation;     // [batch, resolutions, emotions, emotions], or null: likewise, and over the batch if it is shared
+  T* row_factor;      // [batch, resolutions, nodes]
+  T* emotion_weight;  // [batch, resolutions, emotions]: to be added up over resolutions
+  T* correlation;     // [batch, resolutions, emotions, emotions]: likewise, and over the batch if it is shared
 };
 
 template <typename T>

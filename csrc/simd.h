@@ -45,6 +45,17 @@ struct GraphHead {
   Ahead<T>* ahead;  // or null; not to be shared by threads
 };
 
+// Where a head's gradients go; data is null for those that are not wanted.
+template <typename T>
+struct GraphGradients {
+  const Rows<T>* queries;  // [1 + depth]
+  const Rows<T>* keys;
+  Rows<T> value;
+  T* row_factor;
+  T* emotion_weight;
+  T* correlation;
+};
+
 // The kernels of one instruction set in one type. Receivers are numbered in the order emotions, words, [CLS], in which
 // each hears at least what the one before it hears. Work on disjoint receivers or senders may run in parallel.
 //
@@ -58,22 +69,22 @@ struct GraphAttentionKernels {
   void (*pack)(const GraphHead<T>& head, bool backward, int64_t begin, int64_t end, T* packed);
 
   int64_t (*forward_scratch)(const GraphHead<T>& head, int64_t nodes);
-  // Writes output [words or nodes] of those receivers and log_normalizer [count], by place.
+  // Writes output [words or nodes] of those receivers, and by place the maximum [count] of a receiver's scores (to base
+  // 2) and one over the sum of their powers.
   void (*forward)(const GraphHead<T>& head, const T* packed, int64_t begin, int64_t end, T* scratch, Rows<T> output,
-                  T* log_normalizer);
+                  T* maximum, T* inverse);
 
   int64_t (*sums_size)(const GraphHead<T>& head, int64_t nodes);
   int64_t (*backward_scratch)(const GraphHead<T>& head, int64_t nodes);
-  // Writes the gradients of these receivers' queries (grad_queries [1 + depth]), row factors (null: not wanted) and
-  // rows of the correlation (likewise), and what they give to all senders into `sums`. If they are all receivers, it
-  // gets grad_keys and grad_value too, and may write there at once; else those are null.
+  // Writes the gradients of these receivers' queries, row factors and rows of the correlation, and what they give to
+  // all senders into `sums`. If `alone`, they are all receivers, and gradients of keys and values may be written at
+  // once.
   void (*backward)(const GraphHead<T>& head, const T* packed, int64_t begin, int64_t end, T* scratch,
-                   Rows<const T> output, Rows<const T> grad_output, const T* log_normalizer,
-                   const Rows<T>* grad_queries, T* grad_row_factor, T* grad_correlation, const Rows<T>* grad_keys,
-                   const Rows<T>* grad_value, T* sums);
+                   Rows<const T> output, Rows<const T> grad_output, const T* maximum, const T* inverse,
+                   const GraphGradients<T>& gradients, bool alone, T* sums);
   // Adds up `parts` sums that lie sums_size(nodes) apart, and writes these senders' gradients, if backward has not.
   void (*finish)(const GraphHead<T>& head, T* sums, int64_t nodes, int64_t parts, int64_t begin, int64_t end,
-                 const Rows<T>* grad_keys, Rows<T> grad_value, T* grad_emotion_weight);
+                 const GraphGradients<T>& gradients);
 };
 
 // A head's readout: senders are the emotions alone. Here queries and keys are the history's [depth].
@@ -104,27 +115,41 @@ struct EdgeHead {
   T scale;
 };
 
-// As for graph_attention; all nodes are senders and receivers, in their own order.
+// Where a head's gradients go; data is null for those that are not wanted.
+template <typename T>
+struct EdgeGradients {
+  Rows<T> query, key, value;
+  T* edge;        // [nodes, nodes]
+  bool add_edge;  // what stands there is added to
+  T* factor;
+  // Several heads may share `edge`, and then add to it in turn: a head's tile of it, known by its first row and its
+  // number along that row, waits for the ones before. Null where there is nobody to wait for.
+  void* turn;
+  void (*wait)(void* turn, int64_t row, int64_t column);
+  void (*done)(void* turn, int64_t row, int64_t column);
+};
+
+// As for graph_attention; all nodes are senders and receivers, in their own order. A receiver without neighbours has 0
+// for one over its sum.
 template <typename T>
 struct EdgeAttentionKernels {
   int64_t sender_step;
+  int64_t tile_columns;  // a row's tiles are so wide
 
   int64_t (*packed_size)(const EdgeHead<T>& head, bool backward);
   void (*pack)(const EdgeHead<T>& head, bool backward, int64_t begin, int64_t end, T* packed);
   int64_t (*scratch)(const EdgeHead<T>& head, bool backward);
   // new_edge: [nodes, nodes], or null.
   void (*forward)(const EdgeHead<T>& head, const T* packed, int64_t begin, int64_t end, T* scratch, Rows<T> output,
-                  T* new_edge, T* log_normalizer);
+                  T* new_edge, T* maximum, T* inverse);
   int64_t (*sums_size)(const EdgeHead<T>& head);
-  // grad_new_edge's data may be null (zero), as may grad_edge [nodes, nodes] and grad_factor [nodes] (not wanted). With
-  // add_edge the edges' gradient is added to what stands there.
+  // grad_new_edge's data may be null: zero.
   void (*backward)(const EdgeHead<T>& head, const T* packed, int64_t begin, int64_t end, T* scratch,
-                   Rows<const T> output, Rows<const T> grad_output, Rows<const T> grad_new_edge,
-                   const T* log_normalizer, Rows<T> grad_query, T* grad_edge, bool add_edge, T* grad_factor,
-                   const Rows<T>* grad_key, const Rows<T>* grad_value, T* sums);
+                   Rows<const T> output, Rows<const T> grad_output, Rows<const T> grad_new_edge, const T* maximum,
+                   const T* inverse, const EdgeGradients<T>& gradients, bool alone, T* sums);
   // Adds up `parts` sums that lie sums_size apart, and writes these senders' gradients, if backward has not.
-  void (*finish)(const EdgeHead<T>& head, T* sums, int64_t parts, int64_t begin, int64_t end, Rows<T> grad_key,
-                 Rows<T> grad_value);
+  void (*finish)(const EdgeHead<T>& head, T* sums, int64_t parts, int64_t begin, int64_t end,
+                 const EdgeGradients<T>& gradients);
 };
 
 struct Simd {

@@ -3,6 +3,7 @@
 //
 // With scores s = scale q_i . k_j and edges E, a row's attention is softmax(s E) over its neighbours, and its updated
 // edges are factor (E + s E). A tile is kTileRows receivers by up to kTileColumns senders, in planes [rows, columns].
+// Pairs that are no neighbours are 0 there by selection, as in simd_graph_attention.h.
 #pragma once
 
 #include "simd.h"
@@ -54,7 +55,7 @@ struct EdgeScratch {
   T* edges;        // of a row, padded
   T* heard;        // of a row: 1 for neighbours, else 0
   T* new_edges;    // of a row: forward, their values; backward, their gradients
-  T* grad_edges;   // backward: of a row
+  T* grad_edges;   // backward: in a plane
   int64_t stride, plane_size, size;
 
   EdgeScratch(const EdgeHead<T>& head, bool backward, T* scratch) {
@@ -68,7 +69,7 @@ struct EdgeScratch {
     edges = carver.take(stride);
     heard = carver.take(stride);
     new_edges = carver.take(stride);
-    grad_edges = backward ? carver.take(stride) : nullptr;
+    grad_edges = backward ? carver.take(plane_size) : nullptr;
     size = carver.used();
   }
 };
@@ -93,68 +94,96 @@ void load_edges(const EdgeHead<T>& head, int64_t row, int64_t start, int64_t col
 }
 
 template <typename T>
-void edge_forward(const EdgeHead<T>& head, const T* packed, int64_t begin, int64_t end, T* scratch, Rows<T> output,
-                  T* new_edge, T* log_normalizer) {
+bool is_neighbor(const EdgeHead<T>& head, int64_t i, int64_t j) {
+  return head.neighbors == nullptr || head.neighbors[i * head.neighbors_row + j] != 0;
+}
+
+// One tile of receivers, over all senders. Returns whether all of the output is finite; if it is not, a value may be to
+// blame that the receiver does not hear, unless `heard_alone` says that those are left out.
+template <typename T>
+bool edge_forward_tile(const EdgeHead<T>& head, const PackedNodes<T>& senders, int64_t begin, int64_t rows,
+                       const EdgeScratch<T>& at, bool heard_alone, Rows<T> output, T* new_edge, T* maxima, T* inverse) {
   using V = Vector<T>;
-  const PackedNodes<T> senders(head, false, const_cast<T*>(packed));
-  const EdgeScratch<T> at(head, false, scratch);
   const int64_t value_stride = padded_width<T>(head.value_dim);
   const Listed<const T> values = reachable(head.value, head.order, head.value_dim, senders.copy, head.order);
+  const Listed<const T> queries = {head.query.data, head.query.stride, head.order + begin};
+  const Listed<T> totals = {at.total, value_stride, head.order};
+  const T whole_scale = head.scale * kLog2E<T>;
   int64_t limits[kTilePanels];
   T largest[kTileRows], normalizer[kTileRows];
   bool hears[kTileRows];
 
+  for (int64_t start = 0; start < head.nodes; start += kTileColumns) {
+    const int64_t columns = smaller_of(kTileColumns, head.nodes - start);
+    for (int64_t& limit : limits) limit = columns;
+    multiply_across(queries, rows, limits, senders.keys + start * head.dim, head.dim, at.planes, at.stride);
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t i = begin + r;
+      T* const row = at.planes + r * at.stride;
+      load_edges(head, i, start, columns, at);
+      const T factor = head.factor == nullptr ? static_cast<T>(0) : head.factor[i];
+      V most = splat(-kInfinity<T>), heard{};
+      for (int64_t j = 0; j < columns; j += kLanes<T>) {
+        const V edge = load<V>(at.edges + j), product = load<V>(row + j);
+        const V listens = load<V>(at.heard + j);
+        const auto is_heard = listens > V{};
+        const V x = is_heard ? score<T>(whole_scale, product, edge) : splat(-kInfinity<T>);
+        store(at.new_edges + j, is_heard ? factor * multiply_add(head.scale * product, edge, edge) : V{});
+        store(row + j, x);
+        most = larger<T>(x, most);
+        heard = larger<T>(listens, heard);
+      }
+      hears[r] = (start > 0 && hears[r]) || maximum<T>(heard) > 0;
+      if (new_edge != nullptr) copy_row(new_edge + i * head.nodes + start, at.new_edges, columns);
+      const T before = start == 0 ? -kInfinity<T> : largest[r];
+      const T now = maximum<T>(larger<T>(most, splat(before)));
+      const T base = now == -kInfinity<T> ? static_cast<T>(0) : now;  // nobody heard so far, or all overflowed
+      V sums{};
+      for (int64_t j = 0; j < columns; j += kLanes<T>) {
+        const V p = exp2<T>(load<V>(row + j) - base);
+        sums += p;
+        store(row + j, p);
+      }
+      const T shrink = exp2<T>(splat(before - base))[0];
+      normalizer[r] = start == 0 ? sum<T>(sums) : normalizer[r] * shrink + sum<T>(sums);
+      largest[r] = now;
+      for (int64_t c = 0; start > 0 && c < value_stride; c += kLanes<T>) {
+        T* const out = at.total + r * value_stride + c;
+        store(out, load<V>(out) * shrink);
+      }
+    }
+    if (heard_alone) {
+      multiply_heard_rows(at.planes, at.stride, rows, limits, values.from(start), head.value_dim, totals, start > 0,
+                          [&](int64_t r, int64_t j) { return is_neighbor(head, begin + r, start + j); });
+    } else {
+      multiply_rows(at.planes, at.stride, rows, limits, values.from(start), head.value_dim, totals, start > 0);
+    }
+  }
+  V check{};
+  for (int64_t r = 0; r < rows; ++r) {
+    // A row without neighbours is 0; one whose scores all overflowed is NaN, as a softmax makes it.
+    const T factor = hears[r] ? static_cast<T>(1) / normalizer[r] : static_cast<T>(0);
+    T* const out = output.data + (begin + r) * output.stride;
+    if (hears[r]) {
+      scale_row(at.total + r * value_stride, factor, head.value_dim, out, &check);
+    } else {
+      for (int64_t c = 0; c < head.value_dim; ++c) out[c] = 0;
+    }
+    maxima[begin + r] = hears[r] ? largest[r] : static_cast<T>(0);
+    inverse[begin + r] = factor;
+  }
+  return is_finite(sum<T>(check));
+}
+
+template <typename T>
+void edge_forward(const EdgeHead<T>& head, const T* packed, int64_t begin, int64_t end, T* scratch, Rows<T> output,
+                  T* new_edge, T* maxima, T* inverse) {
+  const PackedNodes<T> senders(head, false, const_cast<T*>(packed));
+  const EdgeScratch<T> at(head, false, scratch);
   for (; begin < end; begin += kTileRows) {
     const int64_t rows = smaller_of(kTileRows, end - begin);
-    const Listed<const T> queries = {head.query.data, head.query.stride, head.order + begin};
-    for (int64_t start = 0; start < head.nodes; start += kTileColumns) {
-      const int64_t columns = smaller_of(kTileColumns, head.nodes - start);
-      for (int64_t& limit : limits) limit = columns;
-      multiply_across(queries, rows, limits, senders.keys + start * head.dim, head.dim, at.planes, at.stride);
-      for (int64_t r = 0; r < rows; ++r) {
-        const int64_t i = begin + r;
-        T* const row = at.planes + r * at.stride;
-        load_edges(head, i, start, columns, at);
-        const T factor = head.factor == nullptr ? static_cast<T>(0) : head.factor[i];
-        V most = splat(-kInfinity<T>), heard{};
-        for (int64_t j = 0; j < columns; j += kLanes<T>) {
-          const V edge = load<V>(at.edges + j), weighted = head.scale * load<V>(row + j) * edge;
-          const V listens = load<V>(at.heard + j);
-          const auto is_heard = listens > V{};
-          const V x = is_heard ? weighted * kLog2E<T> : splat(-kInfinity<T>);
-          store(at.new_edges + j, is_heard ? factor * (edge + weighted) : V{});
-          store(row + j, x);
-          most = larger<T>(x, most);
-          heard = larger<T>(listens, heard);
-        }
-        hears[r] = (start > 0 && hears[r]) || maximum<T>(heard) > 0;
-        if (new_edge != nullptr) copy_row(new_edge + i * head.nodes + start, at.new_edges, columns);
-        const T before = start == 0 ? -kInfinity<T> : largest[r];
-        const T now = maximum<T>(larger<T>(most, splat(before)));
-        const T base = now == -kInfinity<T> ? static_cast<T>(0) : now;  // nobody heard so far, or all overflowed
-        V sums{};
-        for (int64_t j = 0; j < columns; j += kLanes<T>) {
-          const V p = exp2<T>(load<V>(row + j) - base);
-          sums += p;
-          store(row + j, p);
-        }
-        const T shrink = exp2<T>(splat(before - base))[0];
-        normalizer[r] = start == 0 ? sum<T>(sums) : normalizer[r] * shrink + sum<T>(sums);
-        largest[r] = now;
-        for (int64_t c = 0; start > 0 && c < value_stride; c += kLanes<T>) {
-          T* const out = at.total + r * value_stride + c;
-          store(out, load<V>(out) * shrink);
-        }
-      }
-      multiply_rows(at.planes, at.stride, rows, limits, values.from(start), head.value_dim,
-                    {at.total, value_stride, head.order}, start > 0);
-    }
-    for (int64_t r = 0; r < rows; ++r) {
-      // A row without neighbours is 0; one whose scores all overflowed is NaN, as a softmax makes it.
-      const T factor = hears[r] ? static_cast<T>(1) / normalizer[r] : static_cast<T>(0);
-      T* const out = output.data + (begin + r) * output.stride;
-      for (int64_t c = 0; c < head.value_dim; ++c) out[c] = at.total[r * value_stride + c] * factor;
-      log_normalizer[begin + r] = hears[r] ? largest[r] + log2_of(normalizer[r]) : static_cast<T>(0);
+    if (!edge_forward_tile(head, senders, begin, rows, at, false, output, new_edge, maxima, inverse)) {
+      edge_forward_tile(head, senders, begin, rows, at, true, output, new_edge, maxima, inverse);
     }
   }
 }
@@ -173,8 +202,8 @@ struct NodeSums {
     size = carver.used();
   }
   // Without a rival part they are the results themselves, if those can be reached.
-  static Listed<T> rows_of(const EdgeHead<T>& head, const Rows<T>* results, int64_t width, T* rows) {
-    if (results != nullptr) return reachable(*results, head.order, width, rows, head.order);
+  static Listed<T> rows_of(const EdgeHead<T>& head, const Rows<T>& results, bool alone, int64_t width, T* rows) {
+    if (alone) return reachable(results, head.order, width, rows, head.order);
     return {rows, padded_width<T>(width), head.order};
   }
 };
@@ -186,18 +215,23 @@ int64_t edge_sums_size(const EdgeHead<T>& head) {
 
 template <typename T>
 void edge_backward(const EdgeHead<T>& head, const T* packed, int64_t begin, int64_t end, T* scratch,
-                   Rows<const T> output, Rows<const T> grad_output, Rows<const T> grad_new_edge,
-                   const T* log_normalizer, Rows<T> grad_query, T* grad_edge, bool add_edge, T* grad_factor,
-                   const Rows<T>* grad_key, const Rows<T>* grad_value, T* sums_of_senders) {
+                   Rows<const T> output, Rows<const T> grad_output, Rows<const T> grad_new_edge, const T* maxima,
+                   const T* inverse, const EdgeGradients<T>& gradients, bool alone, T* sums_of_senders) {
   using V = Vector<T>;
   const PackedNodes<T> senders(head, true, const_cast<T*>(packed));
   const EdgeScratch<T> at(head, true, scratch);
   const NodeSums<T> sums(head, sums_of_senders);
-  const bool alone = grad_key != nullptr;
-  const Listed<T> key_sums = sums.rows_of(head, grad_key, head.dim, sums.key);
-  const Listed<T> value_sums = sums.rows_of(head, grad_value, head.value_dim, sums.value);
-  for (int64_t i = 0; !alone && i < sums.size; ++i) sums_of_senders[i] = 0;
+  const bool wants_query = gradients.query.data != nullptr, wants_key = gradients.key.data != nullptr;
+  const bool wants_value = gradients.value.data != nullptr, wants_edge = gradients.edge != nullptr;
+  const bool wants_attention = wants_query || wants_key || wants_edge;  // its gradient
+  const Listed<T> key_sums = sums.rows_of(head, gradients.key, alone, head.dim, sums.key);
+  const Listed<T> value_sums = sums.rows_of(head, gradients.value, alone, head.value_dim, sums.value);
+  const int64_t key_size = head.nodes * padded_width<T>(head.dim);
+  const int64_t value_size = head.nodes * padded_width<T>(head.value_dim);
+  for (int64_t i = 0; !alone && wants_key && i < key_size; ++i) sums.key[i] = 0;
+  for (int64_t i = 0; !alone && wants_value && i < value_size; ++i) sums.value[i] = 0;
   const Listed<const T> keys = reachable(head.key, head.order, head.dim, senders.copy, head.order);
+  const T whole_scale = head.scale * kLog2E<T>;
   T* const attention = at.planes + at.plane_size;
   int64_t limits[kTilePanels], firsts[kTileColumns / kPanel + 1];
   T delta[kTileRows], factor_gradient[kTileRows];
@@ -207,24 +241,35 @@ void edge_backward(const EdgeHead<T>& head, const T* packed, int64_t begin, int6
     const int64_t rows = smaller_of(kTileRows, end - begin);
     const int32_t* const nodes = head.order + begin;
     const Listed<const T> queries = reachable(head.query, nodes, head.dim, at.queries, head.order);
-    const Listed<const T> gradients = reachable(grad_output, nodes, head.value_dim, at.grad_output, head.order);
-    const Listed<T> grad_queries = reachable(grad_query, nodes, head.dim, at.total, head.order);
+    const Listed<const T> grad_outputs = reachable(grad_output, nodes, head.value_dim, at.grad_output, head.order);
     load_copy(at.queries, head.query, nodes, rows, head.dim);
     load_copy(at.grad_output, grad_output, nodes, rows, head.value_dim);
-    for (int64_t r = 0; r < rows; ++r) {
-      delta[r] = dot(gradients.row(r), output.data + (begin + r) * output.stride, head.value_dim);
-      factor_gradient[r] = 0;
+    // Whether queries, keys and gradients of this tile are finite, as far as products over all of it take them.
+    bool finite = true;
+    if (wants_attention) {
+      dot_rows(grad_outputs, {output.data, output.stride, nodes}, rows, head.value_dim, delta);
+      for (int64_t r = 0; r < rows; ++r) finite = finite && is_finite(delta[r]);
+    } else {
+      for (int64_t r = 0; r < rows; ++r) {
+        delta[r] = 0;
+        finite = finite && (!wants_value || all_finite(grad_outputs.row(r), head.value_dim));
+      }
     }
+    for (int64_t r = 0; r < rows; ++r) factor_gradient[r] = 0;
     for (int64_t start = 0; start < head.nodes; start += kTileColumns) {
       const int64_t columns = smaller_of(kTileColumns, head.nodes - start), padded = rounded_up(columns, kLanes<T>);
       for (int64_t& limit : limits) limit = columns;
       multiply_across(queries, rows, limits, senders.keys + start * head.dim, head.dim, at.planes, at.stride);
-      multiply_across(gradients, rows, limits, senders.value_across + start * head.value_dim, head.value_dim, attention,
-                      at.stride);
+      if (wants_attention) {
+        multiply_across(grad_outputs, rows, limits, senders.value_across + start * head.value_dim, head.value_dim,
+                        attention, at.stride);
+      }
+      V check{};
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t i = begin + r;
         T* const row = at.planes + r * at.stride;
         T* const attention_row = attention + r * at.stride;
+        T* const grad_edges = at.grad_edges + r * at.stride;
         load_edges(head, i, start, columns, at);
         const T factor = head.factor == nullptr ? static_cast<T>(0) : head.factor[i];
         if (grad_new_edge.data == nullptr) {
@@ -235,49 +280,75 @@ void edge_backward(const EdgeHead<T>& head, const T* packed, int64_t begin, int6
         }
         V factors{};
         for (int64_t j = 0; j < columns; j += kLanes<T>) {
-          const V edge = load<V>(at.edges + j), s = head.scale * load<V>(row + j), weighted = s * edge;
+          const V product = load<V>(row + j), edge = load<V>(at.edges + j), s = head.scale * product;
           const auto is_heard = load<V>(at.heard + j) > V{};
-          const V p = is_heard ? exp2<T>(weighted * kLog2E<T> - log_normalizer[i]) : V{};
-          const V grad_new = is_heard ? load<V>(at.new_edges + j) : V{};
-          const V through = grad_new * factor;
-          const V g = p * (load<V>(attention_row + j) - delta[r]) + through;
-          factors += grad_new * (edge + weighted);
+          const V p = is_heard ? exp2<T>(score<T>(whole_scale, product, edge) - maxima[i]) * inverse[i] : V{};
+          const V grad_new = load<V>(at.new_edges + j), through = grad_new * factor;
+          factors += is_heard ? grad_new * multiply_add(s, edge, edge) : V{};
+          if (wants_attention) {
+            const V g = multiply_add(p, load<V>(attention_row + j) - delta[r], through);
+            store(row + j, is_heard ? g * edge * head.scale : V{});
+            store(grad_edges + j, is_heard ? multiply_add(g, s, through) : V{});
+          }
           store(attention_row + j, p);
-          store(row + j, g * edge * head.scale);
-          store(at.grad_edges + j, g * s + through);
+          check = multiply_add(product, V{}, check);
         }
         factor_gradient[r] += sum<T>(factors);
-        if (grad_edge == nullptr) continue;
-        T* const to = grad_edge + i * head.nodes + start;
-        if (add_edge) {
-          for (int64_t j = 0; j < columns; ++j) to[j] += at.grad_edges[j];
+      }
+      finite = finite && is_finite(sum<T>(check));
+      if (wants_edge) {
+        if (gradients.turn != nullptr) gradients.wait(gradients.turn, begin, start / kTileColumns);
+        for (int64_t r = 0; r < rows; ++r) {
+          T* const to = gradients.edge + (begin + r) * head.nodes + start;
+          const T* const grad_edges = at.grad_edges + r * at.stride;
+          if (gradients.add_edge) {
+            for (int64_t j = 0; j < columns; ++j) to[j] += grad_edges[j];
+          } else {
+            copy_row(to, grad_edges, columns);
+          }
+        }
+        if (gradients.turn != nullptr) gradients.done(gradients.turn, begin, start / kTileColumns);
+      }
+      const auto hears = [&](int64_t r, int64_t j) { return is_neighbor(head, begin + r, start + j); };
+      const auto to_senders = [&](const T* plane, const Listed<const T>& operand, int64_t width, const Listed<T>& to) {
+        if (finite) return multiply_columns(plane, at.stride, rows, firsts, columns, operand, width, to, alone);
+        multiply_heard_columns(plane, at.stride, rows, firsts, columns, operand, width, to, alone, hears);
+      };
+      if (wants_query) {
+        const Listed<T> to = reachable(gradients.query, nodes, head.dim, at.total, head.order);
+        if (finite) {
+          multiply_rows(at.planes, at.stride, rows, limits, keys.from(start), head.dim, to, start > 0);
         } else {
-          copy_row(to, at.grad_edges, columns);
+          multiply_heard_rows(at.planes, at.stride, rows, limits, keys.from(start), head.dim, to, start > 0, hears);
         }
       }
-      multiply_rows(at.planes, at.stride, rows, limits, keys.from(start), head.dim, grad_queries, start > 0);
-      multiply_columns(at.planes, at.stride, rows, firsts, columns, queries, head.dim, key_sums.from(start), alone);
-      multiply_columns(attention, at.stride, rows, firsts, columns, gradients, head.value_dim, value_sums.from(start),
-                       alone);
+      if (wants_key) to_senders(at.planes, queries, head.dim, key_sums.from(start));
+      if (wants_value) to_senders(attention, grad_outputs, head.value_dim, value_sums.from(start));
     }
     for (int64_t& first : firsts) first = -1;
-    store_copy(grad_query, at.total, nodes, rows, head.dim);
-    for (int64_t r = 0; grad_factor != nullptr && r < rows; ++r) grad_factor[begin + r] = factor_gradient[r];
+    if (wants_query) store_copy(gradients.query, at.total, nodes, rows, head.dim);
+    for (int64_t r = 0; gradients.factor != nullptr && r < rows; ++r) {
+      gradients.factor[begin + r] = factor_gradient[r];
+    }
   }
 }
 
 template <typename T>
-void edge_finish(const EdgeHead<T>& head, T* sums, int64_t parts, int64_t begin, int64_t end, Rows<T> grad_key,
-                 Rows<T> grad_value) {
+void edge_finish(const EdgeHead<T>& head, T* sums, int64_t parts, int64_t begin, int64_t end,
+                 const EdgeGradients<T>& gradients) {
   const NodeSums<T> total(head, sums);
-  add_parts(total.key, total.size, parts, begin, end, head.order, grad_key, head.dim);
-  add_parts(total.value, total.size, parts, begin, end, head.order, grad_value, head.value_dim);
+  if (gradients.key.data != nullptr) {
+    add_parts(total.key, total.size, parts, begin, end, head.order, gradients.key, head.dim);
+  }
+  if (gradients.value.data != nullptr) {
+    add_parts(total.value, total.size, parts, begin, end, head.order, gradients.value, head.value_dim);
+  }
 }
 
 template <typename T>
 constexpr EdgeAttentionKernels<T> edge_attention_kernels() {
-  return {kChunk<T>,       edge_packed_size<T>, edge_pack<T>,     edge_scratch<T>,
-          edge_forward<T>, edge_sums_size<T>,   edge_backward<T>, edge_finish<T>};
+  return {kChunk<T>,       kTileColumns,      edge_packed_size<T>, edge_pack<T>,  edge_scratch<T>,
+          edge_forward<T>, edge_sums_size<T>, edge_backward<T>,    edge_finish<T>};
 }
 
 }  // namespace

@@ -4,6 +4,9 @@
 // With u^m = 1 + scale q^m_i . k^m_j of the layers before, an edge is E = E0 r u^1 ... u^L, its score s = scale q_i .
 // k_j, and a row's attention softmax(s E). A tile is kTileRows receivers by up to kTileColumns senders, in planes
 // [rows, tile_stride]: plane 0 for s, planes 1 ... L for u, and in the backward one more.
+//
+// A tile holds pairs that do not hear each other. They are 0 there by selection, and products run over them; where an
+// operand is not finite, so that 0 times it is not 0, multiply_heard_rows and _columns take the sweeps' place.
 #pragma once
 
 #include "simd.h"
@@ -104,6 +107,10 @@ struct TileRows {
     }
     longest = heard[count - 1];
   }
+  // Whether a receiver hears a place.
+  bool hears(const GraphHead<T>& head, int64_t r, int64_t place) const {
+    return place < heard[r] && (nodes[r] < head.words || place != places[r]);
+  }
   // How many of a tile's columns, which begin at place `start`, each panel's rows hear at most.
   void limits(int64_t start, int64_t* panels) const {
     for (int64_t r = 0; r < count; r += kPanel) {
@@ -113,13 +120,37 @@ struct TileRows {
   }
 };
 
-// E0 of the edges that an emotion hears, by place, up to whole vectors.
+// E0 of the edges that an emotion hears, by place, up to whole vectors; 0 for the emotion itself.
 template <typename T>
 void emotion_edges(const GraphHead<T>& head, int64_t receiver_node, T* edges) {
   const T* const row = head.correlation + (receiver_node - head.words) * head.emotions;
   edges[0] = 1;
-  for (int64_t j = 1; j <= head.emotion_count; ++j) edges[j] = row[head.order[j] - head.words];
+  for (int64_t j = 1; j <= head.emotion_count; ++j) {
+    edges[j] = head.order[j] == receiver_node ? static_cast<T>(0) : row[head.order[j] - head.words];
+  }
   for (int64_t j = head.emotion_count + 1; j < rounded_up(head.emotion_count + 1, kLanes<T>); ++j) edges[j] = 0;
+}
+
+template <typename T>
+T factor_of_row(const GraphHead<T>& head, int64_t node) {
+  return head.row_factor == nullptr ? static_cast<T>(1) : head.row_factor[node];
+}
+
+// E0 u^1 ... u^depth from the products of queries and keys in planes 1 ... depth; if kKeep, those become the u, and
+// `before` gets what stood before each of them.
+template <bool kKeep, typename T>
+inline Vector<T> grown_edge(T* row, int64_t plane_size, int64_t depth, T scale, Vector<T> edge, T* before) {
+  using V = Vector<T>;
+  for (int64_t m = 1; m <= depth; ++m) {
+    T* const at = row + m * plane_size;
+    const V u = multiply_add(splat(scale), load<V>(at), splat(static_cast<T>(1)));
+    if (kKeep) {
+      store(before + (m - 1) * kLanes<T>, edge);
+      store(at, u);
+    }
+    edge *= u;
+  }
+  return edge;
 }
 
 // Scores s E log2(e) of one row in plane 0, from the products of queries and keys in planes 0 ... depth; -infinity from
@@ -129,9 +160,8 @@ void weigh_scores(T* row, int64_t plane_size, int64_t depth, int64_t heard, cons
   using V = Vector<T>;
   const T whole_scale = scale * kLog2E<T> * factor;
   for (int64_t j = 0; j < heard; j += kLanes<T>) {
-    V x = whole_scale * load<V>(row + j) * load<V>(edges + j);
-    for (int64_t m = 1; m <= depth; ++m) x *= static_cast<T>(1) + scale * load<V>(row + m * plane_size + j);
-    store(row + j, x);
+    const V edge = grown_edge<false, T>(row + j, plane_size, depth, scale, load<V>(edges + j), nullptr);
+    store(row + j, score<T>(whole_scale, load<V>(row + j), edge));
   }
   for (int64_t j = heard; j < rounded_up(heard, kLanes<T>); ++j) row[j] = -kInfinity<T>;
 }
@@ -142,83 +172,111 @@ void fill_zero(T* row, int64_t begin, int64_t end) {
 }
 
 template <typename T>
+struct ForwardScratch {
+  T* planes;  // [1 + depth]
+  T* total;   // output rows
+  T* edges;   // E0 of an emotion's row
+  int64_t size;
+
+  ForwardScratch(const GraphHead<T>& head, int64_t nodes, T* scratch) {
+    Carver<T> carver(scratch);
+    planes = carver.take((1 + head.depth) * kTileRows * tile_stride<T>(nodes));
+    total = carver.take(kTileRows * padded_width<T>(head.value_dim));
+    edges = carver.take(rounded_up(head.emotions + 1, kLanes<T>));
+    size = carver.used();
+  }
+};
+
+template <typename T>
 int64_t graph_forward_scratch(const GraphHead<T>& head, int64_t nodes) {
-  Carver<T> carver(nullptr);
-  carver.take((1 + head.depth) * kTileRows * tile_stride<T>(nodes));
-  carver.take(kTileRows * padded_width<T>(head.value_dim));
-  carver.take(rounded_up(head.emotions + 1, kLanes<T>));
-  return carver.used();
+  return ForwardScratch<T>(head, nodes, nullptr).size;
+}
+
+// One tile of receivers, over all that they hear. Returns whether all of the output is finite; if it is not, a value
+// may be to blame that the receiver does not hear, unless `heard_alone` says that those are left out.
+template <typename T>
+bool forward_tile(const GraphHead<T>& head, const PackedSenders<T>& senders, const TileRows<T>& rows,
+                  const ForwardScratch<T>& at, bool heard_alone, Rows<T> output, T* maximum, T* inverse) {
+  using V = Vector<T>;
+  const int64_t stride = tile_stride<T>(head.count), plane_size = kTileRows * stride;
+  const int64_t value_stride = padded_width<T>(head.value_dim);
+  const Listed<const T> values = reachable(head.value, head.order, head.value_dim, senders.value_copy, senders.numbers);
+  const Listed<T> totals = {at.total, value_stride, senders.numbers};
+  int64_t limits[kTilePanels];
+  T largest[kTileRows], normalizer[kTileRows];
+
+  for (int64_t start = 0; start < rows.longest; start += kTileColumns) {
+    rows.limits(start, limits);
+    const int64_t columns = smaller_of(rows.longest - start, kTileColumns);
+    for (int64_t m = 0; m <= head.depth; ++m) {
+      const Listed<const T> queries = {head.queries[m].data, head.queries[m].stride, rows.nodes};
+      multiply_across(queries, rows.count, limits, senders.keys + m * senders.across_size + start * head.dim, head.dim,
+                      at.planes + m * plane_size, stride, head.ahead);
+    }
+    for (int64_t r = 0; r < rows.count; ++r) {
+      T* const row = at.planes + r * stride;
+      const int64_t heard = smaller_of(rows.heard[r] - start, columns);
+      if (heard <= 0) {
+        fill_zero(row, 0, limits[r / kPanel]);
+        continue;
+      }
+      const T factor = factor_of_row(head, rows.nodes[r]);
+      const bool is_emotion = rows.nodes[r] >= head.words;
+      if (is_emotion) emotion_edges(head, rows.nodes[r], at.edges);
+      weigh_scores(row, plane_size, head.depth, heard, is_emotion ? at.edges + start : senders.weight + start, factor,
+                   head.scale);
+      const int64_t itself = rows.places[r] - start;
+      if (is_emotion && itself >= 0 && itself < heard) row[itself] = -kInfinity<T>;
+      V most = splat(-kInfinity<T>), sums = V{};
+      for (int64_t j = 0; j < heard; j += kLanes<T>) most = larger<T>(load<V>(row + j), most);
+      // The first tile holds [CLS], whom everybody hears: the maximum is a number from there on.
+      const T before = largest[r],
+              now = start == 0 ? ecore::maximum<T>(most) : ecore::maximum<T>(larger<T>(most, splat(before)));
+      for (int64_t j = 0; j < heard; j += kLanes<T>) {
+        const V p = exp2<T>(load<V>(row + j) - now);
+        sums += p;
+        store(row + j, p);
+      }
+      fill_zero(row, rounded_up(heard, kLanes<T>), limits[r / kPanel]);
+      largest[r] = now;
+      if (start == 0) {
+        normalizer[r] = sum<T>(sums);
+      } else {
+        const T shrink = exp2<T>(splat(before - now))[0];
+        normalizer[r] = normalizer[r] * shrink + sum<T>(sums);
+        for (int64_t c = 0; c < value_stride; c += kLanes<T>) {
+          T* const to = at.total + r * value_stride + c;
+          store(to, load<V>(to) * shrink);
+        }
+      }
+    }
+    if (heard_alone) {
+      multiply_heard_rows(at.planes, stride, rows.count, limits, values.from(start), head.value_dim, totals, start > 0,
+                          [&](int64_t r, int64_t j) { return rows.hears(head, r, start + j); });
+    } else {
+      multiply_rows(at.planes, stride, rows.count, limits, values.from(start), head.value_dim, totals, start > 0,
+                    head.ahead);
+    }
+  }
+  V check{};
+  for (int64_t r = 0; r < rows.count; ++r) {
+    const T factor = static_cast<T>(1) / normalizer[r];
+    scale_row(at.total + r * value_stride, factor, head.value_dim, output.data + rows.nodes[r] * output.stride, &check);
+    maximum[rows.places[r]] = largest[r];
+    inverse[rows.places[r]] = factor;
+  }
+  return is_finite(sum<T>(check));
 }
 
 template <typename T>
 void graph_forward(const GraphHead<T>& head, const T* packed, int64_t begin, int64_t end, T* scratch, Rows<T> output,
-                   T* log_normalizer) {
-  using V = Vector<T>;
+                   T* maximum, T* inverse) {
   const PackedSenders<T> senders(head, head.count, false, const_cast<T*>(packed));
-  const int64_t stride = tile_stride<T>(head.count), plane_size = kTileRows * stride;
-  const int64_t value_stride = padded_width<T>(head.value_dim);
-  const Listed<const T> values = reachable(head.value, head.order, head.value_dim, senders.value_copy, senders.numbers);
-  Carver<T> carver(scratch);
-  T* const planes = carver.take((1 + head.depth) * plane_size);
-  T* const total = carver.take(kTileRows * value_stride);
-  T* const edges = carver.take(rounded_up(head.emotions + 1, kLanes<T>));
-  int64_t limits[kTilePanels];
-  T largest[kTileRows], normalizer[kTileRows];
-
+  const ForwardScratch<T> at(head, head.count, scratch);
   for (; begin < end; begin += kTileRows) {
     const TileRows<T> rows(head, begin, end);
-    for (int64_t start = 0; start < rows.longest; start += kTileColumns) {
-      rows.limits(start, limits);
-      const int64_t columns = smaller_of(rows.longest - start, kTileColumns);
-      for (int64_t m = 0; m <= head.depth; ++m) {
-        const Listed<const T> queries = {head.queries[m].data, head.queries[m].stride, rows.nodes};
-        multiply_across(queries, rows.count, limits, senders.keys + m * senders.across_size + start * head.dim,
-                        head.dim, planes + m * plane_size, stride, head.ahead);
-      }
-      for (int64_t r = 0; r < rows.count; ++r) {
-        T* const row = planes + r * stride;
-        const int64_t heard = smaller_of(rows.heard[r] - start, columns);
-        if (heard <= 0) {
-          fill_zero(row, 0, limits[r / kPanel]);
-          continue;
-        }
-        const T factor = head.row_factor == nullptr ? static_cast<T>(1) : head.row_factor[rows.nodes[r]];
-        const bool is_emotion = rows.nodes[r] >= head.words;
-        if (is_emotion) emotion_edges(head, rows.nodes[r], edges);
-        weigh_scores(row, plane_size, head.depth, heard, is_emotion ? edges + start : senders.weight + start, factor,
-                     head.scale);
-        const int64_t itself = rows.places[r] - start;
-        if (is_emotion && itself >= 0 && itself < heard) row[itself] = -kInfinity<T>;
-        V most = splat(-kInfinity<T>), sums = V{};
-        for (int64_t j = 0; j < heard; j += kLanes<T>) most = larger<T>(load<V>(row + j), most);
-        // The first tile holds [CLS], whom everybody hears: the maximum is a number from there on.
-        const T before = largest[r], now = start == 0 ? maximum<T>(most) : maximum<T>(larger<T>(most, splat(before)));
-        for (int64_t j = 0; j < heard; j += kLanes<T>) {
-          const V p = exp2<T>(load<V>(row + j) - now);
-          sums += p;
-          store(row + j, p);
-        }
-        fill_zero(row, rounded_up(heard, kLanes<T>), limits[r / kPanel]);
-        largest[r] = now;
-        if (start == 0) {
-          normalizer[r] = sum<T>(sums);
-        } else {
-          const T shrink = exp2<T>(splat(before - now))[0];
-          normalizer[r] = normalizer[r] * shrink + sum<T>(sums);
-          for (int64_t c = 0; c < value_stride; c += kLanes<T>) {
-            T* const at = total + r * value_stride + c;
-            store(at, load<V>(at) * shrink);
-          }
-        }
-      }
-      multiply_rows(planes, stride, rows.count, limits, values.from(start), head.value_dim,
-                    {total, value_stride, senders.numbers}, start > 0, head.ahead);
-    }
-    for (int64_t r = 0; r < rows.count; ++r) {
-      const T factor = static_cast<T>(1) / normalizer[r];
-      T* const out = output.data + rows.nodes[r] * output.stride;
-      for (int64_t c = 0; c < head.value_dim; ++c) out[c] = total[r * value_stride + c] * factor;
-      log_normalizer[rows.places[r]] = largest[r] + log2_of(normalizer[r]);
+    if (!forward_tile(head, senders, rows, at, false, output, maximum, inverse)) {
+      forward_tile(head, senders, rows, at, true, output, maximum, inverse);
     }
   }
 }
@@ -240,12 +298,13 @@ struct SenderSums {
     size = carver.used();
   }
   // Rows by place: without a rival part they are the results themselves, if those can be reached.
-  Listed<T> keys_of(const GraphHead<T>& head, int64_t m, const Rows<T>* results, const int32_t* numbers) const {
-    if (results != nullptr) return reachable(results[m], head.order, head.dim, keys + m * key_size, numbers);
+  Listed<T> keys_of(const GraphHead<T>& head, int64_t m, const Rows<T>& results, bool alone,
+                    const int32_t* numbers) const {
+    if (alone) return reachable(results, head.order, head.dim, keys + m * key_size, numbers);
     return {keys + m * key_size, padded_width<T>(head.dim), numbers};
   }
-  Listed<T> value_of(const GraphHead<T>& head, const Rows<T>* results, const int32_t* numbers) const {
-    if (results != nullptr) return reachable(*results, head.order, head.value_dim, value, numbers);
+  Listed<T> value_of(const GraphHead<T>& head, const Rows<T>& results, bool alone, const int32_t* numbers) const {
+    if (alone) return reachable(results, head.order, head.value_dim, value, numbers);
     return {value, padded_width<T>(head.value_dim), numbers};
   }
 };
@@ -263,7 +322,8 @@ struct BackwardScratch {
   T* grad_output;   // a copy
   T* edges;         // E0 of an emotion's row
   T* grad_edges;    // its gradient
-  T* before;        // [depth] vectors: products of the u before each
+  T* before;        // [depth] vectors: edges before each u
+  T* attention;     // of a row
   int64_t query_size, size;
 
   BackwardScratch(const GraphHead<T>& head, int64_t nodes, T* scratch) {
@@ -276,6 +336,7 @@ struct BackwardScratch {
     edges = carver.take(rounded_up(head.emotions + 1, kLanes<T>));
     grad_edges = carver.take(rounded_up(head.emotions + 1, kLanes<T>));
     before = carver.take(head.depth * kLanes<T>);
+    attention = carver.take(tile_stride<T>(nodes));
     size = carver.used();
   }
 };
@@ -289,72 +350,105 @@ int64_t graph_backward_scratch(const GraphHead<T>& head, int64_t nodes) {
 template <typename T>
 struct BackwardRow {
   const T* edges;  // E0, from the tile's first column on
-  T factor, scale, log_normalizer, delta;
+  T factor, scale, maximum, inverse;
   int64_t heard;  // columns
   T* grad_edges;  // added to over the first grad_columns columns
   int64_t grad_columns;
+
+  // Attention, from the products of queries and keys and the edge without its factor.
+  Vector<T> attention(Vector<T> product, Vector<T> edge) const {
+    const T whole_scale = scale * kLog2E<T> * factor;
+    Vector<T> x = score<T>(whole_scale, product, edge) - maximum;
+    // What is heard does not pass the maximum; what is not can be anything.
+    x = x > Vector<T>{} ? Vector<T>{} : x;
+    return exp2<T>(x) * inverse;
+  }
 };
 
-// One row of a tile, in place: plane 0 from the products of queries and keys to the gradient of s, planes 1 ... depth
-// likewise for u, the last from the gradient of attention to attention; both gradients times scale. Zero from column
-// `heard` on, up to whole vectors. Returns the gradient of the row factor.
-template <typename T>
-T differentiate_row(T* row, int64_t plane_size, int64_t depth, T* before, const BackwardRow<T>& of) {
+// A row's attention, again, from its products in planes 0 ... depth: 0 from column `heard` on, up to whole vectors.
+// Returns attention times its gradient, the last plane, summed up; 0 if that is not wanted.
+template <bool kSum, typename T>
+T attend_again(T* row, int64_t plane_size, int64_t depth, const BackwardRow<T>& of, T* attention) {
   using V = Vector<T>;
-  T* const last = row + (1 + depth) * plane_size;
-  V grad_factor{};
+  const T* const gradient = row + (1 + depth) * plane_size;
+  V sums{};
   for (int64_t j = 0; j < of.heard; j += kLanes<T>) {
-    V product = splat(static_cast<T>(1));
-    for (int64_t m = 1; m <= depth; ++m) {
-      T* const at = row + m * plane_size + j;
-      const V u = static_cast<T>(1) + of.scale * load<V>(at);
-      store(before + (m - 1) * kLanes<T>, product);
-      store(at, u);
-      product *= u;
+    const V edge = grown_edge<false, T>(row + j, plane_size, depth, of.scale, load<V>(of.edges + j), nullptr);
+    V p = of.attention(load<V>(row + j), edge), part{};
+    if (kSum) part = p * load<V>(gradient + j);
+    if (j + kLanes<T> > of.heard) {
+      const auto heard = lane_numbers<T>() < static_cast<T>(of.heard - j);
+      p = heard ? p : V{};
+      part = heard ? part : V{};
     }
-    const V s = of.scale * load<V>(row + j), edge = load<V>(of.edges + j);
-    const V scaled = edge * of.factor, whole = scaled * product;
-    V x = s * whole * kLog2E<T> - of.log_normalizer;
-    // An emotion's own column can hold anything; what is known of the others is that they do not pass 0 by much.
-    x = x > static_cast<T>(1) ? splat(static_cast<T>(1)) : x;
-    V p = exp2<T>(x);
-    if (j + kLanes<T> > of.heard) p = lane_numbers<T>() < static_cast<T>(of.heard - j) ? p : V{};
-    const V g = p * (load<V>(last + j) - of.delta), gs = g * s;
-    store(last + j, p);
-    store(row + j, g * whole * of.scale);
-    grad_factor += gs * (edge * product);
-    if (j < of.grad_columns) {
-      T* const at = of.grad_edges + j;
-      store(at, load<V>(at) + gs * of.factor * product);
-    }
-    V others = gs * scaled * of.scale;
-    for (int64_t m = depth; m > 0; --m) {
-      T* const at = row + m * plane_size + j;
-      const V u = load<V>(at);
-      store(at, others * load<V>(before + (m - 1) * kLanes<T>));
-      others *= u;
-    }
+    store(attention + j, p);
+    sums += part;
   }
+  return kSum ? sum<T>(sums) : static_cast<T>(0);
+}
+
+// One vector of a row of a tile, at column j, in place: plane 0 from the products of queries and keys to the gradient
+// of s, planes 1 ... depth likewise for u, the last from the gradient of attention to attention; both gradients times
+// scale. If kPartial, all is 0 from column `heard` on. Returns the gradient of the row factor.
+template <bool kPartial, typename T>
+inline Vector<T> differentiate(T* row, int64_t j, int64_t plane_size, int64_t depth, const T* attention, T delta,
+                               T* before, const BackwardRow<T>& of) {
+  using V = Vector<T>;
+  const auto heard = lane_numbers<T>() < static_cast<T>(of.heard - j);
+  const auto select = [&](V v) { return kPartial ? (heard ? v : V{}) : v; };
+  row += j;
+  T* const last = row + (1 + depth) * plane_size;
+  const V edge = grown_edge<true>(row, plane_size, depth, of.scale, load<V>(of.edges + j), before);
+  const V p = load<V>(attention + j), g = select(p * (load<V>(last) - delta)), gs = g * (of.scale * load<V>(row));
+  store(last, p);
+  store(row, select(g * (edge * (of.factor * of.scale))));
+  if (j < of.grad_columns) {
+    V others = gs * of.factor;
+    for (int64_t m = 1; m <= depth; ++m) others *= load<V>(row + m * plane_size);
+    T* const at = of.grad_edges + j;
+    store(at, load<V>(at) + select(others));
+  }
+  V others = gs * (of.factor * of.scale);
+  for (int64_t m = depth; m > 0; --m) {
+    T* const at = row + m * plane_size;
+    const V u = load<V>(at);
+    store(at, select(others * load<V>(before + (m - 1) * kLanes<T>)));
+    others *= u;
+  }
+  return select(gs * edge);
+}
+
+template <typename T>
+T differentiate_row(T* row, int64_t plane_size, int64_t depth, const T* attention, T delta, T* before,
+                    const BackwardRow<T>& of) {
+  Vector<T> grad_factor{};
+  int64_t j = 0;
+  for (; j + kLanes<T> <= of.heard; j += kLanes<T>) {
+    grad_factor += differentiate<false>(row, j, plane_size, depth, attention, delta, before, of);
+  }
+  if (j < of.heard) grad_factor += differentiate<true>(row, j, plane_size, depth, attention, delta, before, of);
   return sum<T>(grad_factor);
 }
 
 template <typename T>
 void graph_backward(const GraphHead<T>& head, const T* packed, int64_t begin, int64_t end, T* scratch,
-                    Rows<const T> output, Rows<const T> grad_output, const T* log_normalizer,
-                    const Rows<T>* grad_queries, T* grad_row_factor, T* grad_correlation, const Rows<T>* grad_keys,
-                    const Rows<T>* grad_value, T* sums_of_senders) {
+                    Rows<const T> output, Rows<const T> grad_output, const T* maximum, const T* inverse,
+                    const GraphGradients<T>& gradients, bool alone, T* sums_of_senders) {
   const int64_t depth = head.depth;
   const PackedSenders<T> senders(head, head.count, true, const_cast<T*>(packed));
   const SenderSums<T> sums(head, head.count, sums_of_senders);
   const BackwardScratch<T> at(head, head.count, scratch);
   const Receivers<T> receivers(head);
   const int64_t stride = tile_stride<T>(head.count), plane_size = kTileRows * stride;
-  const bool alone = grad_keys != nullptr;
-  if (alone) {
-    fill_zero(sums.emotion_weight, 0, rounded_up(head.emotions + 1, kLanes<T>));
-  } else {
-    fill_zero(sums_of_senders, 0, sums.size);
+  const bool wants_value = gradients.value.data != nullptr;
+  bool wants_scores =
+      gradients.row_factor != nullptr || gradients.emotion_weight != nullptr || gradients.correlation != nullptr;
+  for (int64_t m = 0; m <= depth; ++m) {
+    wants_scores = wants_scores || gradients.queries[m].data != nullptr || gradients.keys[m].data != nullptr;
+    if (!alone && gradients.keys[m].data != nullptr) fill_zero(sums.keys + m * sums.key_size, 0, sums.key_size);
   }
+  if (!alone && wants_value) fill_zero(sums.value, 0, head.count * padded_width<T>(head.value_dim));
+  fill_zero(sums.emotion_weight, 0, rounded_up(head.emotions + 1, kLanes<T>));
   T* const attention = at.planes + (1 + depth) * plane_size;
   int64_t limits[kTilePanels], firsts[kTileColumns / kPanel + 1];
   T delta[kTileRows], factor_gradient[kTileRows];
@@ -367,12 +461,20 @@ void graph_backward(const GraphHead<T>& head, const T* packed, int64_t begin, in
     for (int64_t m = 0; m <= depth; ++m) {
       load_copy(at.queries + m * at.query_size, head.queries[m], rows.nodes, rows.count, head.dim);
     }
-    const Listed<const T> gradients =
+    const Listed<const T> grad_outputs =
         reachable(grad_output, rows.nodes, head.value_dim, at.grad_output, senders.numbers);
     load_copy(at.grad_output, grad_output, rows.nodes, rows.count, head.value_dim);
+    // Whether queries, keys and gradients of this tile are finite, as far as products over all of it take them.
+    bool finite = true;
+    // Attention times its gradient, summed over all that a row hears. Where a tile holds all of that, it is added up
+    // there, of the very numbers that it is taken off, as a softmax's backward does; else it comes from the output, in
+    // the order in which those numbers are summed, so that a row with one sender alone gets exactly 0 either way.
+    if (wants_scores && rows.longest > kTileColumns) {
+      dot_rows(grad_outputs, {output.data, output.stride, rows.nodes}, rows.count, head.value_dim, delta);
+    }
     for (int64_t r = 0; r < rows.count; ++r) {
-      delta[r] = dot(gradients.row(r), output.data + rows.nodes[r] * output.stride, head.value_dim);
       factor_gradient[r] = 0;
+      finite = finite && (wants_scores || all_finite(grad_outputs.row(r), head.value_dim));
     }
     for (int64_t start = 0; start < rows.longest; start += kTileColumns) {
       rows.limits(start, limits);
@@ -383,8 +485,10 @@ void graph_backward(const GraphHead<T>& head, const T* packed, int64_t begin, in
         multiply_across(queries(m), rows.count, limits, senders.keys + m * senders.across_size + start * head.dim,
                         head.dim, at.planes + m * plane_size, stride, head.ahead);
       }
-      multiply_across(gradients, rows.count, limits, senders.value_across + start * head.value_dim, head.value_dim,
-                      attention, stride, head.ahead);
+      if (wants_scores) {
+        multiply_across(grad_outputs, rows.count, limits, senders.value_across + start * head.value_dim, head.value_dim,
+                        attention, stride, head.ahead);
+      }
       for (int64_t r = 0; r < rows.count; ++r) {
         T* const row = at.planes + r * stride;
         const int64_t heard = larger_of(0, smaller_of(rows.heard[r] - start, columns));
@@ -392,71 +496,109 @@ void graph_backward(const GraphHead<T>& head, const T* packed, int64_t begin, in
           const int32_t node = rows.nodes[r];
           const bool is_emotion = node >= head.words;
           const int64_t itself = is_emotion ? rows.places[r] - start : -1;
-          const bool hears_itself = itself >= 0 && itself < heard;
+          const bool has_itself = itself >= 0 && itself < heard;
           if (is_emotion) {
             emotion_edges(head, node, at.edges);
             fill_zero(at.grad_edges, 0, rounded_up(head.emotion_count + 1, kLanes<T>));
           }
-          if (hears_itself) attention[r * stride + itself] = delta[r];  // so that no gradient comes of it
           const BackwardRow<T> of = {
               (is_emotion ? at.edges : senders.weight) + start,
-              head.row_factor == nullptr ? static_cast<T>(1) : head.row_factor[node],
+              factor_of_row(head, node),
               head.scale,
-              log_normalizer[rows.places[r]],
-              delta[r],
+              maximum[rows.places[r]],
+              inverse[rows.places[r]],
               heard,
               (is_emotion ? at.grad_edges : sums.emotion_weight) + start,
               head.emotion_count + 1 - start,
           };
-          factor_gradient[r] += differentiate_row(row, plane_size, depth, at.before, of);
-          if (hears_itself) attention[r * stride + itself] = 0;
-          if (is_emotion && grad_correlation != nullptr) {
-            T* const to = grad_correlation + (node - head.words) * head.emotions - head.words;
+          // Nothing of the emotion itself comes into the row: its attention is 0, and the rest of it is finite.
+          for (int64_t m = 0; has_itself && m < 2 + depth; ++m) {
+            finite = finite && (m > depth || is_finite(row[m * plane_size + itself]));
+            row[m * plane_size + itself] = 0;
+          }
+          if (wants_scores) {
+            const T total = attend_again<true>(row, plane_size, depth, of, at.attention);
+            if (has_itself) at.attention[itself] = 0;
+            if (rows.heard[r] <= kTileColumns) delta[r] = total;
+            factor_gradient[r] += differentiate_row(row, plane_size, depth, at.attention, delta[r], at.before, of);
+            finite = finite && is_finite(delta[r]) && is_finite(factor_gradient[r]);
+          } else {
+            attend_again<false>(row, plane_size, depth, of, attention + r * stride);
+          }
+          if (has_itself) {
+            for (int64_t m = 0; m < 2 + depth; ++m) row[m * plane_size + itself] = 0;
+            at.grad_edges[start + itself] = 0;
+          }
+          if (is_emotion && gradients.correlation != nullptr) {
+            T* const to = gradients.correlation + (node - head.words) * head.emotions - head.words;
             for (int64_t j = larger_of(start, 1); j < start + heard; ++j) to[head.order[j]] = at.grad_edges[j];
           }
         }
-        for (int64_t m = 0; m < 2 + depth; ++m) fill_zero(row + m * plane_size, rounded_up(heard, kLanes<T>), columns);
+        for (int64_t m = wants_scores ? 0 : 1 + depth; m < 2 + depth; ++m) {
+          fill_zero(row + m * plane_size, rounded_up(heard, kLanes<T>), columns);
+        }
       }
       for (int64_t j = 0; j < columns; j += kPanel) {
         firsts[j / kPanel] = receivers.first(start + j) - begin;
       }
+      const auto hears = [&](int64_t r, int64_t j) { return rows.hears(head, r, start + j); };
+      const auto to_receivers = [&](const T* plane, const Listed<const T>& operand, int64_t width,
+                                    const Listed<T>& to) {
+        if (finite) return multiply_rows(plane, stride, rows.count, limits, operand, width, to, start > 0, head.ahead);
+        multiply_heard_rows(plane, stride, rows.count, limits, operand, width, to, start > 0, hears);
+      };
+      const auto to_senders = [&](const T* plane, const Listed<const T>& operand, int64_t width, const Listed<T>& to) {
+        if (finite) {
+          return multiply_columns(plane, stride, rows.count, firsts, columns, operand, width, to, alone, head.ahead);
+        }
+        multiply_heard_columns(plane, stride, rows.count, firsts, columns, operand, width, to, alone, hears);
+      };
       for (int64_t m = 0; m <= depth; ++m) {
         const T* const plane = at.planes + m * plane_size;
-        const Listed<const T> keys =
-            reachable(head.keys[m], head.order, head.dim, senders.key_copies + m * senders.copy_size, senders.numbers);
-        multiply_rows(
-            plane, stride, rows.count, limits, keys.from(start), head.dim,
-            reachable(grad_queries[m], rows.nodes, head.dim, at.grad_queries + m * at.query_size, senders.numbers),
-            start > 0, head.ahead);
-        multiply_columns(plane, stride, rows.count, firsts, columns, queries(m), head.dim,
-                         sums.keys_of(head, m, grad_keys, senders.numbers).from(start), alone, head.ahead);
+        if (gradients.queries[m].data != nullptr) {
+          const Listed<const T> keys = reachable(head.keys[m], head.order, head.dim,
+                                                 senders.key_copies + m * senders.copy_size, senders.numbers);
+          to_receivers(plane, keys.from(start), head.dim,
+                       reachable(gradients.queries[m], rows.nodes, head.dim, at.grad_queries + m * at.query_size,
+                                 senders.numbers));
+        }
+        if (gradients.keys[m].data != nullptr) {
+          to_senders(plane, queries(m), head.dim,
+                     sums.keys_of(head, m, gradients.keys[m], alone, senders.numbers).from(start));
+        }
       }
-      multiply_columns(attention, stride, rows.count, firsts, columns, gradients, head.value_dim,
-                       sums.value_of(head, grad_value, senders.numbers).from(start), alone, head.ahead);
+      if (wants_value) {
+        to_senders(attention, grad_outputs, head.value_dim,
+                   sums.value_of(head, gradients.value, alone, senders.numbers).from(start));
+      }
     }
     for (int64_t m = 0; m <= depth; ++m) {
-      store_copy(grad_queries[m], at.grad_queries + m * at.query_size, rows.nodes, rows.count, head.dim);
+      if (gradients.queries[m].data == nullptr) continue;
+      store_copy(gradients.queries[m], at.grad_queries + m * at.query_size, rows.nodes, rows.count, head.dim);
     }
-    for (int64_t r = 0; grad_row_factor != nullptr && r < rows.count; ++r) {
-      grad_row_factor[rows.nodes[r]] = factor_gradient[r];
+    for (int64_t r = 0; gradients.row_factor != nullptr && r < rows.count; ++r) {
+      gradients.row_factor[rows.nodes[r]] = factor_gradient[r];
     }
   }
 }
 
 template <typename T>
 void graph_finish(const GraphHead<T>& head, T* sums, int64_t nodes, int64_t parts, int64_t begin, int64_t end,
-                  const Rows<T>* grad_keys, Rows<T> grad_value, T* grad_emotion_weight) {
+                  const GraphGradients<T>& gradients) {
   const int64_t apart = graph_sums_size(head, nodes);
   const SenderSums<T> total(head, head.count, sums);
   for (int64_t m = 0; m <= head.depth; ++m) {
-    add_parts(total.keys + m * total.key_size, apart, parts, begin, end, head.order, grad_keys[m], head.dim);
+    if (gradients.keys[m].data == nullptr) continue;
+    add_parts(total.keys + m * total.key_size, apart, parts, begin, end, head.order, gradients.keys[m], head.dim);
   }
-  add_parts(total.value, apart, parts, begin, end, head.order, grad_value, head.value_dim);
-  if (grad_emotion_weight == nullptr) return;
+  if (gradients.value.data != nullptr) {
+    add_parts(total.value, apart, parts, begin, end, head.order, gradients.value, head.value_dim);
+  }
+  if (gradients.emotion_weight == nullptr) return;
   for (int64_t j = larger_of(begin, 1); j < smaller_of(end, head.emotion_count + 1); ++j) {
     T gradient = total.emotion_weight[j];
     for (int64_t p = 1; p < parts; ++p) gradient += total.emotion_weight[p * apart + j];
-    grad_emotion_weight[head.order[j] - head.words] = gradient;
+    gradients.emotion_weight[head.order[j] - head.words] = gradient;
   }
 }
 

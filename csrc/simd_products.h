@@ -93,8 +93,8 @@ void micro_kernel(const Product<T>& of) {
     for (int m = 0; m < kRows; ++m) {
       const T factor = kSweep == Sweep::kColumns ? a[0][at + m] : a[m][k];
 #pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) total[m][v] += factor * column[v];
-      if (kFour) rest[m] += factor * last;
+      for (int v = 0; v < kVectors; ++v) total[m][v] = multiply_add(splat(factor), column[v], total[m][v]);
+      if constexpr (kFour) rest[m] = multiply_add(factor - Four<T>{}, last, rest[m]);
     }
     if (kSweep == Sweep::kColumns) at += of.a_stride;
     if (kSweep == Sweep::kAcross) b += kChunk<T>;
@@ -299,15 +299,81 @@ void pack_across(T* to, const T* from, int64_t from_stride, const int32_t* nodes
   }
 }
 
+// to[r] = A[r] . B[r], each summed as multiply_across does it: if B[r] is a sender's row, that sweep's very product.
 template <typename T>
-T dot(const T* a, const T* b, int64_t size) {
+void dot_rows(const Listed<const T>& a, const Listed<const T>& b, int64_t rows, int64_t width, T* to) {
+  for (int64_t r = 0; r < rows; r += kPanel) {  // several at once: each is a chain of additions
+    const T *left[kPanel], *right[kPanel];
+    T total[kPanel] = {};
+    for (int m = 0; m < kPanel; ++m) {
+      left[m] = a.row(smaller_of(r + m, rows - 1));
+      right[m] = b.row(smaller_of(r + m, rows - 1));
+    }
+    for (int64_t k = 0; k < width; ++k) {
+#pragma GCC unroll 8
+      for (int m = 0; m < kPanel; ++m) total[m] = multiply_add(left[m][k], right[m][k], total[m]);
+    }
+    for (int64_t m = 0; m < smaller_of(kPanel, rows - r); ++m) to[r + m] = total[m];
+  }
+}
+
+// to = from * factor. NaN comes into `check`, which is 0 else, if a result is not finite.
+template <typename T>
+inline void scale_row(const T* from, T factor, int64_t width, T* to, Vector<T>* check) {
   using V = Vector<T>;
-  V total{};
   int64_t k = 0;
-  for (; k + kLanes<T> <= size; k += kLanes<T>) total += load<V>(a + k) * load<V>(b + k);
-  T result = sum<T>(total);
-  for (; k < size; ++k) result += a[k] * b[k];
-  return result;
+  for (; k + kLanes<T> <= width; k += kLanes<T>) {
+    const V scaled = load<V>(from + k) * factor;
+    store(to + k, scaled);
+    *check = multiply_add(scaled, V{}, *check);
+  }
+  T rest = 0;
+  for (; k < width; ++k) {
+    to[k] = from[k] * factor;
+    rest += to[k] * static_cast<T>(0);
+  }
+  *check += rest;
+}
+
+template <typename T>
+bool all_finite(const T* row, int64_t width) {
+  bool finite = true;
+  for (int64_t k = 0; k < width; ++k) finite &= is_finite(row[k]);
+  return finite;
+}
+
+// What multiply_rows and multiply_columns compute, to the bit, from those pairs alone for which hears(receiver, sender)
+// holds: for operands that are not finite, which the sweeps would multiply by 0.
+template <typename T, typename Hears>
+void multiply_heard_rows(const T* a, int64_t a_stride, int64_t rows, const int64_t* limits, const Listed<const T>& b,
+                         int64_t width, const Listed<T>& c, bool add, const Hears& hears) {
+  for (int64_t r = 0; r < rows; ++r) {
+    T* const to = c.row(r);
+    const int64_t limit = limits[r / kPanel];
+    for (int64_t k = 0; !add && limit > 0 && k < width; ++k) to[k] = 0;
+    for (int64_t j = 0; j < limit; ++j) {
+      if (!hears(r, j)) continue;
+      const T factor = a[r * a_stride + j], *const row = b.row(j);
+      for (int64_t k = 0; k < width; ++k) to[k] = multiply_add(factor, row[k], to[k]);
+    }
+  }
+}
+
+template <typename T, typename Hears>
+void multiply_heard_columns(const T* a, int64_t a_stride, int64_t rows, const int64_t* firsts, int64_t columns,
+                            const Listed<const T>& b, int64_t width, const Listed<T>& c, bool fresh,
+                            const Hears& hears) {
+  for (int64_t j = 0; j < columns; ++j) {
+    T* const to = c.row(j);
+    const int64_t first = firsts[j / kPanel];
+    if (first >= rows) continue;
+    for (int64_t k = 0; fresh && first >= 0 && k < width; ++k) to[k] = 0;
+    for (int64_t r = larger_of(0, first); r < rows; ++r) {
+      if (!hears(r, j)) continue;
+      const T factor = a[r * a_stride + j], *const row = b.row(r);
+      for (int64_t k = 0; k < width; ++k) to[k] = multiply_add(factor, row[k], to[k]);
+    }
+  }
 }
 
 // Adds up, in order, `parts` matrices of padded rows that lie `apart` elements from each other, and stores rows begin

@@ -9,6 +9,12 @@
 #include <cstddef>
 #include <cstdint>
 
+#if defined(__FMA__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
 namespace ecore {
 namespace {
 
@@ -62,6 +68,57 @@ inline void store(T* to, V vector) {
 template <typename T>
 inline Vector<T> splat(T value) {
   return value - Vector<T>{};
+}
+
+// a * b + c, rounded once where the instruction set can. Nothing else is: the compiler is told not to contract, so that
+// what is multiplied here is the same bits wherever it is multiplied.
+template <typename V>
+inline V multiply_add(V a, V b, V c) {
+  [[maybe_unused]] constexpr bool kSingle = sizeof(a[0]) == sizeof(float);
+#if defined(__FMA__)
+  if constexpr (sizeof(V) == 16 && kSingle) {
+    return (V)_mm_fmadd_ps((__m128)a, (__m128)b, (__m128)c);
+  } else if constexpr (sizeof(V) == 16) {
+    return (V)_mm_fmadd_pd((__m128d)a, (__m128d)b, (__m128d)c);
+  } else if constexpr (sizeof(V) == 32 && kSingle) {
+    return (V)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+  } else if constexpr (sizeof(V) == 32) {
+    return (V)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+  }
+#if defined(__AVX512F__)
+  if constexpr (sizeof(V) == 64 && kSingle) {
+    return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+  } else if constexpr (sizeof(V) == 64) {
+    return (V)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+  }
+#endif
+#elif defined(__aarch64__)
+  if constexpr (sizeof(V) == 16 && kSingle) {
+    return (V)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+  } else if constexpr (sizeof(V) == 16) {
+    return (V)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
+  } else {
+    return a * b + c;
+  }
+#else
+  return a * b + c;
+#endif
+}
+
+inline float multiply_add(float a, float b, float c) {
+#if defined(__FMA__) || defined(__aarch64__)
+  return __builtin_fmaf(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+inline double multiply_add(double a, double b, double c) {
+#if defined(__FMA__) || defined(__aarch64__)
+  return __builtin_fma(a, b, c);
+#else
+  return a * b + c;
+#endif
 }
 
 template <typename T>
@@ -133,25 +190,25 @@ inline Vector<T> exp2(Vector<T> x) {
   Vector<T> p;
   if constexpr (sizeof(T) == sizeof(float)) {
     p = splat(0.00015345812161311629759f);
-    p = p * f + 0.0013399931177239737967f;
-    p = p * f + 0.0096184889563311816196f;
-    p = p * f + 0.05550328777105324799f;
-    p = p * f + 0.24022646890645520696f;
-    p = p * f + 0.69314720573719575134f;
-    p = p * f + 1.0f;
+    p = multiply_add(p, f, splat(0.0013399931177239737967f));
+    p = multiply_add(p, f, splat(0.0096184889563311816196f));
+    p = multiply_add(p, f, splat(0.05550328777105324799f));
+    p = multiply_add(p, f, splat(0.24022646890645520696f));
+    p = multiply_add(p, f, splat(0.69314720573719575134f));
+    p = multiply_add(p, f, splat(1.0f));
   } else {
     p = splat(4.4352827069572771511e-10);
-    p = p * f + 7.0741056135081427963e-9;
-    p = p * f + 1.0178198021671930844e-7;
-    p = p * f + 1.321543308967639918e-6;
-    p = p * f + 0.000015252733489988525649;
-    p = p * f + 0.00015403530462514432062;
-    p = p * f + 0.0013333558146789911722;
-    p = p * f + 0.0096181291075883352443;
-    p = p * f + 0.055504108664819921605;
-    p = p * f + 0.24022650695910156204;
-    p = p * f + 0.69314718055994533046;
-    p = p * f + 1.0;
+    p = multiply_add(p, f, splat(7.0741056135081427963e-9));
+    p = multiply_add(p, f, splat(1.0178198021671930844e-7));
+    p = multiply_add(p, f, splat(1.321543308967639918e-6));
+    p = multiply_add(p, f, splat(0.000015252733489988525649));
+    p = multiply_add(p, f, splat(0.00015403530462514432062));
+    p = multiply_add(p, f, splat(0.0013333558146789911722));
+    p = multiply_add(p, f, splat(0.0096181291075883352443));
+    p = multiply_add(p, f, splat(0.055504108664819921605));
+    p = multiply_add(p, f, splat(0.24022650695910156204));
+    p = multiply_add(p, f, splat(0.69314718055994533046));
+    p = multiply_add(p, f, splat(1.0));
   }
   const BitVector<T> exponent = load<BitVector<T>>(&shifted);
   const BitVector<T> power = (exponent + Format::kBias) << Format::kMantissa;
@@ -160,11 +217,21 @@ inline Vector<T> exp2(Vector<T> x) {
 
 template <typename T>
 constexpr T kLog2E = static_cast<T>(1.4426950408889634074);
+// x log2(e), the score whose power of two attention is made of, from a product of a query and a key, the edge, and what
+// both are multiplied by along a row (log2(e) among it). Both directions and both operators ask here, so that the
+// backward's scores are the forward's, bit by bit, and one that is the row's maximum is that.
+template <typename T>
+inline Vector<T> score(T whole_scale, Vector<T> product, Vector<T> edge) {
+  return whole_scale * product * edge;
+}
+
 template <typename T>
 constexpr T kInfinity = static_cast<T>(__builtin_inf());
 
-inline float log2_of(float x) { return __builtin_log2f(x); }
-inline double log2_of(double x) { return __builtin_log2(x); }
+template <typename T>
+inline bool is_finite(T x) {
+  return x - x == static_cast<T>(0);
+}
 
 }  // namespace
 }  // namespace ecore

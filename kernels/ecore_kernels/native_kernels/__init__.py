@@ -40,8 +40,10 @@ def dense(tensor: Tensor) -> Tensor:
     return tensor if tensor.shape[-1] == 1 or tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-def heads(tensor: Tensor) -> tuple[int, int, int, int]:
-    """A [B, K, N, d] as the extension takes it: address, strides over B, K and N."""
+def heads(tensor: Tensor | None) -> tuple[int, int, int, int]:
+    """A [B, K, N, d] as the extension takes it: address, strides over B, K and N; 0 for None."""
+    if tensor is None:
+        return 0, 0, 0, 0
     return (tensor.data_ptr(), *tensor.stride()[:3])
 
 

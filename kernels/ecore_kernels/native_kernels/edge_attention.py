@@ -5,10 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ecore_kernels.layout import asked, empty_rows, empty_saved
+from ecore_kernels.layout import empty_rows, empty_saved
 from ecore_kernels.native_kernels import address, dense, heads, kernel
-
-TASKS = 16  # what shares an edge is cut in so many tasks in all: enough threads can then add up its gradient
 
 
 def forward(
@@ -32,13 +30,12 @@ def forward(
     Returns:
         output: [B, K, N, dv].
         new_edge: [B, K, N, N], 0 off the graph; empty without ``factor``.
-        saved: [2, B, K, N], for the backward: logarithm to base 2 of every softmax denominator (0 where there is no
-            neighbour), nothing.
+        saved: [2, B, K, N], for the backward: the maximum of every receiver's scores (to base 2), and one over the sum
+            of their powers (0 where there is no neighbour).
     """
     batch, resolutions, nodes, dim = query.shape
     output = empty_rows(value, nodes, value.shape[3], value.dtype)
     saved = empty_saved(query, 2)
-    log_normalizer = saved[0]
     new_edge = query.new_empty((0,) if factor is None else (batch, resolutions, nodes, nodes))
     nodes_in = [dense(x) for x in (query, key, value)]
     edge = dense(edge)
@@ -46,7 +43,7 @@ def forward(
     factor = None if factor is None else factor.contiguous()
     kernel("edge_attention_forward", query.dtype)(
         (batch, resolutions, nodes, dim, value.shape[3]), [heads(x) for x in nodes_in], _matrices(edge),
-        _matrices(neighbors), address(factor), scale, address(log_normalizer), heads(output),
+        _matrices(neighbors), address(factor), scale, *map(address, saved), heads(output),
         0 if factor is None else address(new_edge), torch.get_num_threads(),
     )  # fmt: skip
     return output, new_edge, saved
@@ -78,17 +75,16 @@ def backward(
     Returns:
         gradients of query, key, value, edge (in its shape and type) and factor, those alone that are needed.
     """
-    log_normalizer, needs_edge = saved[0], needs[3]
     batch, resolutions, nodes, dim = query.shape
-    gradients = [empty_rows(query, nodes, x.shape[3], x.dtype) for x in (query, key, value)]
-    # An edge that several (b, k) share gets their gradients one after the other, in a few sums, one a task.
-    groups = edge.shape[:2] if needs_edge else (batch, resolutions)
-    alike = (batch * resolutions) // max(1, groups[0] * groups[1])
-    shares = max(1, min(alike, TASKS // max(1, groups[0] * groups[1])))
+    grads = [
+        empty_rows(query, nodes, x.shape[3], x.dtype) if needed else None
+        for x, needed in zip((query, key, value), needs, strict=False)
+    ]
     # Of an empty batch the kernel writes nothing, but what batches share has a gradient then too: 0.
     allocate = edge.new_empty if batch * resolutions else edge.new_zeros
-    grad_edge = allocate((*groups, shares, nodes, nodes)) if needs_edge else None
-    grad_factor = None if factor is None else torch.empty_like(log_normalizer)
+    grad_edge = allocate(edge.shape) if needs[3] else None
+    grad_factor = saved.new_empty(query.shape[:3]) if needs[4] else None
+    groups = edge.shape[:2] if needs[3] else (batch, resolutions)
     nodes_in = [dense(x) for x in (query, key, value)]
     edge, grad_output, output = dense(edge), dense(grad_output), dense(output)
     neighbors = None if neighbors is None else dense(neighbors)
@@ -96,13 +92,11 @@ def backward(
     factor = None if factor is None else factor.contiguous()
     kernel("edge_attention_backward", query.dtype)(
         (batch, resolutions, nodes, dim, value.shape[3]), [heads(x) for x in nodes_in], _matrices(edge),
-        _matrices(neighbors), address(factor), scale, address(log_normalizer), heads(output), heads(grad_output),
-        _matrices(grad_new_edge), [heads(x) for x in gradients], (address(grad_edge), *groups, shares),
+        _matrices(neighbors), address(factor), scale, *map(address, saved), heads(output), heads(grad_output),
+        _matrices(grad_new_edge), [heads(x) for x in grads], (address(grad_edge), *groups),
         address(grad_factor), torch.get_num_threads(),
     )  # fmt: skip
-    if grad_edge is not None:
-        grad_edge = grad_edge.sum(2) if shares > 1 else grad_edge[:, :, 0]
-    return asked([*gradients, grad_edge, grad_factor], needs)
+    return [x for x in (*grads, grad_edge, grad_factor) if x is not None]
 
 
 def _matrices(tensor: Tensor | None) -> tuple[int, int, int, int]:

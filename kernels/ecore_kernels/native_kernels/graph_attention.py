@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ecore_kernels.layout import asked, empty_rows, empty_saved, saved_order
+from ecore_kernels.layout import empty_rows, empty_saved
 from ecore_kernels.native_kernels import address, dense, graph_arguments, heads, kernel
 
 
@@ -37,16 +37,14 @@ def forward(
 
     Returns:
         output: [B, K, N or M, dv].
-        saved: [5, B, K, N], for the backward: of every receiver by its place the logarithm to base 2 of its softmax
-            denominator, nothing, E0 of the edges that the node in that place sends to words; then order, int32
-            [B, K, N]: the nodes that take part ([CLS], emotions, words); and counts, int32 [B, K, 2]: emotions and
-            nodes that take part.
+        saved: [5, B, K, N], for the backward: of every receiver by its place the maximum of its scores (to base 2),
+            one over the sum of their powers, E0 of the edges that the node in that place sends to words; then order,
+            int32 [B, K, N]: the nodes that take part ([CLS], emotions, words); and counts, int32 [B, K, 2]: emotions
+            and nodes that take part.
     """
     words, nodes = word_mask.shape[2], query.shape[2]
     output = empty_rows(value, words if words_only else nodes, value.shape[3], value.dtype)
     saved = empty_saved(query, 5)
-    log_normalizer, _, weight = saved[:3]
-    order, counts = saved_order(saved)
     queries = [dense(x) for x in (query, *history_query)]
     keys = [dense(x) for x in (key, *history_key)]
     value = dense(value)
@@ -57,7 +55,7 @@ def forward(
     kernel("graph_attention_forward", query.dtype)(
         graph_arguments(word_mask, emotion_mask, correlation, nodes - words, word_weight, emotion_weight),
         [heads(x) for x in queries], [heads(x) for x in keys], heads(value), query.shape[3], value.shape[3],
-        address(row_factor), scale, words_only, _saved(log_normalizer, order, weight, counts), heads(output),
+        address(row_factor), scale, words_only, _planes(saved), heads(output),
         torch.get_num_threads(),
     )  # fmt: skip
     return output, saved
@@ -92,21 +90,22 @@ def backward(
         gradients of query, key, value, the history's queries, its keys, row_factor, emotion_weight [B, P] and
         correlation (in its shape), those alone that are needed.
     """
-    log_normalizer, _, weight = saved[:3]
-    order, counts = saved_order(saved)
-    needs_emotion_weight, needs_correlation = needs[-2:]
-    batch, resolutions, words = word_mask.shape
-    nodes = query.shape[2]
+    layers = len(history_query)
+    words, nodes = word_mask.shape[2], query.shape[2]
     emotions = nodes - words
-    grad_queries = [empty_rows(query, nodes, x.shape[3], x.dtype) for x in (query, *history_query)]
-    grad_keys = [empty_rows(query, nodes, x.shape[3], x.dtype) for x in (key, *history_key)]
-    grad_value = empty_rows(query, nodes, value.shape[3], value.dtype)
-    grad_row_factor = None if row_factor is None else torch.empty_like(log_normalizer)
-    grad_emotion_weight = grad_correlation = None
-    if needs_emotion_weight:
-        grad_emotion_weight = query.new_empty((batch, resolutions, emotions))
+    wanted = iter(needs)
+    grads = [
+        empty_rows(query, nodes, x.shape[3], x.dtype) if next(wanted) else None
+        for x in (query, key, value, *history_query, *history_key)
+    ]
+    grad_queries, grad_keys = [grads[0], *grads[3 : 3 + layers]], [grads[1], *grads[3 + layers :]]
+    pairs = query.shape[:2]
+    grad_row_factor = saved.new_empty((*pairs, nodes)) if next(wanted) else None
+    grad_emotion_weight = saved.new_empty((*pairs, emotions)) if next(wanted) else None
+    needs_correlation = next(wanted)
+    grad_correlation = None
     if needs_correlation and not words_only:
-        grad_correlation = query.new_empty((batch, resolutions, emotions, emotions))
+        grad_correlation = saved.new_empty((*pairs, emotions, emotions))
     queries = [dense(x) for x in (query, *history_query)]
     keys = [dense(x) for x in (key, *history_key)]
     value, grad_output, output = dense(value), dense(grad_output), dense(output)
@@ -116,22 +115,20 @@ def backward(
     kernel("graph_attention_backward", query.dtype)(
         graph_arguments(word_mask, emotion_mask, correlation, emotions),
         [heads(x) for x in queries], [heads(x) for x in keys], heads(value), query.shape[3], value.shape[3],
-        address(row_factor), scale, words_only, _saved(log_normalizer, order, weight, counts),
+        address(row_factor), scale, words_only, _planes(saved),
         heads(output), heads(grad_output), [heads(x) for x in grad_queries], [heads(x) for x in grad_keys],
-        heads(grad_value), address(grad_row_factor), address(grad_emotion_weight), address(grad_correlation),
+        heads(grads[2]), address(grad_row_factor), address(grad_emotion_weight), address(grad_correlation),
         torch.get_num_threads(),
     )  # fmt: skip
-    gradients = [grad_queries[0], grad_keys[0], grad_value, *grad_queries[1:], *grad_keys[1:]]
-    gradients.append(grad_row_factor)
-    gradients.append(None if grad_emotion_weight is None else grad_emotion_weight.sum(1))
+    grads.append(grad_row_factor)
+    grads.append(None if grad_emotion_weight is None else grad_emotion_weight.sum(1))
     if grad_correlation is not None:
         grad_correlation = grad_correlation.sum((0, 1) if correlation.dim() == 2 else 1)
     elif needs_correlation:  # words hear emotions by emotion_weight alone
         grad_correlation = correlation.new_zeros(correlation.shape)
-    gradients.append(grad_correlation)
-    return asked(gradients, needs)
+    return [x for x in (*grads, grad_correlation) if x is not None]
 
 
-def _saved(log_normalizer: Tensor, order: Tensor, weight: Tensor, counts: Tensor) -> tuple[int, ...]:
-    """What the forward leaves for the backward, as the extension takes it."""
-    return address(log_normalizer), address(order), address(weight), address(counts)
+def _planes(saved: Tensor) -> tuple[int, ...]:
+    """The planes of what the forward leaves for the backward, as the extension takes them."""
+    return tuple(address(saved) + i * saved.stride(0) * saved.element_size() for i in range(5))
