@@ -47,7 +47,9 @@ def ratios(
         fused = _results(run, leaves, weights, backend, kind, device)
         for name, truth in exact.items():
             one, other = fused[name] - truth, plain[name] - truth
+            # Gradients of wholly saturated rows can be 0, as all errors then should be.
             rounding = torch.finfo(kind).eps / 16 * torch.stack([truth.abs().max(), truth.norm()])
+            rounding = rounding.clamp(min=torch.finfo(kind).tiny)
             errors = torch.stack([one.abs().max(), one.norm()])
             allowed = torch.stack([other.abs().max(), other.norm()])
             found.setdefault(name, []).append(float((errors / torch.maximum(allowed, rounding)).max()))
@@ -72,16 +74,25 @@ def _problem(
     leaves["correlation"] = normal(emotions, emotions).softmax(-1)
     depth = CASES[case]
     for m in range(depth or 0):
-        leaves |= {f"query {m}": normal(*lead, dim), f"key {m}": normal(*lead, dim), f"gate {m}": normal(*lead)}
+        leaves |= {
+            f"query {m}": normal(*lead, dim),
+            f"key {m}": normal(*lead, dim),
+            f"gate {m}": normal(*lead),
+        }
 
     def graph_of(of: Leaves) -> EmotionGraph:
         return EmotionGraph(
-            word_weight.to(of["correlation"]), mask.to(of["correlation"].device), of["emotion_weight"], of["correlation"]
+            word_weight.to(of["correlation"]),
+            mask.to(of["correlation"].device),
+            of["emotion_weight"],
+            of["correlation"],
         )
 
     edge, neighbors = graph_of(leaves).dense()
     for m in range(depth or 0):
-        edge = edge * (1 + scale * leaves[f"query {m}"] @ leaves[f"key {m}"].mT) * leaves[f"gate {m}"][..., None]
+        edge = (
+            edge * (1 + scale * leaves[f"query {m}"] @ leaves[f"key {m}"].mT) * leaves[f"gate {m}"][..., None]
+        )
     if depth is None:
         edge = torch.rand_like(edge) + 0.5
     x = (scale * leaves["query"] @ leaves["key"].mT * edge)[neighbors]
@@ -118,7 +129,9 @@ def _results(
     here = {name: x.to(device, kind).requires_grad_() for name, x in leaves.items()}
     with use_backend(backend):
         outputs = run(here)
-        gradients = torch.autograd.grad(outputs, list(here.values()), [w.float().to(outputs[0]) for w in weights])
+        gradients = torch.autograd.grad(
+            outputs, list(here.values()), [w.float().to(outputs[0]) for w in weights]
+        )
     named = {"output": outputs[0]} | ({"new_edge": outputs[1]} if len(outputs) > 1 else {})
     named |= {f"d {name}": gradient for name, gradient in zip(here, gradients, strict=True)}
     return {name: x.detach().cpu().double() for name, x in named.items()}

@@ -408,6 +408,22 @@ def test_forked_child(make, threads):
         assert got == want
 
 
+def test_threads_take_turns_at_a_shared_edge(threads):
+    """Several tiles a row and several parts a head, more (b, k) than threads."""
+    leaves = [torch.randn(9, 3, 330, 4, requires_grad=True) for _ in range(3)]
+    edge = torch.randn(1, 3, 330, 330, requires_grad=True)
+
+    def run():
+        output, _ = edge_attention(*leaves, edge, scale=0.5, backend="native")
+        return torch.autograd.grad(output.square().sum(), [*leaves, edge])
+
+    threads(1)
+    expected = run()
+    for number in (2, 6):
+        threads(number)
+        assert all(torch.equal(one, other) for one, other in zip(run(), expected, strict=True))
+
+
 # Instruction sets, memory, refusals --------------------------------------------------------------------------
 
 
@@ -476,6 +492,73 @@ def test_memory_has_no_square_of_the_nodes():
     done = run_python("-c", PEAK)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 40_000
+
+
+SHARED_PEAK = """
+import resource, torch
+from ecore_kernels import edge_attention
+nodes = 1400
+query, key, value = (torch.randn(8, 2, nodes, 2) for _ in range(3))
+edge = torch.randn(1, 1, nodes, nodes, requires_grad=True)
+torch.set_num_threads(2)
+def run(query, key, value, edge):
+    output, _ = edge_attention(query, key, value, edge, scale=0.5, backend="native")
+    return torch.autograd.grad(output.sum(), edge)
+run(*(x[:, :, :9] for x in (query, key, value)), edge[:, :, :9, :9])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+run(query, key, value, edge)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux")
+def test_memory_of_a_shared_edge():
+    """Its gradient takes 8 MB, and one for each of the 16 (b, k) that share it would take 125."""
+    done = run_python("-c", SHARED_PEAK)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 30_000
+
+
+@pytest.mark.parametrize("receivers", ["all", "words"])
+@pytest.mark.parametrize("size", [(2, 9, 6, 5, 7), (1, 330, 9, 4, 8)], ids=str)
+def test_each_gradient_alone(make, size, receivers):
+    """The same bits whoever else asks; what nobody asks for is not computed, so that it may be anything."""
+    graph, history, update, value = problem(make, size, 1, dtype=torch.float32)
+    leaves = leaves_of(graph, history, update, value)
+
+    def gradients(asked):
+        for x in leaves:
+            x.requires_grad_(any(x is other for other in asked))
+        output = attend(graph, history, update, value, receivers=receivers, backend="native")
+        return torch.autograd.grad(output, asked, torch.ones_like(output))
+
+    leaves = [x for x in leaves if x is not update.gate and x is not update.edge_scale]
+    together = gradients(leaves)
+    for leaf, expected in zip(leaves, together, strict=True):
+        (alone,) = gradients([leaf])
+        assert torch.equal(alone, expected)
+
+
+@pytest.mark.parametrize("edge_lead", [(2, 2), (1, 1)])
+@pytest.mark.parametrize("nodes", [9, 330])
+def test_each_gradient_of_a_dense_graph_alone(nodes, edge_lead):
+    leaves = [torch.randn(2, 2, nodes, *last) for last in ((5,), (5,), (7,), ())]
+    leaves.append(torch.randn(*edge_lead, nodes, nodes))
+    neighbors = torch.rand(1, 2, nodes, nodes) > 0.5
+
+    def gradients(asked):
+        for x in leaves:
+            x.requires_grad_(any(x is other for other in asked))
+        query, key, value, gate, edge = leaves
+        outputs = edge_attention(
+            query, key, value, edge, neighbors, gate=gate, edge_scale=torch.ones(()), backend="native"
+        )
+        return torch.autograd.grad(sum(x.sum() for x in outputs), asked)
+
+    together = gradients(leaves)
+    for leaf, expected in zip(leaves, together, strict=True):
+        (alone,) = gradients([leaf])
+        assert torch.equal(alone, expected)
 
 
 def test_refusals(make):
