@@ -55,7 +55,8 @@ struct EdgeScratch {
   T* edges;        // of a row, padded
   T* heard;        // of a row: 1 for neighbours, else 0
   T* new_edges;    // of a row: forward, their values; backward, their gradients
-  T* grad_edges;   // backward: in a plane
+  T* attention;    // backward: of a row
+  T* grad_edges;   // backward: of a row, or a plane
   int64_t stride, plane_size, size;
 
   EdgeScratch(const EdgeHead<T>& head, bool backward, T* scratch) {
@@ -69,6 +70,7 @@ struct EdgeScratch {
     edges = carver.take(stride);
     heard = carver.take(stride);
     new_edges = carver.take(stride);
+    attention = backward ? carver.take(stride) : nullptr;
     grad_edges = backward ? carver.take(plane_size) : nullptr;
     size = carver.used();
   }
@@ -128,7 +130,9 @@ bool edge_forward_tile(const EdgeHead<T>& head, const PackedNodes<T>& senders, i
         const V listens = load<V>(at.heard + j);
         const auto is_heard = listens > V{};
         const V x = is_heard ? score<T>(whole_scale, product, edge) : splat(-kInfinity<T>);
-        store(at.new_edges + j, is_heard ? factor * multiply_add(head.scale * product, edge, edge) : V{});
+        if (new_edge != nullptr) {
+          store(at.new_edges + j, is_heard ? factor * multiply_add(head.scale * product, edge, edge) : V{});
+        }
         store(row + j, x);
         most = larger<T>(x, most);
         heard = larger<T>(listens, heard);
@@ -232,6 +236,8 @@ void edge_backward(const EdgeHead<T>& head, const T* packed, int64_t begin, int6
   for (int64_t i = 0; !alone && wants_value && i < value_size; ++i) sums.value[i] = 0;
   const Listed<const T> keys = reachable(head.key, head.order, head.dim, senders.copy, head.order);
   const T whole_scale = head.scale * kLog2E<T>;
+  const bool updated = grad_new_edge.data != nullptr;
+  const bool takes_turns = gradients.turn != nullptr;  // then a whole tile is kept until it is this head's
   T* const attention = at.planes + at.plane_size;
   int64_t limits[kTilePanels], firsts[kTileColumns / kPanel + 1];
   T delta[kTileRows], factor_gradient[kTileRows];
@@ -246,14 +252,15 @@ void edge_backward(const EdgeHead<T>& head, const T* packed, int64_t begin, int6
     load_copy(at.grad_output, grad_output, nodes, rows, head.value_dim);
     // Whether queries, keys and gradients of this tile are finite, as far as products over all of it take them.
     bool finite = true;
-    if (wants_attention) {
+    // As in graph_attention: of the row's own numbers where a tile holds them, else of the output.
+    const bool one_tile = head.nodes <= kTileColumns;
+    if (wants_attention && !one_tile) {
       dot_rows(grad_outputs, {output.data, output.stride, nodes}, rows, head.value_dim, delta);
-      for (int64_t r = 0; r < rows; ++r) finite = finite && is_finite(delta[r]);
-    } else {
-      for (int64_t r = 0; r < rows; ++r) {
-        delta[r] = 0;
-        finite = finite && (!wants_value || all_finite(grad_outputs.row(r), head.value_dim));
-      }
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+      if (!wants_attention) delta[r] = 0;
+      const bool seen_in_delta = wants_attention && (!one_tile || inverse[begin + r] != 0);
+      finite = finite && (seen_in_delta || !wants_value || all_finite(grad_outputs.row(r), head.value_dim));
     }
     for (int64_t r = 0; r < rows; ++r) factor_gradient[r] = 0;
     for (int64_t start = 0; start < head.nodes; start += kTileColumns) {
@@ -264,50 +271,63 @@ void edge_backward(const EdgeHead<T>& head, const T* packed, int64_t begin, int6
         multiply_across(grad_outputs, rows, limits, senders.value_across + start * head.value_dim, head.value_dim,
                         attention, at.stride);
       }
+      const auto grad_edges_of = [&](int64_t r) { return at.grad_edges + (takes_turns ? r * at.stride : 0); };
+      const auto give_edges = [&](int64_t r) {
+        T* const to = gradients.edge + (begin + r) * head.nodes + start;
+        const T* const grad_edges = grad_edges_of(r);
+        if (gradients.add_edge) {
+          for (int64_t j = 0; j < columns; ++j) to[j] += grad_edges[j];
+        } else {
+          copy_row(to, grad_edges, columns);
+        }
+      };
       V check{};
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t i = begin + r;
         T* const row = at.planes + r * at.stride;
         T* const attention_row = attention + r * at.stride;
-        T* const grad_edges = at.grad_edges + r * at.stride;
+        T* const grad_edges = grad_edges_of(r);
         load_edges(head, i, start, columns, at);
         const T factor = head.factor == nullptr ? static_cast<T>(0) : head.factor[i];
-        if (grad_new_edge.data == nullptr) {
-          for (int64_t j = 0; j < padded; ++j) at.new_edges[j] = 0;
-        } else {
+        if (updated) {
           copy_row(at.new_edges, grad_new_edge.data + i * grad_new_edge.stride + start, columns);
           for (int64_t j = columns; j < padded; ++j) at.new_edges[j] = 0;
         }
-        V factors{};
+        V factors{}, sums_of_row{};
         for (int64_t j = 0; j < columns; j += kLanes<T>) {
-          const V product = load<V>(row + j), edge = load<V>(at.edges + j), s = head.scale * product;
+          const V product = load<V>(row + j), edge = load<V>(at.edges + j);
           const auto is_heard = load<V>(at.heard + j) > V{};
           const V p = is_heard ? exp2<T>(score<T>(whole_scale, product, edge) - maxima[i]) * inverse[i] : V{};
-          const V grad_new = load<V>(at.new_edges + j), through = grad_new * factor;
-          factors += is_heard ? grad_new * multiply_add(s, edge, edge) : V{};
-          if (wants_attention) {
-            const V g = multiply_add(p, load<V>(attention_row + j) - delta[r], through);
-            store(row + j, is_heard ? g * edge * head.scale : V{});
-            store(grad_edges + j, is_heard ? multiply_add(g, s, through) : V{});
-          }
-          store(attention_row + j, p);
+          if (wants_attention) sums_of_row += is_heard ? p * load<V>(attention_row + j) : V{};
+          store(at.attention + j, p);
           check = multiply_add(product, V{}, check);
         }
+        if (wants_attention && one_tile) delta[r] = sum<T>(sums_of_row);
+        finite = finite && (!wants_attention || is_finite(delta[r]));
+        for (int64_t j = 0; j < columns; j += kLanes<T>) {
+          const V edge = load<V>(at.edges + j), s = head.scale * load<V>(row + j), p = load<V>(at.attention + j);
+          const auto is_heard = load<V>(at.heard + j) > V{};
+          V g = p * (load<V>(attention_row + j) - delta[r]), grad_edge{};
+          if (updated) {
+            const V grad_new = load<V>(at.new_edges + j), through = grad_new * factor;
+            g += through;
+            grad_edge = through;
+            factors += is_heard ? grad_new * multiply_add(s, edge, edge) : V{};
+          }
+          if (wants_attention) {
+            store(row + j, is_heard ? g * edge * head.scale : V{});
+            store(grad_edges + j, is_heard ? multiply_add(g, s, grad_edge) : V{});
+          }
+          store(attention_row + j, p);
+        }
         factor_gradient[r] += sum<T>(factors);
+        if (wants_edge && !takes_turns) give_edges(r);
       }
       finite = finite && is_finite(sum<T>(check));
-      if (wants_edge) {
-        if (gradients.turn != nullptr) gradients.wait(gradients.turn, begin, start / kTileColumns);
-        for (int64_t r = 0; r < rows; ++r) {
-          T* const to = gradients.edge + (begin + r) * head.nodes + start;
-          const T* const grad_edges = at.grad_edges + r * at.stride;
-          if (gradients.add_edge) {
-            for (int64_t j = 0; j < columns; ++j) to[j] += grad_edges[j];
-          } else {
-            copy_row(to, grad_edges, columns);
-          }
-        }
-        if (gradients.turn != nullptr) gradients.done(gradients.turn, begin, start / kTileColumns);
+      if (wants_edge && takes_turns) {
+        gradients.wait(gradients.turn, begin, start / kTileColumns);
+        for (int64_t r = 0; r < rows; ++r) give_edges(r);
+        gradients.done(gradients.turn, begin, start / kTileColumns);
       }
       const auto hears = [&](int64_t r, int64_t j) { return is_neighbor(head, begin + r, start + j); };
       const auto to_senders = [&](const T* plane, const Listed<const T>& operand, int64_t width, const Listed<T>& to) {
