@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -118,12 +118,8 @@ def check_graph(operator: str, graph: Any) -> None:
         raise ValueError(f"{operator}: graph: expected an EmotionGraph, got {type(graph).__name__}")
 
 
-def check_history(operator: str, history: Any, leading: tuple[int, int, int], dim: int | None = None) -> None:
-    """Raise ValueError unless every update has queries and keys [B, K, N, d] of one d and a gate [B, K, N] or none.
-
-    Args:
-        dim: the d that they must have; default that of the first.
-    """
+def check_updates(operator: str, history: Any) -> None:
+    """Raise ValueError unless ``history`` is a sequence of EdgeUpdate."""
     if isinstance(history, EdgeUpdate):
         raise ValueError(
             f"{operator}: history: expected a sequence of EdgeUpdate, got a single one: [update]"
@@ -133,12 +129,22 @@ def check_history(operator: str, history: Any, leading: tuple[int, int, int], di
             f"{operator}: history: expected a sequence of EdgeUpdate, got {type(history).__name__}"
         )
     for layer, update in enumerate(history):
-        name = f"history[{layer}]"
         if not isinstance(update, EdgeUpdate):
             raise ValueError(
-                f"{operator}: {name}: expected EdgeUpdate(query, key, gate, edge_scale), got "
+                f"{operator}: history[{layer}]: expected EdgeUpdate(query, key, gate, edge_scale), got "
                 f"{type(update).__name__}"
             )
+
+
+def check_history(operator: str, history: Any, leading: tuple[int, int, int], dim: int | None = None) -> None:
+    """Raise ValueError unless every update has queries and keys [B, K, N, d] of one d and a gate [B, K, N] or none.
+
+    Args:
+        dim: the d that they must have; default that of the first.
+    """
+    check_updates(operator, history)
+    for layer, update in enumerate(history):
+        name = f"history[{layer}]"
         check_floats(operator, **{f"{name}.query": update.query, f"{name}.key": update.key})
         if update.query.dim() != 4:
             raise ValueError(
@@ -161,11 +167,11 @@ def check_gate(operator: str, where: str, gate: Any, edge_scale: Any, leading: t
         check_scalar(operator, f"{where}edge_scale", edge_scale)
 
 
-def row_factor(history: Sequence[EdgeUpdate]) -> Tensor | None:
+def row_factor(history: Sequence[tuple[Any, ...]]) -> Tensor | None:
     """r = prod_m gate^m * edge_scale^m, [B, K, N] in float32 at least; None where no layer has a gate."""
     factor = None
     for update in history:
-        gate, scale = update.gate, update.edge_scale
+        _, _, gate, scale = update
         if gate is None:
             continue
         if gate.dtype is not torch.float32 and gate.dtype is not torch.float64:
@@ -209,14 +215,67 @@ class Plan(NamedTuple):
     """Type that autocast asks queries, keys and values to have; None outside of it."""
     result: torch.dtype
     """Type of the output."""
+    forward: Callable[..., Any] | None
+    """The backend's forward, where it takes the tensors as they are."""
 
 
-def remember(plans: dict[Any, Plan], key: Any, plan: Plan) -> Plan:
-    """``plan``, kept for the next call of the same signature."""
-    if len(plans) >= MOST_SIGNATURES:
-        plans.clear()
-    plans[key] = plan
+def settled(plans: dict[Any, Plan], tensors: Sequence[Any], options: Any, make: Callable[[], Plan]) -> Plan:
+    """The plan of a call: of the last one with its signature, or else made anew.
+
+    Raises:
+        ValueError, RuntimeError: the call is refused.
+    """
+    if backends.settles_every_call():
+        return make()
+    call = (signature(tensors), options, backends.situation())
+    plan = plans.get(call)
+    if plan is None:
+        plan = make()
+        if len(plans) >= MOST_SIGNATURES:
+            plans.clear()
+        plans[call] = plan
     return plan
+
+
+def runs_at_once(plan: Plan, tensors: Sequence[Any]) -> bool:
+    """Whether a call can go to its backend directly: nobody wants gradients, nobody listens at torch's dispatcher."""
+    if plan.forward is None:
+        return False
+    if torch.is_grad_enabled():
+        for x in tensors:
+            if isinstance(x, Tensor) and x.requires_grad:
+                return False
+    return not (torch._C._len_torch_dispatch_stack() or torch.autograd._profiler_enabled())
+
+
+def direct_forward(
+    operator: str, backend: str, nodes: Sequence[Tensor], weights: Sequence[Any], masks: Sequence[Any]
+) -> Any:
+    """A backend's forward if it takes queries, keys and values, edges and gates, and masks as they are; else None."""
+    if backend == "reference" or backends.settles_every_call():
+        return None
+    weights, masks = ([x for x in of if x is not None] for of in (weights, masks))
+    kind = fused.kernel_type(fused.node_type(nodes, *weights), backend)
+    as_they_are = (
+        all(type(x) in fused.PLAIN for x in (*nodes, *weights, *masks))
+        and all(x.dtype is kind for x in nodes)
+        and all(x.dtype is fused.weight_type(kind) for x in weights)
+    )
+    return fused.kernels(backend, operator).forward if as_they_are else None
+
+
+def flat(operator: str, nodes: Sequence[Any], graph: Any, history: Any) -> list[Any]:
+    """The tensors of a call: ``nodes``, five of the graph, and four of each layer of history.
+
+    Raises:
+        ValueError: no graph, or a history that is none.
+    """
+    check_graph(operator, graph)
+    check_updates(operator, history)
+    tensors = [*nodes, *graph.tensors()]
+    for update in history:
+        tensors += update
+    return tensors
 
 
 def common_type(*nodes: Tensor) -> torch.dtype:
@@ -265,25 +324,22 @@ def edge_attention(
         ValueError: a shape or a type that does not fit, or only one of gate and edge_scale.
         RuntimeError: the named backend cannot run the call.
     """
-    if backends.settles_every_call():
-        plan = _plan_edge_attention(query, key, value, edge, neighbors, gate, edge_scale, backend)
-    else:
-        call = (
-            signature(query, key, value, edge, neighbors, gate, edge_scale), backend, backends.situation(query)
-        )  # fmt: skip
-        plan = _edge_plans.get(call) or remember(
-            _edge_plans,
-            call,
-            _plan_edge_attention(query, key, value, edge, neighbors, gate, edge_scale, backend),
-        )
-    kind, chosen = plan.autocast, plan.backend
-    if kind is not None:
-        query, key, value = (backends.autocast(x, kind) for x in (query, key, value))
-    scale, (query,) = score_scale("edge_attention", scale, query.shape[3], (query,))
+    tensors = (query, key, value, edge, neighbors, gate, edge_scale)
+    plan = settled(_edge_plans, tensors, backend, lambda: _plan_edge_attention(*tensors, backend))
     full = (*query.shape[:3], query.shape[2])
     edge = _broadcastable("edge", edge, full)
     if neighbors is not None:
         neighbors = _broadcastable("neighbors", neighbors, full)
+    if scale.__class__ is float and runs_at_once(plan, tensors):
+        factor = None if gate is None else row_factor(((None, None, gate, edge_scale),))
+        output, new_edge, _ = plan.forward(
+            query, key, value, edge, neighbors, factor, scale, fused.precision(plan.backend)
+        )
+        return output, None if gate is None else new_edge
+    kind, chosen = plan.autocast, plan.backend
+    if kind is not None:
+        query, key, value = (backends.autocast(x, kind) for x in (query, key, value))
+    scale, (query,) = score_scale("edge_attention", scale, query.shape[3], (query,))
     with without_autocast(query.device, kind):
         if chosen == "reference":
             if gate is not None:
@@ -349,11 +405,16 @@ def _plan_edge_attention(
     chosen = backends.choose("edge_attention", backend, *nodes, edge, neighbors, gate=gate)
     if chosen != "reference":
         check_one_device("edge_attention", query, key, value, edge, neighbors, gate)
-    return Plan(chosen, kind, common_type(*nodes))
+    forward = None
+    if kind is None:
+        forward = direct_forward("edge_attention", chosen, nodes, (edge, gate), (neighbors,))
+    return Plan(chosen, kind, common_type(*nodes), forward)
 
 
 def _broadcastable(name: str, tensor: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
     """``tensor`` as [1 or B, 1 or K, N, N]: what batch and resolutions share stays shared."""
+    if tensor.shape == shape:
+        return tensor
     try:
         tensor.expand(shape)
     except RuntimeError:
@@ -401,22 +462,19 @@ def graph_attention(
         ValueError: a shape or a type that does not fit, or unknown ``receivers``.
         RuntimeError: the named backend cannot run the call.
     """
-    if backends.settles_every_call():
-        plan = _plan_graph_attention(query, key, value, graph, history, receivers, backend)
-    else:
-        call = (
-            signature(query, key, value),
-            graph_signature(graph),
-            history_signature(history),
-            receivers,
-            backend,
-            backends.situation(query),
-        )
-        plan = _graph_plans.get(call) or remember(
-            _graph_plans,
-            call,
-            _plan_graph_attention(query, key, value, graph, history, receivers, backend),
-        )
+    tensors = flat("graph_attention", (query, key, value), graph, history)
+    plan = settled(
+        _graph_plans,
+        tensors,
+        (receivers, backend, graph.word_weight.requires_grad),
+        lambda: _plan_graph_attention(query, key, value, graph, history, receivers, backend),
+    )
+    if scale.__class__ is float and runs_at_once(plan, tensors):
+        output, _ = plan.forward(
+            *tensors[:8], tensors[8::4], tensors[9::4], row_factor(history), scale, receivers == "words",
+            fused.precision(plan.backend),
+        )  # fmt: skip
+        return output
     kind, chosen = plan.autocast, plan.backend
     history_query, history_key = [u.query for u in history], [u.key for u in history]
     if kind is not None:
@@ -454,25 +512,6 @@ def graph_attention(
 
 
 _graph_plans: dict[Any, Plan] = {}
-
-
-def graph_signature(graph: Any) -> tuple[Any, ...]:
-    """What the checks of a call depend on in its graph."""
-    if not isinstance(graph, EmotionGraph):
-        return (type(graph),)
-    return (
-        *signature(
-            graph.word_weight, graph.word_mask, graph.emotion_weight, graph.correlation, graph.emotion_mask
-        ),
-        graph.word_weight.requires_grad,
-    )
-
-
-def history_signature(history: Any) -> tuple[Any, ...]:
-    """What the checks of a call depend on in its history."""
-    if not isinstance(history, (list, tuple)) or isinstance(history, EdgeUpdate):
-        return (type(history),)
-    return tuple(signature(*update) if isinstance(update, EdgeUpdate) else type(update) for update in history)
 
 
 def check_graph_attention(
@@ -514,7 +553,14 @@ def _plan_graph_attention(
         check_one_device(
             "graph_attention", query, key, value, *graph.tensors(), *(x for u in past for x in u[:3])
         )
-    return Plan(chosen, kind, common_type(*nodes))
+    forward = None
+    if kind is None:
+        weights = (graph.word_weight, graph.emotion_weight, graph.correlation, *(u.gate for u in past))
+        masks = (graph.word_mask, graph.emotion_mask)
+        forward = direct_forward(
+            "graph_attention", chosen, [*nodes, *(x for u in past for x in u[:2])], weights, masks
+        )
+    return Plan(chosen, kind, common_type(*nodes), forward)
 
 
 def autocast_history(history: Sequence[EdgeUpdate], kind: torch.dtype | None) -> list[EdgeUpdate]:

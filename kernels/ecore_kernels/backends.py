@@ -231,11 +231,12 @@ def settles_every_call() -> bool:
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
-def situation(tensor: Any) -> tuple[Any, ...]:
+def situation() -> tuple[Any, ...]:
     """What beside its arguments decides how a call runs: names, autocast, whether gradients are asked for, and how."""
-    device = getattr(tensor, "device", None)
-    kind = None if device is None else autocast_type(device)
-    return _thread.backend, kind, torch.is_grad_enabled(), differentiates_forward()
+    cuda = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
+    return (
+        _thread.backend, torch.is_autocast_enabled("cpu"), cuda, torch.is_grad_enabled(), forward_ad._current_level
+    )  # fmt: skip
 
 
 def choose(operator: str, backend: str | None, *args: Any, **kwargs: Any) -> str:

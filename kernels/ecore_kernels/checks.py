@@ -13,15 +13,14 @@ MOST_SIGNATURES = 4096
 """Signatures whose checks are remembered, an operator: with sizes that never repeat they would fill the memory."""
 
 
-def signature(*values: Any) -> tuple[Any, ...]:
-    """Return what the checks of a call depend on: of every tensor its shape, type, device and layout."""
-    result: list[Any] = []
-    for value in values:
-        try:
-            result.append((value.shape, value.dtype, value.device, value.layout))
-        except AttributeError:
-            result.append(type(value))
-    return tuple(result)
+def signature(values: Sequence[Any]) -> tuple[Any, ...]:
+    """Return what the checks of a call depend on: of tensors class, shape, type, device and layout, else the class."""
+    return tuple(
+        [
+            (x.__class__, x.shape, x.dtype, x.device, x.layout) if isinstance(x, Tensor) else x.__class__
+            for x in values
+        ]
+    )
 
 
 def check_tensors(operator: str, **tensors: Any) -> None:

@@ -33,7 +33,7 @@ library = torch.library.Library("ecore_kernels", "FRAGMENT")
 
 
 @functools.cache
-def _kernels(backend: str, operator: str) -> ModuleType:
+def kernels(backend: str, operator: str) -> ModuleType:
     """The module of a backend's kernels, imported when first needed: Triton is optional and slow to import."""
     return importlib.import_module(f"{_PACKAGES[backend]}.{operator}")
 
@@ -48,7 +48,7 @@ def _matmul_precision() -> str:
     return "tf32" if chosen == "tf32" else "ieee"
 
 
-def _precision(backend: str) -> str:
+def precision(backend: str) -> str:
     return "ieee" if backend == "native" else _matmul_precision()
 
 
@@ -66,12 +66,12 @@ def node_type(nodes: Sequence[Tensor], *weights: Tensor | None) -> torch.dtype:
     return torch.float64 if any(w is not None and w.dtype is torch.float64 for w in weights) else kind
 
 
-def _kernel_type(kind: torch.dtype, backend: str) -> torch.dtype:
+def kernel_type(kind: torch.dtype, backend: str) -> torch.dtype:
     """The type that a backend's kernels take nodes in: a CPU has no units for half precision."""
     return torch.float32 if backend == "native" and kind in _HALF else kind
 
 
-def _weight_type(kind: torch.dtype) -> torch.dtype:
+def weight_type(kind: torch.dtype) -> torch.dtype:
     """The type of edge weights, row factors and sums beside nodes of type ``kind``."""
     return torch.float64 if kind is torch.float64 else torch.float32
 
@@ -233,7 +233,7 @@ def _as(tensor: Tensor, kind: torch.dtype) -> Tensor:
     return tensor if tensor.dtype is kind else tensor.to(kind)
 
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def _run(operator: str, direction: str, tensors: Sequence[Tensor | None], arguments: tuple[Any, ...]) -> Any:
@@ -251,12 +251,12 @@ def _run(operator: str, direction: str, tensors: Sequence[Tensor | None], argume
         or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack()
         or torch.autograd._profiler_enabled()
-        or any(x is not None and type(x) not in _PLAIN for x in tensors)
+        or any(x is not None and type(x) not in PLAIN for x in tensors)
     ):
         name = f"fused_{operator}" if direction == "forward" else f"fused_{operator}_backward"
         return getattr(torch.ops.ecore_kernels, name)(*arguments)
     *arguments, backend = arguments
-    return getattr(_kernels(backend, operator), direction)(*arguments)
+    return getattr(kernels(backend, operator), direction)(*arguments)
 
 
 def _arguments(name: str) -> list[Any]:
@@ -272,7 +272,7 @@ def _register(name: str, operator: str, direction: str, fake: Callable[..., Any]
         for i in lists:
             if arguments[i] is None:  # so AOTInductor passes an empty list
                 arguments[i] = []
-        return getattr(_kernels(backend, operator), direction)(*arguments)
+        return getattr(kernels(backend, operator), direction)(*arguments)
 
     lists = [i for i, of in enumerate(_arguments(name)) if str(of.type) == "List[Tensor]"]
     library.impl(name, run, "CompositeExplicitAutograd")
@@ -405,12 +405,12 @@ def graph_attention(
     """
     nodes = [query, key, value, *history_query, *history_key]
     kind = node_type(nodes, graph.word_weight, graph.emotion_weight, graph.correlation, row_factor)
-    kind = _kernel_type(kind, backend)
-    number = _weight_type(kind)
+    kind = kernel_type(kind, backend)
+    number = weight_type(kind)
     word_weight = graph.word_weight.detach() if graph.word_weight.requires_grad else graph.word_weight
     output, _ = _apply(
         "graph_attention",
-        (len(history_query), scale, words_only, _precision(backend), backend),
+        (len(history_query), scale, words_only, precision(backend), backend),
         *_apart(nodes, kind),
         None if row_factor is None else _as(row_factor, number),
         _as(graph.emotion_weight, number),
@@ -536,11 +536,11 @@ def edge_readout(
     """:func:`ecore_kernels.edge_readout` on a backend's fused kernels; arguments as the reference's."""
     past = [*history_query, *history_key]
     kind = node_type(past or [graph.emotion_weight], graph.emotion_weight, graph.correlation, row_factor)
-    kind = _kernel_type(kind, backend)
-    number = _weight_type(kind)
+    kind = kernel_type(kind, backend)
+    number = weight_type(kind)
     to_word, to_emotion = _apply(
         "edge_readout",
-        (len(history_query), scale, per_word, _precision(backend), backend),
+        (len(history_query), scale, per_word, precision(backend), backend),
         *_apart(past, kind),
         None if row_factor is None else _as(row_factor, number),
         _as(graph.emotion_weight, number),
@@ -569,7 +569,7 @@ def _edge_attention_fake(query, key, value, edge, neighbors, factor, scale, prec
     new_edge = (0,) if factor is None else (batch, resolutions, nodes, nodes)
     return (
         empty_rows(value, nodes, value.shape[3], value.dtype),
-        query.new_empty(new_edge, dtype=_weight_type(query.dtype)),
+        query.new_empty(new_edge, dtype=weight_type(query.dtype)),
         empty_saved(query, 2),
     )
 
@@ -655,11 +655,11 @@ def edge_attention(
         ``factor``.
     """
     nodes = [query, key, value]
-    kind = _kernel_type(node_type(nodes, edge, factor), backend)
-    number = _weight_type(kind)
+    kind = kernel_type(node_type(nodes, edge, factor), backend)
+    number = weight_type(kind)
     output, new_edge, _ = _apply(
         "edge_attention",
-        (scale, _precision(backend), backend),
+        (scale, precision(backend), backend),
         *_apart(nodes, kind),
         _as(edge, number),
         None if factor is None else _as(factor, number),

@@ -15,11 +15,12 @@ from ecore_kernels.attention import (
     autocast_history,
     check_graph,
     check_history,
-    graph_signature,
-    history_signature,
-    remember,
+    direct_forward,
+    flat,
     row_factor,
+    runs_at_once,
     score_scale,
+    settled,
     without_autocast,
 )
 from ecore_kernels.checks import check_one_device
@@ -84,12 +85,13 @@ def edge_readout(
         ValueError: a shape or a type that does not fit.
         RuntimeError: the named backend cannot run the call.
     """
-    if backends.settles_every_call():
-        plan = _plan(graph, history, backend)
-    else:
-        weight = graph.word_weight if isinstance(graph, EmotionGraph) else None
-        call = (graph_signature(graph), history_signature(history), backend, backends.situation(weight))
-        plan = _plans.get(call) or remember(_plans, call, _plan(graph, history, backend))
+    tensors = flat("edge_readout", (), graph, history)
+    plan = settled(_plans, tensors, backend, lambda: _plan(graph, history, backend))
+    if scale.__class__ is float and runs_at_once(plan, tensors):
+        return plan.forward(
+            *tensors[1:5], tensors[5::4], tensors[6::4], row_factor(history), scale, per_word,
+            fused.precision(plan.backend),
+        )  # fmt: skip
     kind = plan.autocast
     past = history if kind is None else autocast_history(history, kind)
     history_query, history_key = [u.query for u in past], [u.key for u in past]
@@ -134,7 +136,13 @@ def _plan(graph: EmotionGraph, history: Sequence[EdgeUpdate], backend: str | Non
     if chosen != "reference":
         # The readout does not read the words' weights.
         check_one_device("edge_readout", *graph.tensors()[1:], *(x for u in past for x in u[:3]))
-    return Plan(chosen, kind, torch.float32)
+    forward = None
+    if kind is None:
+        weights = (graph.emotion_weight, graph.correlation, *(u.gate for u in past))
+        nodes = [x for u in past for x in u[:2]] or [graph.emotion_weight]
+        masks = (graph.word_mask, graph.emotion_mask)
+        forward = direct_forward("edge_readout", chosen, nodes, weights, masks)
+    return Plan(chosen, kind, torch.float32, forward)
 
 
 backends.CHECKS["edge_readout"] = check_edge_readout

@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -30,21 +33,23 @@ def why_not(*tensors: Tensor) -> list[str]:
     return reasons
 
 
-def kernel(name: str, kind: torch.dtype):
+@functools.cache
+def kernel(name: str, kind: torch.dtype) -> Callable[..., None]:
     """The extension's function of that name for that type."""
     return getattr(native._native, f"{name}_{str(kind).removeprefix('torch.')}")
 
 
 def dense(tensor: Tensor) -> Tensor:
     """``tensor``, copied if the elements of a row do not lie side by side."""
-    return tensor if tensor.shape[-1] == 1 or tensor.stride(-1) == 1 else tensor.contiguous()
+    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
 
 
 def heads(tensor: Tensor | None) -> tuple[int, int, int, int]:
     """A [B, K, N, d] as the extension takes it: address, strides over B, K and N; 0 for None."""
     if tensor is None:
         return 0, 0, 0, 0
-    return (tensor.data_ptr(), *tensor.stride()[:3])
+    batch, head, row, _ = tensor.stride()
+    return tensor.data_ptr(), batch, head, row
 
 
 def address(tensor: Tensor | None) -> int:

@@ -43,7 +43,7 @@ def forward(
     factor = None if factor is None else factor.contiguous()
     kernel("edge_attention_forward", query.dtype)(
         (batch, resolutions, nodes, dim, value.shape[3]), [heads(x) for x in nodes_in], _matrices(edge),
-        _matrices(neighbors), address(factor), scale, *map(address, saved), heads(output),
+        _matrices(neighbors), address(factor), scale, *_planes(saved), heads(output),
         0 if factor is None else address(new_edge), torch.get_num_threads(),
     )  # fmt: skip
     return output, new_edge, saved
@@ -92,7 +92,7 @@ def backward(
     factor = None if factor is None else factor.contiguous()
     kernel("edge_attention_backward", query.dtype)(
         (batch, resolutions, nodes, dim, value.shape[3]), [heads(x) for x in nodes_in], _matrices(edge),
-        _matrices(neighbors), address(factor), scale, *map(address, saved), heads(output), heads(grad_output),
+        _matrices(neighbors), address(factor), scale, *_planes(saved), heads(output), heads(grad_output),
         _matrices(grad_new_edge), [heads(x) for x in grads], (address(grad_edge), *groups),
         address(grad_factor), torch.get_num_threads(),
     )  # fmt: skip
@@ -105,3 +105,9 @@ def _matrices(tensor: Tensor | None) -> tuple[int, int, int, int]:
         return 0, 0, 0, 0
     batch, head = (0 if tensor.shape[i] == 1 else tensor.stride(i) for i in (0, 1))
     return tensor.data_ptr(), batch, head, tensor.stride(2)
+
+
+def _planes(saved: Tensor) -> tuple[int, int]:
+    """The planes of what the forward leaves for the backward, as the extension takes them."""
+    first = saved.data_ptr()
+    return first, first + saved.stride(0) * saved.element_size()

@@ -131,4 +131,5 @@ def backward(
 
 def _planes(saved: Tensor) -> tuple[int, ...]:
     """The planes of what the forward leaves for the backward, as the extension takes them."""
-    return tuple(address(saved) + i * saved.stride(0) * saved.element_size() for i in range(5))
+    first, plane = saved.data_ptr(), saved.stride(0) * saved.element_size()
+    return first, first + plane, first + 2 * plane, first + 3 * plane, first + 4 * plane
