@@ -174,8 +174,7 @@ def test_gradcheck(make, operator):
 def test_float32_is_as_exact_as_the_reference(make, operator):
     """Errors of outputs and gradients against float64, at the paper's head size.
 
-    Gradients get a little more: attention is computed again from the rounded logarithm of its normalizer, and
-    these scores reach 100.
+    Gradients get a little more: it is a single draw, and these scores reach 100. ``test_saturated.py`` takes medians.
     """
 
     def run(dtype, backend):
