@@ -1,6 +1,7 @@
 #include "edge_readout_cpu.h"
 
 #include <algorithm>
+#include <memory>
 
 #include "parts.h"
 #include "simd_choice.h"
@@ -19,25 +20,32 @@ const EdgeReadoutKernels<T>& kernels() {
   }
 }
 
-// One (b, k) of a call, as the kernels take it.
+// One (b, k) of a call, or some of its receivers, as the kernels take it.
 template <typename T>
 struct Pair {
-  int64_t batch, head;
+  int64_t task, index, batch, head;
+  int64_t first = 0, last;  // receivers, by place
   std::vector<int32_t> order;
   std::vector<T> weight;
   std::vector<Rows<const T>> queries, keys;
+  std::vector<Rows<const T>> touched;  // a row for every receiver
+  Ahead<T> ahead{};
   GraphHead<T> of{};
 
-  Pair(const EdgeReadout<T>& call, int64_t pair)
-      : batch(pair / call.graph.resolutions),
+  Pair(const EdgeReadout<T>& call, int64_t its_task, int64_t pair)
+      : task(its_task),
+        index(pair),
+        batch(pair / call.graph.resolutions),
         head(pair % call.graph.resolutions),
         order(static_cast<size_t>(call.graph.nodes())),
         weight(static_cast<size_t>(call.graph.nodes())),
         queries(rows_of(call.queries, batch, head)),
-        keys(rows_of(call.keys, batch, head)) {
+        keys(rows_of(call.keys, batch, head)),
+        touched(queries) {
     const EmotionGraph<T>& graph = call.graph;
     int32_t counts[2];
     list_nodes(graph, pair, order.data(), weight.data(), counts);
+    last = counts[1];
     of.words = graph.words;
     of.emotions = graph.emotions;
     of.depth = static_cast<int64_t>(queries.size());
@@ -54,7 +62,39 @@ struct Pair {
   }
   Pair(const Pair&) = delete;
   Pair& operator=(const Pair&) = delete;
+
+  // Leaves of the receivers the words begin ... end - 1, and with the first of them `[CLS]` and the emotions.
+  void narrow(int64_t begin, int64_t end) {
+    const auto place = [&](int64_t word) {
+      const auto words = order.begin() + of.emotion_count + 1;
+      return std::lower_bound(words, order.begin() + of.count, word) - order.begin();
+    };
+    first = begin == 0 ? 0 : place(begin);
+    last = place(end);
+  }
+  // Has the kernels fetch the next pair's first receivers during this one's last tile.
+  void look_ahead(const Pair& next) {
+    const int64_t count = std::min<int64_t>(kFetched, next.last - next.first);
+    const int64_t tensors = static_cast<int64_t>(next.touched.size());
+    if (count <= 0 || tensors == 0) return;
+    ahead = {next.touched.data(), tensors, next.of.order + next.first, count, of.dim, kRowsAStep, 0, 0};
+    of.ahead = &ahead;
+  }
+
+ private:
+  static constexpr int64_t kFetched = 72, kRowsAStep = 4;
 };
+
+// Calls body(pair) for every pair that next() makes, until it makes none, with the one after it known.
+template <typename T, typename Next, typename Body>
+void for_pairs(const Next& next, const Body& body) {
+  std::unique_ptr<Pair<T>> pair_now = next(), pair_next;
+  for (; pair_now != nullptr; pair_now = std::move(pair_next)) {
+    pair_next = next();
+    if (pair_next != nullptr) pair_now->look_ahead(*pair_next);
+    body(*pair_now);
+  }
+}
 
 }  // namespace
 
@@ -62,36 +102,41 @@ template <typename T>
 void edge_readout_forward(const EdgeReadout<T>& call, T* to_word, T* to_emotion, int threads) {
   const EmotionGraph<T>& graph = call.graph;
   const int64_t emotions = graph.emotions, word_size = (call.per_word ? graph.words : 1) * emotions;
+  if (graph.pairs() == 0) return;
   // A part is some of the words of one batch, in all resolutions; the first has the emotions, too. Parts of one batch
   // add up the words that they share an emotion's sum with.
   const int64_t parts = std::min(parts_of(graph.nodes()), graph.words);
   const bool adds_up = parts > 1 && !call.per_word;
   const Workspace<T> sums(adds_up ? graph.batch * parts * emotions : 0);
   parallel_tasks(graph.batch * parts, threads, [&](Tasks& tasks) {
-    int64_t task;
-    if (!tasks.next(&task)) return;
-    const Workspace<T> scratch(kernels<T>().scratch(Pair<T>(call, 0).of, false));
-    do {
-      const int64_t batch = task / parts, part = task % parts;
-      const int64_t begin = graph.words * part / parts, end = graph.words * (part + 1) / parts;
-      T* const words = adds_up ? sums.get() + task * emotions : to_word + batch * word_size;
-      T* const its_emotions = to_emotion + batch * emotions * emotions;
-      if (call.per_word) {
-        std::fill_n(words + begin * emotions, (end - begin) * emotions, static_cast<T>(0));
-      } else {
-        std::fill_n(words, emotions, static_cast<T>(0));
+    int64_t task = 0, head = graph.resolutions;
+    const auto next = [&]() -> std::unique_ptr<Pair<T>> {
+      if (head == graph.resolutions) {
+        if (!tasks.next(&task)) return nullptr;
+        head = 0;
       }
-      if (part == 0) std::fill_n(its_emotions, emotions * emotions, static_cast<T>(0));
-      for (int64_t head = 0; head < graph.resolutions; ++head) {
-        const Pair<T> pair(call, batch * graph.resolutions + head);
-        const auto place = [&](int64_t word) {
-          const auto first = pair.order.begin() + pair.of.emotion_count + 1, last = pair.order.begin() + pair.of.count;
-          return std::lower_bound(first, last, word) - pair.order.begin();
-        };
-        kernels<T>().forward(pair.of, part == 0 ? 0 : place(begin), place(end), scratch.get(), call.per_word, words,
-                             its_emotions);
+      auto pair = std::make_unique<Pair<T>>(call, task, task / parts * graph.resolutions + head++);
+      const int64_t part = task % parts;
+      pair->narrow(graph.words * part / parts, graph.words * (part + 1) / parts);
+      return pair;
+    };
+    std::unique_ptr<Workspace<T>> scratch;
+    for_pairs<T>(next, [&](const Pair<T>& pair) {
+      if (scratch == nullptr) scratch = std::make_unique<Workspace<T>>(kernels<T>().scratch(pair.of, false));
+      const int64_t part = pair.task % parts;
+      T* const words = adds_up ? sums.get() + pair.task * emotions : to_word + pair.batch * word_size;
+      T* const its_emotions = to_emotion + pair.batch * emotions * emotions;
+      if (pair.head == 0) {
+        const int64_t begin = graph.words * part / parts, end = graph.words * (part + 1) / parts;
+        if (call.per_word) {
+          std::fill_n(words + begin * emotions, (end - begin) * emotions, static_cast<T>(0));
+        } else {
+          std::fill_n(words, emotions, static_cast<T>(0));
+        }
+        if (part == 0) std::fill_n(its_emotions, emotions * emotions, static_cast<T>(0));
       }
-    } while (tasks.next(&task));
+      kernels<T>().forward(pair.of, pair.first, pair.last, scratch->get(), call.per_word, words, its_emotions);
+    });
   });
   for (int64_t i = 0; adds_up && i < graph.batch * emotions; ++i) {
     const T* const its_sums = sums.get() + i / emotions * parts * emotions + i % emotions;
@@ -106,12 +151,23 @@ void edge_readout_backward(const EdgeReadout<T>& call, const T* grad_to_word, co
   const EmotionGraph<T>& graph = call.graph;
   const int64_t nodes = graph.nodes(), emotions = graph.emotions, words = graph.words;
   const int64_t word_size = (call.per_word ? words : 1) * emotions;
+  for (const Heads<T>& result : gradients.queries) advise_huge_pages(graph, result, nodes, call.dim);
+  for (const Heads<T>& result : gradients.keys) advise_huge_pages(graph, result, nodes, call.dim);
   parallel_tasks(graph.pairs(), threads, [&](Tasks& tasks) {
-    int64_t index;
-    if (!tasks.next(&index)) return;
-    const Workspace<T> scratch(kernels<T>().scratch(Pair<T>(call, index).of, true));
-    do {
-      const Pair<T> pair(call, index);
+    const auto next = [&]() -> std::unique_ptr<Pair<T>> {
+      int64_t index;
+      if (!tasks.next(&index)) return nullptr;
+      auto pair = std::make_unique<Pair<T>>(call, index, index);
+      // Rows that are written are fetched as well: a store waits for its line as a load does.
+      for (const Rows<T>& rows : rows_of(gradients.queries, pair->batch, pair->head)) {
+        if (rows.data != nullptr) pair->touched.push_back({rows.data, rows.stride});
+      }
+      return pair;
+    };
+    std::unique_ptr<Workspace<T>> scratch;
+    for_pairs<T>(next, [&](const Pair<T>& pair) {
+      if (scratch == nullptr) scratch = std::make_unique<Workspace<T>>(kernels<T>().scratch(pair.of, true));
+      const int64_t index = pair.index;
       const std::vector<Rows<T>> grad_queries = rows_of(gradients.queries, pair.batch, pair.head);
       const std::vector<Rows<T>> grad_keys = rows_of(gradients.keys, pair.batch, pair.head);
       T* const grad_factor = gradients.row_factor == nullptr ? nullptr : gradients.row_factor + index * nodes;
@@ -119,18 +175,18 @@ void edge_readout_backward(const EdgeReadout<T>& call, const T* grad_to_word, co
           gradients.emotion_weight == nullptr ? nullptr : gradients.emotion_weight + index * emotions;
       T* const grad_correlation =
           gradients.correlation == nullptr ? nullptr : gradients.correlation + index * emotions * emotions;
-      for (const Rows<T>& rows : grad_queries) zero_absent(graph, index, 0, nodes, rows, call.dim);
-      for (const Rows<T>& rows : grad_keys) {
-        zero_all(0, words, rows, call.dim);  // words' edges are not read out
-        zero_absent(graph, index, words, nodes, rows, call.dim);
-      }
-      if (grad_factor != nullptr) zero_absent(graph, index, 0, nodes, {grad_factor, 1}, 1);
+      IdleRows<T> idle(graph, index, 0, 1, nodes);
+      IdleRows<T> unread(graph, index, 0, 1, nodes, 0, words);  // words' edges are not read out
+      for (const Heads<T>& result : gradients.queries) idle.zero(result, call.dim);
+      for (const Heads<T>& result : gradients.keys) unread.zero(result, call.dim);
+      idle.zero({gradients.row_factor, graph.resolutions * nodes, nodes, 1}, 1);
       if (grad_weight != nullptr) std::fill_n(grad_weight, emotions, static_cast<T>(0));
       if (grad_correlation != nullptr) std::fill_n(grad_correlation, emotions * emotions, static_cast<T>(0));
-      kernels<T>().backward(pair.of, scratch.get(), call.per_word, grad_to_word + pair.batch * word_size,
+      kernels<T>().backward(pair.of, scratch->get(), pair.touched.data(), static_cast<int64_t>(pair.touched.size()),
+                            call.per_word, grad_to_word + pair.batch * word_size,
                             grad_to_emotion + pair.batch * emotions * emotions, grad_queries.data(), grad_keys.data(),
                             grad_factor, grad_weight, grad_correlation);
-    } while (tasks.next(&index));
+    });
   });
 }
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "huge_pages.h"
 #include "simd.h"
 
 namespace ecore {
@@ -37,7 +38,7 @@ struct EmotionGraph {
 
 template <typename T>
 Rows<T> rows_of(const Heads<T>& tensor, int64_t batch, int64_t head) {
-  if (tensor.data == nullptr) return {nullptr, 0};
+  if (tensor.data == nullptr) return {nullptr, 0};  // a result that is not wanted
   return {tensor.data + batch * tensor.batch + head * tensor.head, tensor.row};
 }
 
@@ -46,6 +47,14 @@ std::vector<Rows<T>> rows_of(const std::vector<Heads<T>>& tensors, int64_t batch
   std::vector<Rows<T>> rows;
   for (const Heads<T>& tensor : tensors) rows.push_back(rows_of(tensor, batch, head));
   return rows;
+}
+
+// advise_huge_pages() for a result [batch, resolutions, nodes, width].
+template <typename T>
+void advise_huge_pages(const EmotionGraph<T>& graph, const Heads<T>& result, int64_t nodes, int64_t width) {
+  const int64_t last =
+      (graph.batch - 1) * result.batch + (graph.resolutions - 1) * result.head + (nodes - 1) * result.row;
+  advise_huge_pages(result.data, (last + width) * static_cast<int64_t>(sizeof(T)));
 }
 
 // Lists the nodes of a (b, k) that take part: [CLS], then the emotions, then the words; with the E0 of the edges that
@@ -75,21 +84,87 @@ void list_nodes(const EmotionGraph<T>& graph, int64_t pair, int32_t* order, T* w
   std::fill(weight + count, weight + graph.nodes(), static_cast<T>(0));
 }
 
-// Zeroes the rows, of `width` elements, of those nodes begin ... end - 1 that take no part; nothing where data is null.
+// The most nodes that take part in any (b, k).
 template <typename T>
-void zero_absent(const EmotionGraph<T>& graph, int64_t pair, int64_t begin, int64_t end, Rows<T> rows, int64_t width) {
-  if (rows.data == nullptr) return;
-  for (int64_t node = begin; node < end; ++node) {
-    if (!graph.takes_part(pair, node)) std::fill_n(rows.data + node * rows.stride, width, static_cast<T>(0));
+int64_t most_participants(const EmotionGraph<T>& graph) {
+  int64_t most = 0;
+  for (int64_t pair = 0; pair < graph.pairs(); ++pair) {
+    int64_t count = 0;
+    for (int64_t node = 0; node < graph.nodes(); ++node) count += graph.takes_part(pair, node) ? 1 : 0;
+    most = std::max(most, count);
   }
+  return most;
 }
 
-// Zeroes the rows of all nodes begin ... end - 1.
+// The rows of a result that no kernel writes, since their nodes take no part: one (b, k)'s share of them to be zeroed,
+// or one of `pieces` of that share.
+//
+// On real masks they are nearly all of a result, so they are zeroed in the longest runs that memory has. Where heads
+// lie side by side, a word that takes part in no resolution is one run over all of them: there a (b, k)'s share is a
+// range of nodes in all resolutions, elsewhere it is its own rows.
 template <typename T>
-void zero_all(int64_t begin, int64_t end, Rows<T> rows, int64_t width) {
-  for (int64_t node = begin; node < end; ++node) {
-    std::fill_n(rows.data + node * rows.stride, width, static_cast<T>(0));
+class IdleRows {
+ public:
+  // Of nodes 0 ... nodes - 1, those that take no part, and all in idle_begin ... idle_end - 1.
+  IdleRows(const EmotionGraph<T>& graph, int64_t pair, int64_t piece, int64_t pieces, int64_t nodes,
+           int64_t idle_begin = 0, int64_t idle_end = 0)
+      : graph_(graph),
+        pair_(pair),
+        head_(pair % graph.resolutions),
+        piece_(piece),
+        pieces_(pieces),
+        nodes_(nodes),
+        idle_begin_(idle_begin),
+        idle_end_(idle_end) {}
+
+  // Zeroes them in a result whose rows have `width` elements; nothing where its data is null.
+  void zero(const Heads<T>& result, int64_t width) {
+    if (result.data == nullptr) return;
+    const int64_t resolutions = graph_.resolutions;
+    const bool side_by_side = resolutions > 1 && result.head == width && result.row == resolutions * width;
+    std::vector<Run>& runs = side_by_side ? across_ : own_;
+    if (runs.empty()) find_runs(side_by_side, &runs);
+    T* const data = result.data + pair_ / resolutions * result.batch + (side_by_side ? 0 : head_ * result.head);
+    for (const Run& run : runs) {
+      if (side_by_side || result.row == width) {
+        std::fill_n(data + run.begin * width, (run.end - run.begin) * width, static_cast<T>(0));
+      } else {
+        for (int64_t node = run.begin; node < run.end; ++node) {
+          std::fill_n(data + node * result.row, width, static_cast<T>(0));
+        }
+      }
+    }
   }
-}
+
+ private:
+  struct Run {
+    int64_t begin, end;  // rows, counted as they lie in memory
+  };
+
+  bool idle(int64_t pair, int64_t node) const {
+    return (node >= idle_begin_ && node < idle_end_) || !graph_.takes_part(pair, node);
+  }
+
+  void find_runs(bool side_by_side, std::vector<Run>* runs) const {
+    const int64_t heads = side_by_side ? graph_.resolutions : 1;
+    const int64_t first_pair = side_by_side ? pair_ - head_ : pair_;
+    const int64_t shares = heads * pieces_, share = side_by_side ? head_ * pieces_ + piece_ : piece_;
+    for (int64_t node = nodes_ * share / shares; node < nodes_ * (share + 1) / shares; ++node) {
+      for (int64_t head = 0; head < heads; ++head) {
+        if (!idle(first_pair + head, node)) continue;
+        const int64_t row = node * heads + head;
+        if (!runs->empty() && runs->back().end == row) {
+          ++runs->back().end;
+        } else {
+          runs->push_back({row, row + 1});
+        }
+      }
+    }
+  }
+
+  const EmotionGraph<T>& graph_;
+  const int64_t pair_, head_, piece_, pieces_, nodes_, idle_begin_, idle_end_;
+  std::vector<Run> across_, own_;
+};
 
 }  // namespace ecore

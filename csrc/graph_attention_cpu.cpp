@@ -89,15 +89,6 @@ void list_nodes(const GraphAttention<T>& call, int64_t pair) {
   std::fill_n(saved.inverse + pair * nodes, nodes, static_cast<T>(0));
 }
 
-// Zeroes the gradients of what did not receive: nodes that take no part, and with words_only all emotions.
-template <typename T>
-void zero_deaf(const GraphAttention<T>& call, int64_t pair, Rows<T> rows, int64_t width) {
-  if (rows.data == nullptr) return;
-  const EmotionGraph<T>& graph = call.graph;
-  zero_absent(graph, pair, 0, call.words_only ? graph.words : graph.nodes(), rows, width);
-  if (call.words_only) zero_all(graph.words, graph.nodes(), rows, width);
-}
-
 // Receivers 0 ... count - 1 in `parts` ranges of about equally many edges: the beginning of range `part`.
 int64_t part_begin(int64_t count, int64_t parts, int64_t part) {
   if (part >= parts) return count;
@@ -115,9 +106,11 @@ void graph_attention_forward(const GraphAttention<T>& call, Heads<T> output, int
   const EmotionGraph<T>& graph = call.graph;
   const int64_t pairs = graph.pairs(), nodes = graph.nodes();
   if (pairs == 0) return;
-  const bool shared = share_out(pairs, nodes, threads);
+  const bool shared = share_out(pairs, nodes, threads) && share_out(pairs, most_participants(graph), threads);
   const int inner = shared ? threads : 1;
   const int64_t parts = shared ? parts_of(nodes) : 1;
+  const int64_t receiving = call.words_only ? graph.words : nodes;
+  advise_huge_pages(graph, output, receiving, call.value_dim);
 
   const auto run = [&](Tasks& tasks) {
     const auto next_pair = [&]() -> std::unique_ptr<Pair<T>> {
@@ -141,7 +134,9 @@ void graph_attention_forward(const GraphAttention<T>& call, Heads<T> output, int
       const Pair<T>& pair = *pair_now;
       const int64_t index = pair.index;
       const Rows<T> out = rows_of(output, pair.batch, pair.head);
-      zero_absent(graph, index, 0, call.words_only ? graph.words : nodes, out, call.value_dim);
+      parallel_for(parts, 1, inner, [&](int64_t piece, int64_t end) {
+        for (; piece < end; ++piece) IdleRows<T>(graph, index, piece, parts, receiving).zero(output, call.value_dim);
+      });
       for_senders(pair.of.count, kernel.sender_step, inner,
                   [&](int64_t begin, int64_t end) { kernel.pack(pair.of, false, begin, end, packed.get()); });
       parallel_for(parts, 1, inner, [&](int64_t part, int64_t end) {
@@ -164,8 +159,12 @@ void graph_attention_backward(const GraphAttention<T>& call, Heads<const T> outp
   const int64_t pairs = graph.pairs(), nodes = graph.nodes();
   const int64_t emotions = graph.emotions;
   if (pairs == 0) return;
-  const int inner = share_out(pairs, nodes, threads) ? threads : 1;
+  const bool shared = share_out(pairs, nodes, threads) && share_out(pairs, most_participants(graph), threads);
+  const int inner = shared ? threads : 1;
   const int64_t parts = parts_of(nodes);
+  for (const Heads<T>& result : gradients.queries) advise_huge_pages(graph, result, nodes, call.dim);
+  for (const Heads<T>& result : gradients.keys) advise_huge_pages(graph, result, nodes, call.dim);
+  advise_huge_pages(graph, gradients.value, nodes, call.value_dim);
 
   const auto run = [&](Tasks& tasks) {
     const auto next_pair = [&]() -> std::unique_ptr<Pair<T>> {
@@ -203,10 +202,17 @@ void graph_attention_backward(const GraphAttention<T>& call, Heads<const T> outp
           gradients.emotion_weight == nullptr ? nullptr : gradients.emotion_weight + index * emotions,
           gradients.correlation == nullptr ? nullptr : gradients.correlation + index * emotions * emotions,
       };
-      for (const Rows<T>& rows : grad_queries) zero_deaf(call, index, rows, call.dim);
-      for (const Rows<T>& rows : grad_keys) zero_absent(graph, index, 0, nodes, rows, call.dim);
-      zero_absent(graph, index, 0, nodes, to.value, call.value_dim);
-      zero_deaf(call, index, {to.row_factor, 1}, 1);
+      const int64_t deaf = call.words_only ? graph.words : nodes;  // nodes from here on do not receive
+      const int64_t pieces = shared ? parts : 1;
+      parallel_for(pieces, 1, inner, [&](int64_t piece, int64_t end) {
+        for (; piece < end; ++piece) {
+          IdleRows<T> idle(graph, index, piece, pieces, nodes), silent(graph, index, piece, pieces, nodes, deaf, nodes);
+          for (const Heads<T>& result : gradients.queries) silent.zero(result, call.dim);
+          for (const Heads<T>& result : gradients.keys) idle.zero(result, call.dim);
+          idle.zero(gradients.value, call.value_dim);
+          silent.zero({gradients.row_factor, graph.resolutions * nodes, nodes, 1}, 1);
+        }
+      });
       if (to.emotion_weight != nullptr) std::fill_n(to.emotion_weight, emotions, static_cast<T>(0));
       if (to.correlation != nullptr) std::fill_n(to.correlation, emotions * emotions, static_cast<T>(0));
 

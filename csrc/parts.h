@@ -18,9 +18,16 @@ inline int64_t parts_of(int64_t nodes) {
   return std::clamp<int64_t>((nodes + kNodesPerPart - 1) / kNodesPerPart, 1, kMostParts);
 }
 
-// Where there are few tasks and large ones, each one's parts are shared out, instead of one thread doing all of it.
+// Whether tasks are done one after the other, each one's parts shared out among the threads, instead of each by one
+// thread: where that keeps clearly more threads busy, since it wakes them several times a task. `nodes` are those of
+// the largest task that count: on real masks a large head has few.
 inline bool share_out(int64_t tasks, int64_t nodes, int threads) {
-  return threads > 1 && tasks < 4 * static_cast<int64_t>(threads) && parts_of(nodes) > 1;
+  const int64_t parts = parts_of(nodes);
+  if (threads < 2 || parts < 2) return false;
+  const auto busy = [threads](int64_t pieces) {  // threads, on average
+    return static_cast<double>(pieces) / static_cast<double>((pieces + threads - 1) / threads);
+  };
+  return busy(parts) > 1.25 * busy(tasks);
 }
 
 // Calls body(begin, end) for ranges of senders, whose bounds are multiples of `step`.

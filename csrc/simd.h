@@ -95,10 +95,12 @@ struct EdgeReadoutKernels {
   // and to to_emotion [emotions, emotions].
   void (*forward)(const GraphHead<T>& head, int64_t first, int64_t last, T* scratch, bool per_word, T* to_word,
                   T* to_emotion);
-  // Writes the gradients of nodes that take part; of keys, the emotions' alone. The last three may be null.
-  void (*backward)(const GraphHead<T>& head, T* scratch, bool per_word, const T* grad_to_word, const T* grad_to_emotion,
-                   const Rows<T>* grad_queries, const Rows<T>* grad_keys, T* grad_row_factor, T* grad_emotion_weight,
-                   T* grad_correlation);
+  // Writes the gradients of nodes that take part; of keys, the emotions' alone. Those of queries and keys whose data is
+  // null, and of the last three if null, are not wanted. `touched` are the tensors of which each receiver's row is read
+  // or written, for the look ahead.
+  void (*backward)(const GraphHead<T>& head, T* scratch, const Rows<const T>* touched, int64_t touched_count,
+                   bool per_word, const T* grad_to_word, const T* grad_to_emotion, const Rows<T>* grad_queries,
+                   const Rows<T>* grad_keys, T* grad_row_factor, T* grad_emotion_weight, T* grad_correlation);
 };
 
 // One (b, k) of a dense graph.

@@ -67,6 +67,12 @@ struct ReadoutScratch {
   }
 };
 
+// Products a panel of receivers that multiply_across() makes of so many columns.
+template <typename T>
+constexpr int64_t chunks_of(int64_t columns) {
+  return (columns + kChunk<T> - 1) / kChunk<T>;
+}
+
 template <typename T>
 int64_t readout_scratch(const GraphHead<T>& head, bool backward) {
   return ReadoutScratch<T>(head, backward, nullptr).size;
@@ -75,15 +81,40 @@ int64_t readout_scratch(const GraphHead<T>& head, bool backward) {
 // Products of queries and emotions' keys for one tile, in the planes.
 template <typename T>
 void multiply_history(const GraphHead<T>& head, const ReadoutScratch<T>& at, const int32_t* nodes, int64_t rows,
-                      int64_t start, int64_t columns) {
+                      int64_t start, int64_t columns, Ahead<T>* ahead) {
   int64_t limits[kTilePanels];
   for (int64_t& limit : limits) limit = columns;
   for (int64_t m = 0; m < head.depth; ++m) {
     const Listed<const T> queries = {head.queries[m].data, head.queries[m].stride, nodes};
     multiply_across(queries, rows, limits, at.keys + m * at.across_size + start * head.dim, head.dim,
-                    at.planes + m * at.plane_size, at.plane_stride);
+                    at.planes + m * at.plane_size, at.plane_stride, ahead);
   }
 }
+
+// What is fetched while the tile of `rows` receivers from place `begin` on is computed: the receivers after it, in
+// about so many products a panel of receivers; after a head's last tile, what the head itself says.
+template <typename T>
+class TilesAhead {
+ public:
+  TilesAhead(const GraphHead<T>& head, int64_t last, const Rows<const T>* touched, int64_t tensors, int64_t products)
+      : head_(head), last_(last), touched_(touched), tensors_(tensors), products_(products) {}
+
+  Ahead<T>* after(int64_t begin, int64_t rows) {
+    const int64_t next = begin + rows, count = smaller_of(kTileRows, last_ - next);
+    if (count <= 0) return head_.ahead;
+    const int64_t steps = larger_of(1, products_ * rows / kPanel);
+    const int64_t rows_a_step = smaller_of(16, 1 + tensors_ * count / steps);
+    ahead_ = {touched_, tensors_, head_.order + next, count, head_.dim, rows_a_step, 0, 0};
+    return &ahead_;
+  }
+
+ private:
+  const GraphHead<T>& head_;
+  const int64_t last_;
+  const Rows<const T>* const touched_;
+  const int64_t tensors_, products_;
+  Ahead<T> ahead_{};
+};
 
 // E0 of the edges that a receiver hears from a tile's emotions.
 template <typename T>
@@ -113,11 +144,13 @@ void readout_forward(const GraphHead<T>& head, int64_t first, int64_t last, T* s
                 emotions.count, head.dim);
   }
   for (int64_t j = 0; j < rounded_up(emotions.count, kLanes<T>); ++j) at.sums[j] = 0;
+  TilesAhead<T> tiles(head, last, head.queries, head.depth, head.depth * chunks_of<T>(emotions.count));
   for (int64_t begin = first; begin < last; begin += kTileRows) {
     const int64_t rows = smaller_of(kTileRows, last - begin);
+    Ahead<T>* const ahead = tiles.after(begin, rows);
     for (int64_t start = 0; start < emotions.count; start += kTileColumns) {
       const int64_t columns = smaller_of(kTileColumns, emotions.count - start);
-      multiply_history(head, at, head.order + begin, rows, start, columns);
+      multiply_history(head, at, head.order + begin, rows, start, columns, ahead);
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t node = head.order[begin + r];
         const T factor = factor_of(head, node);
@@ -144,9 +177,9 @@ void readout_forward(const GraphHead<T>& head, int64_t first, int64_t last, T* s
 }
 
 template <typename T>
-void readout_backward(const GraphHead<T>& head, T* scratch, bool per_word, const T* grad_to_word,
-                      const T* grad_to_emotion, const Rows<T>* grad_queries, const Rows<T>* grad_keys,
-                      T* grad_row_factor, T* grad_emotion_weight, T* grad_correlation) {
+void readout_backward(const GraphHead<T>& head, T* scratch, const Rows<const T>* touched, int64_t touched_count,
+                      bool per_word, const T* grad_to_word, const T* grad_to_emotion, const Rows<T>* grad_queries,
+                      const Rows<T>* grad_keys, T* grad_row_factor, T* grad_emotion_weight, T* grad_correlation) {
   using V = Vector<T>;
   const Emotions<T> emotions(head);
   const ReadoutScratch<T> at(head, true, scratch);
@@ -162,12 +195,15 @@ void readout_backward(const GraphHead<T>& head, T* scratch, bool per_word, const
   for (int64_t j = 0; j < rounded_up(emotions.count, kLanes<T>); ++j) at.sums[j] = 0;
   int64_t limits[kTilePanels], firsts[kTileColumns / kPanel + 1];
   T factor_gradient[kTileRows];
+  const int64_t products = depth * (chunks_of<T>(emotions.count) + 2 * chunks_of<T>(head.dim));
+  TilesAhead<T> tiles(head, head.count, touched, touched_count, products);
   for (int64_t begin = 0; begin < head.count; begin += kTileRows) {
     const int64_t rows = smaller_of(kTileRows, head.count - begin);
     const int32_t* const nodes = head.order + begin;
+    Ahead<T>* const ahead = tiles.after(begin, rows);
     for (int64_t m = 0; m < depth; ++m) {
       load_copy(at.queries + m * at.query_size, head.queries[m], nodes, rows, head.dim);
-      for (int64_t r = 0; emotions.count == 0 && r < rows; ++r) {
+      for (int64_t r = 0; grad_queries[m].data != nullptr && emotions.count == 0 && r < rows; ++r) {
         for (int64_t c = 0; c < head.dim; ++c) grad_queries[m].data[nodes[r] * grad_queries[m].stride + c] = 0;
       }
     }
@@ -175,7 +211,7 @@ void readout_backward(const GraphHead<T>& head, T* scratch, bool per_word, const
     for (int64_t r = 0; r < rows; ++r) factor_gradient[r] = 0;
     for (int64_t start = 0; start < emotions.count; start += kTileColumns) {
       const int64_t columns = smaller_of(kTileColumns, emotions.count - start);
-      multiply_history(head, at, nodes, rows, start, columns);
+      multiply_history(head, at, nodes, rows, start, columns, ahead);
       if (!per_word) emotions.gather(grad_to_word, start, columns, at.to_words);
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t node = nodes[r];
@@ -186,7 +222,11 @@ void readout_backward(const GraphHead<T>& head, T* scratch, bool per_word, const
         if (!is_word) {
           emotions.gather(grad_to_emotion + (node - head.words) * head.emotions, start, columns, at.gradient);
           const int64_t itself = begin + r - 1 - start;  // its place is begin + r
-          if (itself >= 0 && itself < columns) at.gradient[itself] = 0;
+          if (itself >= 0 && itself < columns) {
+            // It does not hear itself: whatever the edge to itself is, infinite or not a number, comes to nothing.
+            at.gradient[itself] = at.edges[itself] = 0;
+            for (int64_t m = 0; m < depth; ++m) at.planes[m * at.plane_size + r * at.plane_stride + itself] = 0;
+          }
         } else if (per_word) {
           emotions.gather(grad_to_word + node * head.emotions, start, columns, at.gradient);
         }
@@ -233,16 +273,22 @@ void readout_backward(const GraphHead<T>& head, T* scratch, bool per_word, const
         const Listed<const T> keys = listed(head.keys[m], emotions.nodes(), at.key_rows + m * at.rows_size);
         const Listed<T> to_queries = listed(grad_queries[m], nodes, at.grad_queries + m * at.query_size);
         const Listed<T> to_keys = listed(grad_keys[m], emotions.nodes(), at.grad_keys + m * at.rows_size);
-        multiply_rows(plane, at.plane_stride, rows, limits, keys.from(start), head.dim, to_queries, start > 0);
-        multiply_columns(plane, at.plane_stride, rows, firsts, columns, queries, head.dim, to_keys.from(start), true);
+        if (grad_queries[m].data != nullptr) {
+          multiply_rows(plane, at.plane_stride, rows, limits, keys.from(start), head.dim, to_queries, start > 0, ahead);
+        }
+        if (grad_keys[m].data == nullptr) continue;
+        multiply_columns(plane, at.plane_stride, rows, firsts, columns, queries, head.dim, to_keys.from(start), true,
+                         ahead);
       }
     }
     for (int64_t m = 0; m < depth && emotions.count > 0; ++m) {
+      if (grad_queries[m].data == nullptr) continue;
       store_copy(grad_queries[m], at.grad_queries + m * at.query_size, nodes, rows, head.dim);
     }
     for (int64_t r = 0; grad_row_factor != nullptr && r < rows; ++r) grad_row_factor[nodes[r]] = factor_gradient[r];
   }
   for (int64_t m = 0; m < depth; ++m) {
+    if (grad_keys[m].data == nullptr) continue;
     store_copy(grad_keys[m], at.grad_keys + m * at.rows_size, emotions.nodes(), emotions.count, head.dim);
   }
   for (int64_t j = 0; grad_emotion_weight != nullptr && j < emotions.count; ++j) {

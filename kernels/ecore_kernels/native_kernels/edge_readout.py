@@ -77,14 +77,17 @@ def backward(
         gradients of the history's queries, its keys, row_factor, emotion_weight [B, P] and correlation (in its shape),
         those alone that are needed.
     """
-    needs_emotion_weight, needs_correlation = needs[-2:]
+    *needs_past, needs_row_factor, needs_emotion_weight, needs_correlation = needs
     batch, resolutions, _ = word_mask.shape
     emotions = emotion_weight.shape[1]
     past = (*history_query, *history_key)
-    gradients = [empty_rows(past[0], x.shape[2], x.shape[3], x.dtype) for x in past]
+    gradients = [
+        empty_rows(past[0], x.shape[2], x.shape[3], x.dtype) if needed else None
+        for x, needed in zip(past, needs_past, strict=True)
+    ]
     layers = len(history_query)
     grad_row_factor = grad_emotion_weight = grad_correlation = None
-    if row_factor is not None:
+    if row_factor is not None and needs_row_factor:
         grad_row_factor = row_factor.new_empty(row_factor.shape)
     if needs_emotion_weight:
         grad_emotion_weight = emotion_weight.new_empty((batch, resolutions, emotions))
