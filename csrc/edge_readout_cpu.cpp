@@ -102,7 +102,6 @@ template <typename T>
 void edge_readout_forward(const EdgeReadout<T>& call, T* to_word, T* to_emotion, int threads) {
   const EmotionGraph<T>& graph = call.graph;
   const int64_t emotions = graph.emotions, word_size = (call.per_word ? graph.words : 1) * emotions;
-  if (graph.pairs() == 0) return;
   // A part is some of the words of one batch, in all resolutions; the first has the emotions, too. Parts of one batch
   // add up the words that they share an emotion's sum with.
   const int64_t parts = std::min(parts_of(graph.nodes()), graph.words);

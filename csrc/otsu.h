@@ -5,6 +5,9 @@
 // The best n in 1 ... min(max_relevant, P - 1) wins, the smallest on a tie; `threshold` is the n-th largest value,
 // `mask` is value >= threshold, `count` is the mask's sum. A row of one value is all relevant.
 //
+// Doubles are multiplied by a power of two first, so that no sum or square leaves their range: that is exact, and
+// changes no comparison of scores.
+//
 // T is float or double. Memory is the caller's: values [rows, columns] with unit column stride and row_stride in
 // elements, mask [rows, columns], count [rows] and threshold [rows] contiguous. max_relevant <= 0 tries every split.
 #pragma once

@@ -87,14 +87,41 @@ void sort_descending(T* lanes, int64_t n) {
   }
 }
 
-// For each lane, the n of the best split of its sorted column.
-template <typename T>
-void best_split(const T* sorted, int64_t columns, int64_t last_split, double* best_n) {
+// For each lane, what its sorted column is to be multiplied by: a power of two that brings its largest magnitude
+// near 1. Returns whether that matters for any, because a sum or a square might leave the range of doubles. Floats
+// never do.
+bool range_factors(const double* sorted, int64_t columns, double* factors) {
+  constexpr int64_t kWidth = sizeof(Doubles) / sizeof(double);
+  constexpr double kLarge = 0x1p400, kSmall = 0x1p-400;
+  const double* const last = sorted + (columns - 1) * kLanes;
+  Doubles most{}, least = {kLarge, kLarge};
+  for (int64_t k = 0; k < kLanes; k += kWidth) {
+    const Doubles largest = larger(load<Doubles>(sorted + k), -load<Doubles>(last + k));  // in magnitude
+    most = larger(most, largest);
+    least = smaller(least, largest);
+  }
+  if (std::max(most[0], most[1]) <= kLarge && std::min(least[0], least[1]) >= kSmall) return false;
+  for (int64_t k = 0; k < kLanes; ++k) {
+    const double largest = std::max(sorted[k], -last[k]);
+    // Factors that are normal numbers themselves, which flushing to zero leaves alone.
+    factors[k] = largest > 0 ? std::ldexp(1.0, std::clamp(-std::ilogb(largest), -1022, 1023)) : 1.0;
+  }
+  return true;
+}
+bool range_factors(const float*, int64_t, double*) { return false; }
+
+// For each lane, the n of the best split of its sorted column, times the lane's factor if `scaled`.
+template <bool scaled, typename T>
+void best_split(const T* sorted, int64_t columns, int64_t last_split, const double* factors, double* best_n) {
   constexpr int64_t kWidth = sizeof(Doubles) / sizeof(double);
   constexpr int64_t kVectors = kLanes / kWidth;
   Doubles mean[kVectors] = {}, prefix[kVectors] = {}, best_score[kVectors], best[kVectors];
+  const auto value = [&](int64_t j, int64_t v) {
+    const Doubles loaded = load_doubles(sorted + j * kLanes + v * kWidth);
+    return scaled ? loaded * load<Doubles>(factors + v * kWidth) : loaded;
+  };
   for (int64_t j = 0; j < columns; ++j) {
-    for (int64_t v = 0; v < kVectors; ++v) mean[v] += load_doubles(sorted + j * kLanes + v * kWidth);
+    for (int64_t v = 0; v < kVectors; ++v) mean[v] += value(j, v);
   }
   for (int64_t v = 0; v < kVectors; ++v) {
     mean[v] /= static_cast<double>(columns);
@@ -105,7 +132,7 @@ void best_split(const T* sorted, int64_t columns, int64_t last_split, double* be
     const double size = static_cast<double>(n);
     const double weight = size * static_cast<double>(columns - n);
     for (int64_t v = 0; v < kVectors; ++v) {
-      prefix[v] += load_doubles(sorted + (n - 1) * kLanes + v * kWidth);
+      prefix[v] += value(n - 1, v);
       const Doubles deviation = prefix[v] - size * mean[v];
       const Doubles score = deviation * deviation / weight;
       const auto better = score > best_score[v];  // strictly: the smaller n keeps a tie
@@ -148,7 +175,7 @@ int64_t otsu_cpu(const T* values, int64_t rows, int64_t columns, int64_t row_str
   parallel_for(blocks, kElementsPerRange / (columns * kLanes), threads, [&](int64_t begin, int64_t end) {
     std::vector<T> buffer(static_cast<size_t>(columns * kLanes));  // lanes beyond the last row stay finite
     T* const sorted = buffer.data();
-    double best_n[kLanes];
+    double best_n[kLanes], factors[kLanes];
     for (int64_t first = begin * kLanes; first < std::min(end * kLanes, rows); first += kLanes) {
       const int64_t used = std::min(kLanes, rows - first);
       for (int64_t k = 0; k < used; ++k) {
@@ -162,7 +189,11 @@ int64_t otsu_cpu(const T* values, int64_t rows, int64_t columns, int64_t row_str
         for (int64_t j = 0; j < columns; ++j) sorted[j * kLanes + k] = row[j];
       }
       sort_descending(sorted, columns);
-      best_split(sorted, columns, last_split, best_n);
+      if (range_factors(sorted, columns, factors)) {
+        best_split<true>(sorted, columns, last_split, factors, best_n);
+      } else {
+        best_split<false>(sorted, columns, last_split, factors, best_n);
+      }
       for (int64_t k = 0; k < used; ++k) {
         int64_t size = static_cast<int64_t>(best_n[k]);
         const T least = sorted[(size - 1) * kLanes + k];

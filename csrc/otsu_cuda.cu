@@ -23,7 +23,7 @@ __device__ inline Split better(Split a, Split b) {
   return b.score > a.score || (b.score == a.score && b.n < a.n) ? b : a;
 }
 
-// The split after n values, scored below every real one where it is no candidate; so is an overflow's NaN.
+// The split after n values, scored below every real one where it is no candidate.
 __device__ inline Split score_split(double prefix, double total, int n, int columns, int last_split) {
   if (n > last_split) return {-1, n};
   const double size = n;
@@ -31,6 +31,14 @@ __device__ inline Split score_split(double prefix, double total, int n, int colu
   const double score = deviation * deviation / (size * static_cast<double>(columns - n));
   return {score >= 0 ? score : -1, n};
 }
+
+// A power of two that brings the largest magnitude of a row near 1, where doubles might leave their range; floats never
+// do. It is a normal number itself.
+__device__ inline double range_factor(double first, double last) {
+  const double largest = max(fabs(first), fabs(last));
+  return largest > 0 ? ldexp(1.0, max(-1022, min(1023, -ilogb(largest)))) : 1.0;
+}
+__device__ inline double range_factor(float, float) { return 1.0; }
 
 // In a bitonic sort's step, whether this position keeps the larger of the pair: `size` is the run being merged
 // (descending where position & size is 0), `stride` the distance to the partner.
@@ -64,9 +72,10 @@ __global__ void otsu_warp(const T* values, int64_t rows, int columns, int64_t ro
     }
   }
 
+  const double factor = range_factor(__shfl_sync(kAllLanes, sorted, 0), __shfl_sync(kAllLanes, sorted, columns - 1));
   double total = 0, prefix = 0;
   for (int j = 0; j < columns; ++j) {
-    total += static_cast<double>(__shfl_sync(kAllLanes, sorted, j));
+    total += static_cast<double>(__shfl_sync(kAllLanes, sorted, j)) * factor;
     if (j == lane) prefix = total;
   }
   Split best = score_split(prefix, total, lane + 1, columns, last_split);
@@ -116,8 +125,9 @@ __global__ void otsu_block(const T* values, int columns, int64_t row_stride, int
   }
 
   if (position == 0) {
+    const double factor = range_factor(sorted[0], sorted[columns - 1]);
     double total = 0;
-    for (int j = 0; j < columns; ++j) prefix[j] = total += static_cast<double>(sorted[j]);
+    for (int j = 0; j < columns; ++j) prefix[j] = total += static_cast<double>(sorted[j]) * factor;
   }
   __syncthreads();
   splits[position] = score_split(inside ? prefix[position] : 0, prefix[columns - 1], position + 1, columns, last_split);

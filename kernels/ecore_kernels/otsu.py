@@ -28,7 +28,18 @@ library = torch.library.Library("ecore_kernels", "FRAGMENT")
 library.define("otsu(Tensor values, int? max_relevant, str backend) -> (Tensor, Tensor, Tensor)")
 
 
+def _check(values: Tensor, max_relevant: int | None) -> None:
+    """Raise ValueError for what there is no split of."""
+    if values.dim() != 2 or values.shape[1] < 1:
+        raise ValueError(f"otsu: values: expected [B, P] with P >= 1, got {list(values.shape)}")
+    if not values.is_floating_point():
+        raise ValueError(f"otsu: values: expected a float type, got {values.dtype}")
+    if max_relevant is not None and max_relevant < 1:
+        raise ValueError(f"otsu: max_relevant: expected at least 1 or None, got {max_relevant}")
+
+
 def _otsu(values: Tensor, max_relevant: int | None, backend: str) -> tuple[Tensor, Tensor, Tensor]:
+    _check(values, max_relevant)  # the registered operator can be called by itself
     run = native.otsu if backend == "native" else reference.otsu
     return run(values, max_relevant)
 
@@ -67,12 +78,7 @@ def otsu(values: Tensor, max_relevant: int | None = 5, *, backend: str | None = 
             looking would synchronise, such a row gets an empty mask, count 0 and threshold NaN.
         RuntimeError: the named backend cannot run the call.
     """
-    if values.dim() != 2 or values.shape[1] < 1:
-        raise ValueError(f"otsu: values: expected [B, P] with P >= 1, got {list(values.shape)}")
-    if not values.is_floating_point():
-        raise ValueError(f"otsu: values: expected a float type, got {values.dtype}")
-    if max_relevant is not None and max_relevant < 1:
-        raise ValueError(f"otsu: max_relevant: expected at least 1 or None, got {max_relevant}")
+    _check(values, max_relevant)
     values = values.detach()
     name = backends.choose("otsu", backend, values)
     return OtsuSplit(*torch.ops.ecore_kernels.otsu(values, max_relevant, name))

@@ -115,7 +115,10 @@ def otsu(values: Tensor, max_relevant: int | None) -> tuple[Tensor, Tensor, Tens
     most = emotions - 1 if max_relevant is None else min(max_relevant, emotions - 1)
     threshold = ordered[:, -1]
     if most > 0:
-        sums = ordered.double().cumsum(1)
+        exact = ordered.double()
+        if values.dtype is torch.float64:
+            exact = exact * _range_factor(ordered[:, 0], threshold)[:, None]
+        sums = exact.cumsum(1)
         size = torch.arange(1, most + 1, device=values.device, dtype=torch.float64)
         between = (sums[:, :most] - size * (sums[:, -1:] / emotions)).square() / (size * (emotions - size))
         best = between.argmax(1, keepdim=True)  # the first of equal ones: the smaller split
@@ -123,3 +126,14 @@ def otsu(values: Tensor, max_relevant: int | None) -> tuple[Tensor, Tensor, Tens
     threshold = torch.where(finite, threshold, float("nan"))
     mask = values >= threshold[:, None]  # nothing is >= NaN: a row that is not finite gets an empty mask
     return mask, mask.sum(1), threshold
+
+
+def _range_factor(first: Tensor, last: Tensor) -> Tensor:
+    """Powers of two that bring the largest magnitudes of sorted rows near 1: sums and squares then stay in range.
+
+    Args:
+        first, last: [B] float64, the largest and the smallest value of every row.
+    """
+    exponent = torch.maximum(first.abs(), last.abs()).frexp().exponent.long()
+    # By their bits: a power function need not be exact. All are normal numbers, which flushing to zero leaves alone.
+    return ((1023 + (1 - exponent).clamp(-1022, 1023)) << 52).view(torch.float64)

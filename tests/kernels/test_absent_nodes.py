@@ -80,7 +80,7 @@ def readout_problem(make, per_word: bool):
     return tensors, graph, [x.double() for x in sent]
 
 
-def read_out(tensors, graph, sent, per_word, backend):
+def read_out(tensors, graph, sent, per_word):
     """Both results and all gradients."""
     leaves = {name: x.clone().requires_grad_() for name, x in tensors.items() if name != "word_weight"}
     graph = EmotionGraph(
@@ -92,17 +92,17 @@ def read_out(tensors, graph, sent, per_word, backend):
     )
     history = [EdgeUpdate(leaves["query0"], leaves["key0"], leaves["gate"], 0.5)]
     history.append(EdgeUpdate(leaves["query1"], leaves["key1"]))
-    outputs = edge_readout(graph, history, scale=0.5, per_word=per_word, backend=backend)
+    outputs = edge_readout(graph, history, scale=0.5, per_word=per_word, backend="native")
     return [*outputs, *torch.autograd.grad(outputs, list(leaves.values()), sent)]
 
 
-@pytest.mark.parametrize("backend", ["reference", pytest.param("native", marks=needs_native)])
+@needs_native
 @pytest.mark.parametrize("per_word", [False, True])
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-def test_readout_reads_nothing_off_the_graph(make, backend, poison, per_word):
+def test_readout_reads_nothing_off_the_graph(make, poison, per_word):
     """NaN and infinity wherever no edge is: in nodes, weights and gradients of what takes no part."""
     tensors, graph, sent = readout_problem(make, per_word)
-    expected = read_out(tensors, graph, sent, per_word, backend)
+    expected = read_out(tensors, graph, sent, per_word)
 
     absent, emotion_mask = ~graph.participants(), graph.emotion_mask
     words = graph.shape[2]
@@ -119,7 +119,7 @@ def test_readout_reads_nothing_off_the_graph(make, backend, poison, per_word):
     unheard = ~emotion_mask[:, None, :] | absent.all(1)[:, :words, None] if per_word else ~emotion_mask
     bad[0][unheard] = poison
     bad[1][off] = poison
-    actual = read_out(dirty, graph, bad, per_word, backend)
+    actual = read_out(dirty, graph, bad, per_word)
     for one, other in zip(actual, expected, strict=True):
         assert torch.equal(one, other)
 
@@ -138,3 +138,49 @@ def test_native_readout_computes_what_is_asked_for(make, depth):
     for leaf, expected in zip(leaves, everything, strict=True):
         (alone,) = torch.autograd.grad(total, leaf, retain_graph=True)
         assert torch.equal(alone, expected)
+
+
+SIZES = {"B": 2, "K": 2, "M": 3, "P": 3, "d": 4, "dv": 5}
+
+
+def call_registered(operator: str, size: dict[str, int], words_only: bool = False):
+    """A registered operator's forward and backward, called by themselves on one layer of history."""
+    B, K, M, P, d, dv = size.values()
+    lead, run = (B, K, M + P), torch.ops.ecore_kernels
+    query, key, past_query, past_key = (torch.rand(*lead, d) for _ in range(4))
+    value, factor = torch.rand(*lead, dv), torch.rand(lead)
+    mask = torch.ones(B, K, M, dtype=torch.bool)
+    weights, past = (torch.rand(B, P), torch.rand(P, P)), ([past_query], [past_key])
+    last = 0.5, words_only
+    if operator == "edge_readout":
+        outputs = run.fused_edge_readout(mask, *weights, None, *past, factor, *last, "ieee", "native")
+        gradients = run.fused_edge_readout_backward(
+            *map(torch.ones_like, outputs), mask, *weights, None, *past, factor, *last, [True] * 5, "ieee", "native"
+        )  # fmt: skip
+        return [*outputs, *gradients]
+    output, saved = run.fused_graph_attention(
+        query, key, value, torch.rand(B, M), mask, *weights, None, *past, factor, *last, "ieee", "native"
+    )
+    gradients = run.fused_graph_attention_backward(
+        torch.ones_like(output), query, key, value, mask, weights[1], None, *past, factor, output, saved, *last,
+        [True] * 8, "ieee", "native",
+    )  # fmt: skip
+    return [output, *gradients]
+
+
+@needs_native
+@pytest.mark.usefixtures("uninitialized_is_nan")
+@pytest.mark.parametrize("words_only", [False, True])
+@pytest.mark.parametrize("name", ["B", "d", "dv"])
+@pytest.mark.parametrize("operator", ["graph_attention", "edge_readout"])
+def test_registered_operators_take_empty_tensors(operator, name, words_only):
+    assert all(x.isfinite().all() for x in call_registered(operator, SIZES | {name: 0}, words_only))
+
+
+@needs_native
+@pytest.mark.parametrize("words_only", [False, True])
+@pytest.mark.parametrize("gone", [["K"], ["M"], ["P"], ["M", "P"]], ids=str)
+@pytest.mark.parametrize("operator", ["graph_attention", "edge_readout"])
+def test_registered_operators_refuse_graphs_without_nodes(operator, gone, words_only):
+    with pytest.raises(ValueError, match=f"^{operator}: expected at least one resolution, one word"):
+        call_registered(operator, SIZES | dict.fromkeys(gone, 0), words_only)

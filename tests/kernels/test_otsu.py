@@ -202,3 +202,38 @@ def test_is_not_differentiable():
 def test_refuses(values, max_relevant, message):
     with pytest.raises(ValueError, match=message):
         otsu(values, max_relevant)
+
+
+@on_every_backend
+@pytest.mark.parametrize("max_relevant", [5, None])
+@pytest.mark.parametrize("emotions", [2, 7, 33])
+@pytest.mark.parametrize("largest", [1.7e308, 1e300, 1e-150, 1e-300, 1e-312])
+def test_numbers_near_the_limits_of_float64(largest, emotions, max_relevant, backend):
+    """Sums and squares that leave the range, and ones that vanish in it, are split as any others."""
+    values = (torch.rand(20, emotions, dtype=torch.float64) * 2 - 1) * largest
+    values[0] = largest  # all alike
+    values[1, 1:] = 0.0
+    values[2] = torch.arange(emotions, dtype=torch.float64) * -5e-324  # the smallest numbers that there are
+    values[3, 0], values[3, 1:] = -largest, 1.0 + torch.rand(emotions - 1, dtype=torch.float64)
+    check(values, max_relevant, backend)
+
+
+@on_every_backend
+@given(exponent=st.integers(-1000, 1000), seed=st.integers(0, 2**31))
+def test_powers_of_two_change_no_split(exponent, seed, backend):
+    torch.manual_seed(seed)
+    values = torch.randint(-(2**20), 2**20, (17, 9)).double()
+    near, far = (otsu(x, backend=backend) for x in (values, values * 2.0**exponent))
+    assert torch.equal(near.mask, far.mask)
+    assert torch.equal(near.threshold * 2.0**exponent, far.threshold)
+
+
+@on_every_backend
+@pytest.mark.parametrize(
+    "values, max_relevant",
+    [(torch.zeros(2, 0), 5), (torch.zeros(0, 0), 5), (torch.zeros(3), 5), (torch.zeros(2, 3), 0)],
+    ids=["no emotions", "nothing", "a row", "no split"],
+)
+def test_the_registered_operator_refuses_what_has_no_split(values, max_relevant, backend):
+    with pytest.raises(ValueError, match=r"^otsu: .*expected"):
+        torch.ops.ecore_kernels.otsu(values, max_relevant, backend)

@@ -57,6 +57,18 @@ def address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
+def check_sizes(operator: str, word_mask: Tensor, emotions: int) -> None:
+    """Raise ValueError unless a registered operator, called by itself, got a graph as EmotionGraph would take it.
+
+    The kernels take the first word, ``[CLS]``, for granted: without one they would read beyond their arguments.
+    """
+    if min(*word_mask.shape[1:], emotions) < 1:
+        raise ValueError(
+            f"{operator}: expected at least one resolution, one word ([CLS]) and one emotion, got word_mask "
+            f"{list(word_mask.shape)} and {emotions} emotions"
+        )
+
+
 def graph_arguments(
     word_mask: Tensor,
     emotion_mask: Tensor | None,

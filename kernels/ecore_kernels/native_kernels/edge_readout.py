@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ecore_kernels.layout import asked, empty_rows
-from ecore_kernels.native_kernels import address, dense, graph_arguments, heads, kernel
+from ecore_kernels.native_kernels import address, check_sizes, dense, graph_arguments, heads, kernel
 
 
 def forward(
@@ -36,6 +36,7 @@ def forward(
     """
     batch, _, words = word_mask.shape
     emotions = emotion_weight.shape[1]
+    check_sizes("edge_readout", word_mask, emotions)
     to_word = emotion_weight.new_empty((batch, words, emotions) if per_word else (batch, emotions))
     to_emotion = emotion_weight.new_empty((batch, emotions, emotions))
     word_mask, emotion_weight, correlation = (
@@ -80,6 +81,7 @@ def backward(
     *needs_past, needs_row_factor, needs_emotion_weight, needs_correlation = needs
     batch, resolutions, _ = word_mask.shape
     emotions = emotion_weight.shape[1]
+    check_sizes("edge_readout", word_mask, emotions)
     past = (*history_query, *history_key)
     gradients = [
         empty_rows(past[0], x.shape[2], x.shape[3], x.dtype) if needed else None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ecore_kernels.layout import empty_rows, empty_saved
-from ecore_kernels.native_kernels import address, dense, graph_arguments, heads, kernel
+from ecore_kernels.native_kernels import address, check_sizes, dense, graph_arguments, heads, kernel
 
 
 def forward(
@@ -43,6 +43,7 @@ def forward(
             and nodes that take part.
     """
     words, nodes = word_mask.shape[2], query.shape[2]
+    check_sizes("graph_attention", word_mask, nodes - words)
     output = empty_rows(value, words if words_only else nodes, value.shape[3], value.dtype)
     saved = empty_saved(query, 5)
     queries = [dense(x) for x in (query, *history_query)]
@@ -93,6 +94,7 @@ def backward(
     layers = len(history_query)
     words, nodes = word_mask.shape[2], query.shape[2]
     emotions = nodes - words
+    check_sizes("graph_attention", word_mask, emotions)
     wanted = iter(needs)
     grads = [
         empty_rows(query, nodes, x.shape[3], x.dtype) if next(wanted) else None
