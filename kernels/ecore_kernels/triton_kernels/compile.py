@@ -157,7 +157,9 @@ def _deepest(operator: str, arithmetic: str, head: int) -> int:
     return narrow if head * _TYPES[arithmetic].itemsize <= NARROW_ROW else wide
 
 
-def _graph_attention(entry: Entry, rows: Callable[[], Tensor], number: Callable[..., Tensor]) -> None:
+def _graph_attention(
+    entry: Entry, scale: float, rows: Callable[[], Tensor], number: Callable[..., Tensor]
+) -> None:
     from ecore_kernels.triton_kernels import graph_attention
 
     batch, resolutions, words, emotions = _SIZES.values()
@@ -168,32 +170,35 @@ def _graph_attention(entry: Entry, rows: Callable[[], Tensor], number: Callable[
     row_factor = number(batch, resolutions, words + emotions) if entry.depth else None
     query, key, value = rows(), rows(), rows()
     precision, words_only = launch.dot_precision(entry.arithmetic), entry.variant == "words"
-    output, *saved = graph_attention.forward(
-        query, key, value, word_weight, mask, emotion_weight, correlation, None, *history, row_factor, 0.1, words_only,
-        precision,
+    output, saved = graph_attention.forward(
+        query, key, value, word_weight, mask, emotion_weight, correlation, None, *history, row_factor, scale,
+        words_only, precision,
     )  # fmt: skip
     graph_attention.backward(
-        output, query, key, value, mask, correlation, None, *history, row_factor, output, *saved, 0.1, words_only,
-        needs_emotion_weight=True, needs_correlation=True, precision=precision,
+        output, query, key, value, mask, correlation, None, *history, row_factor, output, saved, scale, words_only,
+        needs=[True] * (3 + 2 * entry.depth) + [entry.depth > 0, True, True], precision=precision,
     )  # fmt: skip
 
 
-def _edge_readout(entry: Entry, rows: Callable[[], Tensor], number: Callable[..., Tensor]) -> None:
+def _edge_readout(
+    entry: Entry, scale: float, rows: Callable[[], Tensor], number: Callable[..., Tensor]
+) -> None:
     from ecore_kernels.triton_kernels import edge_readout
 
     batch, resolutions, words, emotions = _SIZES.values()
     mask = torch.empty(batch, resolutions, words, dtype=torch.bool, device="meta")
     history = [rows() for _ in range(entry.depth)], [rows() for _ in range(entry.depth)]
     row_factor = number(batch, resolutions, words + emotions) if entry.depth else None
-    inputs = mask, number(batch, emotions), number(emotions, emotions), None, *history, row_factor, 0.1, False
+    inputs = mask, number(batch, emotions), number(emotions, emotions), None, *history, row_factor, scale, False
     precision = launch.dot_precision(entry.arithmetic)
     results = edge_readout.forward(*inputs, precision)
-    edge_readout.backward(
-        *results, *inputs, needs_emotion_weight=True, needs_correlation=True, precision=precision
-    )
+    needs = [True] * (2 * entry.depth) + [entry.depth > 0, True, True]
+    edge_readout.backward(*results, *inputs, needs, precision)
 
 
-def _edge_attention(entry: Entry, rows: Callable[[], Tensor], number: Callable[..., Tensor]) -> None:
+def _edge_attention(
+    entry: Entry, scale: float, rows: Callable[[], Tensor], number: Callable[..., Tensor]
+) -> None:
     from ecore_kernels.triton_kernels import edge_attention
 
     batch, resolutions, words, emotions = _SIZES.values()
@@ -203,10 +208,8 @@ def _edge_attention(entry: Entry, rows: Callable[[], Tensor], number: Callable[.
     factor = number(batch, resolutions, nodes)
     inputs = rows(), rows(), rows(), edge, neighbors, factor
     precision = launch.dot_precision(entry.arithmetic)
-    output, new_edge, log_normalizer = edge_attention.forward(*inputs, 0.1, precision)
-    edge_attention.backward(
-        output, new_edge, *inputs, output, log_normalizer, 0.1, needs_edge=True, precision=precision
-    )
+    output, new_edge, saved = edge_attention.forward(*inputs, scale, precision)
+    edge_attention.backward(output, new_edge, *inputs, output, saved, scale, [True] * 5, precision)
 
 
 _OPERATORS = {
@@ -216,7 +219,7 @@ _OPERATORS = {
 }
 
 
-def planned(entry: Entry) -> Launch:
+def planned(entry: Entry, scale: float = 0.1) -> Launch:
     """The launch that the operator's own launcher makes for this entry, with every gradient asked for."""
     batch, resolutions, words, emotions = _SIZES.values()
     dtype = _TYPES[entry.arithmetic]
@@ -230,7 +233,7 @@ def planned(entry: Entry) -> Launch:
         return torch.empty(shape, dtype=accumulated, device="meta")
 
     with launch.plan(entry.architecture) as launches:
-        _OPERATORS[entry.operator](entry, rows, number)
+        _OPERATORS[entry.operator](entry, scale, rows, number)
     forward, backward = launches
     return forward if entry.direction == "forward" else backward
 
@@ -254,7 +257,7 @@ def source_of(launched: Launch) -> ASTSource:
             signature[name] = "constexpr"
             constants[name] = argument
             continue
-        signature[name] = _type_of(argument)
+        signature[name] = parameters[name].annotation_type or _type_of(argument)
         if isinstance(argument, Tensor):
             attributes[(index,)] = [["tt.divisibility", 16]]
         elif isinstance(argument, tuple):

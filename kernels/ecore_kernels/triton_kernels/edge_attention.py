@@ -13,12 +13,19 @@ from torch import Tensor
 
 from ecore_kernels.layout import asked, dense_rows, empty_rows, empty_saved, laid_out_like
 from ecore_kernels.triton_kernels import launch
-from ecore_kernels.triton_kernels.tiles import LOG2E, load_rows, rounded, store_rows
+from ecore_kernels.triton_kernels.tiles import (
+    exponent,
+    inner_sums,
+    load_rows,
+    number_of,
+    rounded,
+    store_rows,
+)
 
 # Sizes and strides differ from batch to batch: compiling anew where one happens to be a multiple of 16 would cost more
 # than it gains. VECTOR tells the compiler what it needs.
 VARYING = [
-    "batches", "resolutions", "nodes", "edge_batches", "edge_resolutions", "zero",
+    "plane", "batches", "resolutions", "nodes", "edge_batches", "edge_resolutions", "zero", "scale_bits",
     *(
         f"{of}_{name}"
         for of in ("query", "value", "output", "gradient", "value_gradient", "edge", "neighbors", "grad_new_edge")
@@ -69,11 +76,11 @@ def _forward(
     query, key, value,  # [B, K, N, d], [B, K, N, d], [B, K, N, dv]
     edge, neighbors,  # [B or 1, K or 1, N, N] each; neighbors may be None
     factor, new_edge,  # [B, K, N] and [B, K, N, N], or None both
-    output, log_normalizer,  # [B, K, N, dv] and, for the backward, [B, K, N]
-    resolutions, nodes,
+    output, saved,  # [B, K, N, dv] and, for the backward, [2, B, K, N]: receivers' maximum and one over their sum
+    plane, resolutions, nodes,
     query_batch, query_head, query_row, value_batch, value_head, value_row, output_batch, output_head, output_row,
     edge_batch, edge_head, edge_row, neighbors_batch, neighbors_head, neighbors_row,
-    SCALE: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, TILE_DIM: tl.constexpr, TILE_VALUE: tl.constexpr,
+    scale_bits: tl.int64, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, TILE_DIM: tl.constexpr, TILE_VALUE: tl.constexpr,
     VECTOR: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK receivers of one (b, k), over all senders, STEP at a time."""
@@ -94,7 +101,8 @@ def _forward(
     node = tl.minimum(row, nodes - 1)  # rows past the last one repeat it, and are not stored
     query += (batch * query_batch + head * query_head) * VECTOR
     q = load_rows(query, node, query_row * VECTOR, DIM, TILE_DIM, PRECISION)
-    number = log_normalizer.dtype.element_ty
+    number = saved.dtype.element_ty
+    scale = number_of(scale_bits, number)
     if factor is not None:
         f = tl.load(factor + pair * nodes + node)[:, None]
     maximum = tl.full([BLOCK], float("-inf"), number)
@@ -110,11 +118,11 @@ def _forward(
         hears = tl.maximum(hears, tl.max(heard.to(tl.int32), 1))
         weight = tl.load(_addresses(edge, edge_row, first, start, BLOCK, STEP, False), mask=heard, other=0.0)
         weight = weight.to(number)
-        x = SCALE * tl.dot(q, tl.trans(k), input_precision=PRECISION) * weight
+        score = scale * tl.dot(q, tl.trans(k), input_precision=PRECISION)
         if new_edge is not None:
             address = _addresses(new_edge, nodes, first, start, BLOCK, STEP, False)
-            tl.store(address, tl.where(heard, f * (weight + x), 0.0), mask=inside)
-        x = tl.where(heard, x * LOG2E, float("-inf"))
+            tl.store(address, tl.where(heard, f * (weight + score * weight), 0.0), mask=inside)
+        x = tl.where(heard, exponent(score * weight), float("-inf"))
         larger = tl.maximum(maximum, tl.max(x, 1))
         offset = tl.where(larger == float("-inf"), 0.0, larger)  # no neighbour so far, or all overflowed
         p = tl.exp2(x - offset[:, None])
@@ -124,39 +132,35 @@ def _forward(
             rounded(p.to(v.dtype), PRECISION), v, input_precision=PRECISION
         )
         maximum = larger
-    # No neighbour at all: the output is 0, and a finite log_normalizer keeps NaN out of the backward. Scores that all
-    # overflowed to -infinity give NaN, as a softmax does.
+    # No neighbour at all: the output is 0. Scores that all overflowed to -infinity give NaN, as a softmax does.
     lonely = hears == 0
-    normalizer = tl.where(lonely, 1.0, normalizer)
+    inverse = 1.0 / tl.where(lonely, 1.0, normalizer)
     output += (batch * output_batch + head * output_head) * VECTOR
-    store_rows(output, node, output_row * VECTOR, total / normalizer[:, None], exists, VALUE_DIM, TILE_VALUE)
-    logarithm = tl.where(lonely, 0.0, maximum) + tl.log2(normalizer)
-    tl.store(log_normalizer + pair * nodes + row, logarithm, mask=exists)
+    store_rows(output, node, output_row * VECTOR, total * inverse[:, None], exists, VALUE_DIM, TILE_VALUE)
+    saved += pair * nodes
+    tl.store(saved + row, tl.where(lonely, 0.0, maximum), mask=exists)
+    tl.store(saved + plane + row, inverse, mask=exists)
 
 
 @triton.jit
-def _attention(
-    first, second,  # queries and keys, or keys and queries
-    weight, heard, log_normalizer,  # E; who hears whom; of the receivers
-    SCALE: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """The scores s of a tile [first, second], and the attention that the forward gave them."""
-    score = SCALE * tl.dot(first, tl.trans(second), input_precision=PRECISION)
-    return score, tl.where(heard, tl.exp2(score * weight * LOG2E - log_normalizer), 0.0)
+def _attention(score, weight, heard, maximum, inverse):
+    """Attention of a tile as the forward had it, of the scores, E, and its receivers' maximum and inverse."""
+    return tl.where(heard, tl.exp2(exponent(score * weight) - maximum) * inverse, 0.0)
 
 
 @triton.jit(do_not_specialize=VARYING)
 def _backward(
-    query, key, value, edge, neighbors, factor, output, grad_output, grad_new_edge, log_normalizer,
+    query, key, value, edge, neighbors, factor, output, grad_output, grad_new_edge, saved,
     grad_query, grad_key, grad_value,
-    grad_edge, grad_factor,  # like edge and factor, but contiguous; None where not wanted
-    batches, resolutions, nodes, edge_batches, edge_resolutions, zero,
+    grad_edge, grad_factor,  # like edge and factor, but contiguous; these five are None where not wanted
+    plane, batches, resolutions, nodes, edge_batches, edge_resolutions, zero,
     query_batch, query_head, query_row, value_batch, value_head, value_row, output_batch, output_head, output_row,
     gradient_batch, gradient_head, gradient_row, value_gradient_batch, value_gradient_head, value_gradient_row,
     edge_batch, edge_head, edge_row, neighbors_batch, neighbors_head, neighbors_row,
     grad_new_edge_batch, grad_new_edge_head, grad_new_edge_row,
-    SCALE: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, TILE_DIM: tl.constexpr, TILE_VALUE: tl.constexpr,
+    scale_bits: tl.int64, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, TILE_DIM: tl.constexpr, TILE_VALUE: tl.constexpr,
     VECTOR: tl.constexpr, PRECISION: tl.constexpr, SHARED_EDGE: tl.constexpr,
+    RECEIVERS: tl.constexpr, SENDERS: tl.constexpr,  # whether anything is wanted of the one, and of the other
     BLOCK: tl.constexpr, STEP: tl.constexpr, SHARED_STEP: tl.constexpr, RELOAD: tl.constexpr,
 ):  # fmt: skip
     """One program: the gradients of BLOCK nodes of one (b, k), as receivers or as senders, or of a tile of edges.
@@ -172,7 +176,8 @@ def _backward(
     query_row *= VECTOR
     value_row *= VECTOR
     output_row *= VECTOR
-    number: tl.constexpr = log_normalizer.dtype.element_ty
+    number: tl.constexpr = saved.dtype.element_ty
+    scale = number_of(scale_bits, number)
 
     if SHARED_EDGE:
         steps = tl.cdiv(nodes, SHARED_STEP)
@@ -199,13 +204,14 @@ def _backward(
                     grad_output + output_offset, node, output_row, VALUE_DIM, TILE_VALUE, PRECISION
                 )
                 o = load_rows(output + output_offset, node, output_row, VALUE_DIM, TILE_VALUE, "ieee")
-                delta = tl.sum(do.to(number) * o.to(number), 1)[:, None]
+                delta = inner_sums((do,), (o,), False, PRECISION)
                 value_of = value + (batch * value_batch + head * value_head) * VECTOR
                 v = load_rows(value_of, sender, value_row, VALUE_DIM, TILE_VALUE, PRECISION)
                 passed = tl.dot(do, tl.trans(v), input_precision=PRECISION) - delta
                 q = load_rows(query + query_offset, node, query_row, DIM, TILE_DIM, PRECISION)
                 k = load_rows(key + query_offset, sender, query_row, DIM, TILE_DIM, PRECISION)
-                normalizer = tl.load(log_normalizer + pair * nodes + node)[:, None]
+                maximum = tl.load(saved + pair * nodes + node)[:, None]
+                inverse = tl.load(saved + plane + pair * nodes + node)[:, None]
                 heard = _inside(first, start, nodes, BLOCK, SHARED_STEP, False)
                 if neighbors is not None:
                     mask = neighbors + batch * neighbors_batch + head * neighbors_head
@@ -213,8 +219,8 @@ def _backward(
                 weight = tl.load(
                     _addresses(edge, edge_row, first, start, BLOCK, SHARED_STEP, False), mask=heard, other=0.0
                 ).to(number)
-                score, attention = _attention(q, k, weight, heard, normalizer, SCALE, PRECISION)
-                grad_x = attention * passed
+                score = scale * tl.dot(q, tl.trans(k), input_precision=PRECISION)
+                grad_x = _attention(score, weight, heard, maximum, inverse) * passed
                 if grad_new_edge is not None:
                     gradient = grad_new_edge + batch * grad_new_edge_batch + head * grad_new_edge_head
                     address = _addresses(gradient, grad_new_edge_row, first, start, BLOCK, SHARED_STEP, False)
@@ -222,7 +228,7 @@ def _backward(
                     through_edge = f * tl.load(address, mask=heard, other=0.0)
                     grad_x += through_edge
                     grad_tile += through_edge
-                grad_tile += grad_x * score
+                grad_tile += tl.where(heard, grad_x * score, 0.0)  # what is not heard may be NaN
             grad_edge += matrix * nodes * nodes
             address = _addresses(grad_edge, nodes, first, start, BLOCK, SHARED_STEP, False)
             inside = _inside(first, start, nodes, BLOCK, SHARED_STEP, False)
@@ -230,8 +236,9 @@ def _backward(
             return
         program -= tiles
 
-    pair = (program // (2 * blocks)).to(tl.int64)
-    block = program % (2 * blocks)
+    parts = (RECEIVERS + SENDERS) * blocks
+    pair = (program // parts).to(tl.int64)
+    block = program % parts
     batch, head = pair // resolutions, pair % resolutions
     query += (batch * query_batch + head * query_head) * VECTOR
     key += (batch * query_batch + head * query_head) * VECTOR
@@ -246,58 +253,71 @@ def _backward(
     if grad_new_edge is not None:
         grad_new_edge += batch * grad_new_edge_batch + head * grad_new_edge_head
         factor += pair * nodes
-    log_normalizer += pair * nodes
+    saved += pair * nodes
 
-    if block < blocks:
-        first = block * BLOCK
-        row = first + tl.arange(0, BLOCK)
-        exists = row < nodes
-        node = tl.minimum(row, nodes - 1)
-        q = load_rows(query, node, query_row, DIM, TILE_DIM, PRECISION)
-        do = load_rows(grad_output, node, output_row, VALUE_DIM, TILE_VALUE, PRECISION)
-        o = load_rows(output, node, output_row, VALUE_DIM, TILE_VALUE, "ieee")
-        delta = tl.sum(do.to(number) * o.to(number), 1)[:, None]
-        normalizer = tl.load(log_normalizer + node)[:, None]
-        if grad_new_edge is not None:
-            f = tl.load(factor + node)[:, None]
-            grad_f = tl.zeros([BLOCK], number)
-        if grad_edge is not None and not SHARED_EDGE:
-            grad_edge += pair * nodes * nodes
-        grad_q = tl.zeros([BLOCK, TILE_DIM], number)
-        for start in range(0, nodes, STEP):
-            if RELOAD:
-                again = node + start * zero
-                q = load_rows(query, again, query_row, DIM, TILE_DIM, PRECISION)
-                do = load_rows(grad_output, again, output_row, VALUE_DIM, TILE_VALUE, PRECISION)
-            sender = tl.minimum(start + tl.arange(0, STEP), nodes - 1)
-            k = load_rows(key, sender, query_row, DIM, TILE_DIM, PRECISION)
-            v = load_rows(value, sender, value_row, VALUE_DIM, TILE_VALUE, PRECISION)
-            inside = _inside(first, start, nodes, BLOCK, STEP, False)
-            heard = _neighbors(neighbors, neighbors_row, first, start, inside, BLOCK, STEP, False)
-            weight = tl.load(
-                _addresses(edge, edge_row, first, start, BLOCK, STEP, False), mask=heard, other=0.0
-            )
-            weight = weight.to(number)
-            score, attention = _attention(q, k, weight, heard, normalizer, SCALE, PRECISION)
-            grad_x = attention * (tl.dot(do, tl.trans(v), input_precision=PRECISION) - delta)
+    if RECEIVERS:
+        if block < blocks:
+            first = block * BLOCK
+            row = first + tl.arange(0, BLOCK)
+            exists = row < nodes
+            node = tl.minimum(row, nodes - 1)
+            q = load_rows(query, node, query_row, DIM, TILE_DIM, PRECISION)
+            do = load_rows(grad_output, node, output_row, VALUE_DIM, TILE_VALUE, PRECISION)
+            o = load_rows(output, node, output_row, VALUE_DIM, TILE_VALUE, "ieee")
+            delta = inner_sums((do,), (o,), False, PRECISION)
+            maximum = tl.load(saved + node)[:, None]
+            inverse = tl.load(saved + plane + node)[:, None]
             if grad_new_edge is not None:
-                address = _addresses(grad_new_edge, grad_new_edge_row, first, start, BLOCK, STEP, False)
-                gradient = tl.load(address, mask=heard, other=0.0)
-                through_edge = f * gradient
-                grad_x += through_edge
-                grad_f += tl.sum(gradient * (weight + score * weight), 1)
-            grad_q += tl.dot(rounded((grad_x * weight).to(k.dtype), PRECISION), k, input_precision=PRECISION)
+                f = tl.load(factor + node)[:, None]
+            grad_f = tl.zeros([BLOCK], number)
             if grad_edge is not None and not SHARED_EDGE:
-                address = _addresses(grad_edge, nodes, first, start, BLOCK, STEP, False)
-                grad_tile = grad_x * score
+                grad_edge += pair * nodes * nodes
+            grad_q = tl.zeros([BLOCK, TILE_DIM], number)
+            for start in range(0, nodes, STEP):
+                if RELOAD:
+                    again = node + start * zero
+                    q = load_rows(query, again, query_row, DIM, TILE_DIM, PRECISION)
+                    do = load_rows(grad_output, again, output_row, VALUE_DIM, TILE_VALUE, PRECISION)
+                sender = tl.minimum(start + tl.arange(0, STEP), nodes - 1)
+                k = load_rows(key, sender, query_row, DIM, TILE_DIM, PRECISION)
+                v = load_rows(value, sender, value_row, VALUE_DIM, TILE_VALUE, PRECISION)
+                inside = _inside(first, start, nodes, BLOCK, STEP, False)
+                heard = _neighbors(neighbors, neighbors_row, first, start, inside, BLOCK, STEP, False)
+                weight = tl.load(
+                    _addresses(edge, edge_row, first, start, BLOCK, STEP, False), mask=heard, other=0.0
+                )
+                weight = weight.to(number)
+                score = scale * tl.dot(q, tl.trans(k), input_precision=PRECISION)
+                attention = _attention(score, weight, heard, maximum, inverse)
+                grad_x = attention * (tl.dot(do, tl.trans(v), input_precision=PRECISION) - delta)
                 if grad_new_edge is not None:
-                    grad_tile += through_edge
-                tl.store(address, grad_tile.to(grad_edge.dtype.element_ty), mask=inside)
-        store_rows(grad_query + gradient_offset, node, gradient_row, grad_q * SCALE, exists, DIM, TILE_DIM)
-        if grad_new_edge is not None:
-            tl.store(grad_factor + pair * nodes + row, grad_f, mask=exists)
-    else:
-        first = (block - blocks) * BLOCK
+                    address = _addresses(grad_new_edge, grad_new_edge_row, first, start, BLOCK, STEP, False)
+                    gradient = tl.load(address, mask=heard, other=0.0)
+                    through_edge = f * gradient
+                    grad_x += through_edge
+                    if grad_factor is not None:
+                        grad_f += tl.sum(tl.where(heard, gradient * (weight + score * weight), 0.0), 1)
+                if grad_query is not None:
+                    grad_score = tl.where(heard, grad_x * weight, 0.0)  # what is not heard may be NaN
+                    grad_q += tl.dot(rounded(grad_score.to(k.dtype), PRECISION), k, input_precision=PRECISION)
+                if grad_edge is not None and not SHARED_EDGE:
+                    address = _addresses(grad_edge, nodes, first, start, BLOCK, STEP, False)
+                    grad_tile = grad_x * score
+                    if grad_new_edge is not None:
+                        grad_tile += through_edge
+                    grad_tile = tl.where(heard, grad_tile, 0.0)
+                    tl.store(address, grad_tile.to(grad_edge.dtype.element_ty), mask=inside)
+            if grad_query is not None:
+                store_rows(
+                    grad_query + gradient_offset, node, gradient_row, grad_q * scale, exists, DIM, TILE_DIM
+                )
+            if grad_factor is not None:
+                tl.store(grad_factor + pair * nodes + row, grad_f, mask=exists)
+            return
+        block -= blocks
+
+    if SENDERS:
+        first = block * BLOCK
         row = first + tl.arange(0, BLOCK)
         exists = row < nodes
         node = tl.minimum(row, nodes - 1)
@@ -313,26 +333,35 @@ def _backward(
             receiver = tl.minimum(start + tl.arange(0, STEP), nodes - 1)
             q = load_rows(query, receiver, query_row, DIM, TILE_DIM, PRECISION)
             do = load_rows(grad_output, receiver, output_row, VALUE_DIM, TILE_VALUE, PRECISION)
-            o = load_rows(output, receiver, output_row, VALUE_DIM, TILE_VALUE, "ieee")
-            delta = tl.sum(do.to(number) * o.to(number), 1)[None, :]
-            normalizer = tl.load(log_normalizer + receiver)[None, :]
+            maximum = tl.load(saved + receiver)[None, :]
+            inverse = tl.load(saved + plane + receiver)[None, :]
             inside = _inside(start, first, nodes, STEP, BLOCK, True)
             heard = _neighbors(neighbors, neighbors_row, start, first, inside, STEP, BLOCK, True)
             weight = tl.load(
                 _addresses(edge, edge_row, start, first, STEP, BLOCK, True), mask=heard, other=0.0
             )
             weight = weight.to(number)
-            _, attention = _attention(k, q, weight, heard, normalizer, SCALE, PRECISION)
-            grad_x = attention * (tl.dot(v, tl.trans(do), input_precision=PRECISION) - delta)
-            grad_v += tl.dot(rounded(attention.to(do.dtype), PRECISION), do, input_precision=PRECISION)
-            if grad_new_edge is not None:
-                address = _addresses(grad_new_edge, grad_new_edge_row, start, first, STEP, BLOCK, True)
-                f = tl.load(factor + receiver)[None, :]
-                grad_x += f * tl.load(address, mask=heard, other=0.0)
-            grad_k += tl.dot(rounded((grad_x * weight).to(q.dtype), PRECISION), q, input_precision=PRECISION)
-        store_rows(grad_key + gradient_offset, node, gradient_row, grad_k * SCALE, exists, DIM, TILE_DIM)
-        grad_value += (batch * value_gradient_batch + head * value_gradient_head) * VECTOR
-        store_rows(grad_value, node, value_gradient_row * VECTOR, grad_v, exists, VALUE_DIM, TILE_VALUE)
+            score = scale * tl.dot(k, tl.trans(q), input_precision=PRECISION)
+            attention = _attention(score, weight, heard, maximum, inverse)
+            if grad_value is not None:
+                grad_v += tl.dot(rounded(attention.to(do.dtype), PRECISION), do, input_precision=PRECISION)
+            if grad_key is not None:
+                o = load_rows(output, receiver, output_row, VALUE_DIM, TILE_VALUE, "ieee")
+                delta = inner_sums((do,), (o,), True, PRECISION)
+                grad_x = attention * (tl.dot(v, tl.trans(do), input_precision=PRECISION) - delta)
+                if grad_new_edge is not None:
+                    address = _addresses(grad_new_edge, grad_new_edge_row, start, first, STEP, BLOCK, True)
+                    f = tl.load(factor + receiver)[None, :]
+                    grad_x += f * tl.load(address, mask=heard, other=0.0)
+                grad_score = tl.where(heard, grad_x * weight, 0.0)
+                grad_k += tl.dot(rounded(grad_score.to(q.dtype), PRECISION), q, input_precision=PRECISION)
+        if grad_key is not None:
+            store_rows(grad_key + gradient_offset, node, gradient_row, grad_k * scale, exists, DIM, TILE_DIM)
+        if grad_value is not None:
+            grad_value += (batch * value_gradient_batch + head * value_gradient_head) * VECTOR
+            store_rows(
+                grad_value, node, value_gradient_row * VECTOR, grad_v, exists, VALUE_DIM, TILE_VALUE
+            )
 
 
 def _setting(query: Tensor, value: Tensor, precision: str, direction: str):
@@ -392,8 +421,8 @@ def forward(
     Returns:
         output: [B, K, N, dv], in the type of value.
         new_edge: [B, K, N, N], 0 off the graph, float32 (float64 where query is); empty without ``factor``.
-        saved: [2, B, K, N], for the backward: logarithm to base 2 of every softmax denominator (0 where there is no
-            neighbour), nothing.
+        saved: [2, B, K, N], for the backward: every receiver's largest exponent to base 2, and one over the sum of its
+            softmax; 0 and 1 where there is no neighbour.
     """
     batch, resolutions, nodes, _ = query.shape
     number = torch.float64 if query.dtype is torch.float64 else torch.float32
@@ -401,7 +430,6 @@ def forward(
     query, value = dense_rows(query), dense_rows(value)
     key = laid_out_like(key, query)
     saved = empty_saved(query, 2)
-    log_normalizer = saved[0]
     new_edge = None if factor is None else query.new_empty((batch, resolutions, nodes, nodes), dtype=number)
     constants, options = _setting(query, value, precision, "forward")
     arguments = {
@@ -413,11 +441,12 @@ def forward(
         "factor": None if factor is None else factor.to(number).contiguous(),
         "new_edge": new_edge,
         "output": output,
-        "log_normalizer": log_normalizer,
+        "saved": saved,
+        "plane": batch * resolutions * nodes,
         "resolutions": resolutions,
         "nodes": nodes,
         **launch.strides(query=query, value=value, output=output),
-        "SCALE": scale,
+        "scale_bits": launch.bits(scale),
         **constants,
     }
     programs = batch * resolutions * triton.cdiv(nodes, constants["BLOCK"])
@@ -449,40 +478,44 @@ def backward(
         needs: which of the gradients below are wanted, in their order.
 
     Returns:
-        gradients of query, key, value, edge (in its shape and type) and factor, those alone that are needed.
+        gradients of query, key, value, edge (in its shape and type) and factor, those alone that are needed: nothing is
+        computed for the others.
     """
-    log_normalizer, needs_edge = saved[0], needs[3]
     batch, resolutions, nodes, dim = query.shape
-    number = log_normalizer.dtype
-    grad_query = empty_rows(query, nodes, dim, query.dtype)
-    grad_key = empty_rows(query, nodes, dim, query.dtype)
-    grad_value = empty_rows(query, nodes, value.shape[3], value.dtype)
+    needs_query, needs_key, needs_value, needs_edge, needs_factor = needs
+    grad_query = empty_rows(query, nodes, dim, query.dtype) if needs_query else None
+    grad_key = empty_rows(query, nodes, dim, query.dtype) if needs_key else None
+    grad_value = empty_rows(query, nodes, value.shape[3], value.dtype) if needs_value else None
     query, value = dense_rows(query), dense_rows(value)
     key = laid_out_like(key, query)
     grad_output = laid_out_like(grad_output, output)
     grad_edge = edge.new_empty(edge.shape) if needs_edge else None
-    grad_factor = None
-    if grad_new_edge is not None:
-        factor = factor.to(number).contiguous()
-        grad_factor = torch.empty_like(log_normalizer)
-    constants, options = _setting(query, value, precision, "backward")
+    grad_factor = unread = None
+    if needs_factor and grad_new_edge is None:
+        unread = torch.zeros_like(saved[0])
+    elif needs_factor:
+        grad_factor = torch.empty_like(saved[0])
     shared_edge = needs_edge and edge.shape[:2] != query.shape[:2]
+    of_receivers = needs_query or grad_factor is not None or (needs_edge and not shared_edge)
+    of_senders = needs_key or needs_value
+    constants, options = _setting(query, value, precision, "backward")
     arguments = {
         "query": query,
         "key": key,
         "value": value,
         **_matrices("edge", edge),
         **_matrices("neighbors", _mask(neighbors, query)),
-        "factor": None if grad_new_edge is None else factor,
+        "factor": None if grad_new_edge is None else factor.to(saved.dtype).contiguous(),
         "output": output,
         "grad_output": grad_output,
         **_matrices("grad_new_edge", grad_new_edge),
-        "log_normalizer": log_normalizer,
+        "saved": saved,
         "grad_query": grad_query,
         "grad_key": grad_key,
         "grad_value": grad_value,
         "grad_edge": grad_edge,
         "grad_factor": grad_factor,
+        "plane": batch * resolutions * nodes,
         "batches": batch,
         "resolutions": resolutions,
         "nodes": nodes,
@@ -490,17 +523,22 @@ def backward(
         "edge_resolutions": edge.shape[1],
         "zero": 0,
         **launch.strides(
-            query=query, value=value, output=output, gradient=grad_query, value_gradient=grad_value
+            query=query,
+            value=value,
+            output=output,
+            gradient=next((x for x in (grad_query, grad_key) if x is not None), query),
+            value_gradient=value if grad_value is None else grad_value,
         ),
-        "SCALE": scale,
+        "scale_bits": launch.bits(scale),
         "SHARED_EDGE": shared_edge,
+        "RECEIVERS": of_receivers,
+        "SENDERS": of_senders,
         **constants,
     }
     blocks = triton.cdiv(nodes, constants["BLOCK"])
-    programs = 2 * batch * resolutions * blocks
+    programs = (of_receivers + of_senders) * batch * resolutions * blocks
     if shared_edge:
         programs += edge.shape[0] * edge.shape[1] * blocks * triton.cdiv(nodes, constants["SHARED_STEP"])
-    launch.launch(_backward, (programs,), arguments, options, query.device)
-    if factor is not None and grad_factor is None:
-        grad_factor = torch.zeros_like(log_normalizer)
-    return asked([grad_query, grad_key, grad_value, grad_edge, grad_factor], needs)
+    if programs:
+        launch.launch(_backward, (programs,), arguments, options, query.device)
+    return asked([grad_query, grad_key, grad_value, grad_edge, grad_factor if unread is None else unread], needs)

@@ -20,15 +20,16 @@ from ecore_kernels.layout import (
     empty_rows,
     empty_saved,
     laid_out_like,
-    saved_order,
 )
 from ecore_kernels.triton_kernels import launch
 from ecore_kernels.triton_kernels.tiles import (
-    LOG2E,
     add_product,
+    exponent,
     inner_product,
+    inner_sums,
     last_heard,
     load_pieces,
+    number_of,
     place_of_receiver,
     scaled,
     store_pieces,
@@ -43,13 +44,28 @@ CHUNK = 512  # nodes that are put in order at a time
 # Sizes and strides differ from batch to batch: compiling anew where one happens to be a multiple of 16 would cost more
 # than it gains. VECTOR tells the compiler what it needs.
 VARYING = [
-    "resolutions", "words", "emotions", "correlation_batch", "zero",
+    "plane", "resolutions", "words", "emotions", "correlation_batch", "zero", "scale_bits",
     *(
         f"{of}_{name}"
         for of in ("query", "value", "output", "gradient", "value_gradient")
         for name in ("batch", "head", "row")
     ),
 ]  # fmt: skip
+
+
+@triton.jit
+def _saved_of(saved, plane, pair, nodes):
+    """Where a (b, k) has what the forward leaves the backward, its planes of that many elements.
+
+    Returns:
+        by place in the order, receivers' maximum and one over their sum, and E0 of the edges that the node there sends
+        to words; the order; the counts of emotions and of nodes that take part.
+    """
+    plane = plane.to(tl.int64)
+    order = (saved + 3 * plane).to(tl.pointer_type(tl.int32), bitcast=True)
+    counts = (saved + 4 * plane).to(tl.pointer_type(tl.int32), bitcast=True)
+    saved += pair * nodes
+    return saved, saved + plane, saved + 2 * plane, order + pair * nodes, counts + pair * 2
 
 
 @triton.jit
@@ -91,15 +107,36 @@ def _load_all(bases, offset, node, stride, WIDTH: tl.constexpr, PIECE: tl.conste
 @triton.jit
 def _all_u(
     own, bases, offset, node, stride,
-    WIDTH: tl.constexpr, PIECE: tl.constexpr, SCALE: tl.constexpr, PRECISION: tl.constexpr,
+    scale, WIDTH: tl.constexpr, PIECE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """u = 1 + scale * q . k of every earlier layer, between its rows at hand and the rows of these nodes."""
     u = ()
     for m in tl.static_range(len(own)):
         # Loaded right before its product: loaded together, the layers would fill the registers.
         rows = load_pieces(bases[m] + offset, node, stride, WIDTH, PIECE, PRECISION)
-        u += (1.0 + SCALE * inner_product(own[m], rows, PRECISION),)
+        u += (1.0 + scale * inner_product(own[m], rows, PRECISION),)
     return u
+
+
+@triton.jit
+def _weighted(score, edge, factor, u):
+    """Scores times their edges, multiplied in the one order that forward and backward share."""
+    x = score * edge
+    if factor is not None:
+        x *= factor
+    for m in tl.static_range(len(u)):
+        x *= u[m]
+    return x
+
+
+@triton.jit
+def _whole_edges(edge, factor, u):
+    """The edges of a tile, of E0, r of the receivers (None for 1) and every layer's u."""
+    if factor is not None:
+        edge = edge * factor
+    for m in tl.static_range(len(u)):
+        edge *= u[m]
+    return edge
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -110,10 +147,10 @@ def _forward(
     emotion_weight, correlation, emotion_mask,  # [B, P], [P, P] or [B, P, P], [B, P] or None
     row_factor,  # [B, K, N] or None
     output,  # [B, K, N or M, dv]
-    log_normalizer, order, weight, counts,  # [B, K, N] each and [B, K, 2]: for the backward
-    resolutions, words, emotions, correlation_batch,
+    saved,  # [5, B, K, N], for the backward: see _saved_of
+    plane, resolutions, words, emotions, correlation_batch,
     query_batch, query_head, query_row, value_batch, value_head, value_row, output_batch, output_head, output_row,
-    SCALE: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, PIECE: tl.constexpr,
+    scale_bits: tl.int64, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, PIECE: tl.constexpr,
     VECTOR: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr, WORDS_ONLY: tl.constexpr,
     BLOCK: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
@@ -138,17 +175,17 @@ def _forward(
     if emotion_mask is not None:
         emotion_mask += batch * emotions
     correlation += batch * correlation_batch
-    order += pair * nodes
-    weight += pair * nodes
+    _, _, weight, order, counts = _saved_of(saved, plane, pair, nodes)
     emotion_count, count = write_order(
         word_mask, emotion_mask, word_weight + batch * words, emotion_weight + batch * emotions,
         order, weight, words, emotions, CHUNK,
     )  # fmt: skip
-    tl.store(counts + pair * 2, emotion_count)
-    tl.store(counts + pair * 2 + 1, count)
+    tl.store(counts, emotion_count)
+    tl.store(counts + 1, count)
 
     row = block * BLOCK + tl.arange(0, BLOCK)
-    number: tl.constexpr = log_normalizer.dtype.element_ty
+    number: tl.constexpr = saved.dtype.element_ty
+    scale = number_of(scale_bits, number)
     nothing = zero_pieces(BLOCK, VALUE_DIM, PIECE, number)
     out = takes_no_part(row, word_mask, emotion_mask, words, receivers)
     store_pieces(output, row, output_row, nothing, out, VALUE_DIM, PIECE)
@@ -165,6 +202,8 @@ def _forward(
     past = _load_all(history_query, query_offset, node, query_row, DIM, PIECE, PRECISION)
     if row_factor is not None:
         factor = tl.load(row_factor + pair * nodes + node)[:, None]
+    else:
+        factor = None
     maximum = tl.full([BLOCK], float("-inf"), number)
     normalizer = tl.zeros([BLOCK], number)
     total = zero_pieces(BLOCK, VALUE_DIM, PIECE, number)
@@ -184,12 +223,9 @@ def _forward(
         )  # fmt: skip
         # Every tile is loaded right before its product: loaded together, they would fill shared memory and registers.
         k = load_pieces(key + query_offset, sender_node, query_row, DIM, PIECE, PRECISION)
-        x = inner_product(q, k, PRECISION) * (SCALE * LOG2E) * edge
-        u = _all_u(past, history_key, query_offset, sender_node, query_row, DIM, PIECE, SCALE, PRECISION)
-        for m in tl.static_range(len(u)):
-            x *= u[m]
-        if row_factor is not None:
-            x *= factor
+        score = scale * inner_product(q, k, PRECISION)
+        u = _all_u(past, history_key, query_offset, sender_node, query_row, scale, DIM, PIECE, PRECISION)
+        x = exponent(_weighted(score, edge, factor, u))
         x = tl.where((sender[None, :] <= last) & (sender[None, :] != itself), x, float("-inf"))
         larger = tl.maximum(maximum, tl.max(x, 1))
         # Everybody hears [CLS], in the first tile; but what is heard there may all have overflowed.
@@ -200,31 +236,35 @@ def _forward(
         v = load_pieces(value + value_offset, sender_node, value_row, VALUE_DIM, PIECE, PRECISION)
         total = add_product(scaled(total, shrink[:, None]), p, v, PRECISION)
         maximum = larger
-    total = scaled(total, 1.0 / normalizer[:, None])
+    inverse = 1.0 / normalizer
+    total = scaled(total, inverse[:, None])
     store_pieces(output, node, output_row, total, exists, VALUE_DIM, PIECE)
-    tl.store(log_normalizer + pair * nodes + place, maximum + tl.log2(normalizer), mask=exists)
+    saved_maximum, saved_inverse, _, _, _ = _saved_of(saved, plane, pair, nodes)
+    tl.store(saved_maximum + place, maximum, mask=exists)
+    tl.store(saved_inverse + place, inverse, mask=exists)
+
+
+@triton.jit
+def _attention(x, heard, maximum, inverse):
+    """Attention of a tile as the forward had it, of its weighted scores and its receivers' maximum and inverse."""
+    return tl.where(heard, tl.exp2(exponent(x) - maximum) * inverse, 0.0)
 
 
 @triton.jit
 def _tile(
-    score, u, grad_attention,  # of one tile [staying, streaming]: scale * q . k, every layer's u, and dO V^T
-    edge, factor,  # E0 of the tile; r of its receivers
-    heard, log_normalizer, delta,  # who hears whom; of the receivers
+    score, u, attention, grad_attention,  # of one tile [staying, streaming]; the last is dO V^T
+    edge, factor,  # E0 of the tile; r of its receivers, or None
+    heard, delta,  # who hears whom; dO O of the receivers
 ):  # fmt: skip
     """The backward of one tile, with G = A (dO V^T - delta) the gradient of the weighted scores.
 
     Returns:
-        attention A; the gradients of the scores, of every layer's u, of E0, and of r before its sum over senders.
+        the gradients of the scores, of every layer's u, of E0, and of r before its sum over senders; 0 where nothing is
+        heard.
     """
-    scaled_edge = edge * factor
-    whole = scaled_edge
-    unscaled = edge
-    product = factor
-    for m in tl.static_range(len(u)):
-        whole *= u[m]
-        unscaled *= u[m]
-        product *= u[m]
-    attention = tl.where(heard, tl.exp2(score * whole * LOG2E - log_normalizer), 0.0)
+    scaled_edge = edge
+    if factor is not None:
+        scaled_edge = edge * factor
     g = attention * (grad_attention - delta)
     gs = g * score
     grad_u = ()
@@ -233,8 +273,28 @@ def _tile(
         for n in tl.static_range(len(u)):
             if n != m:
                 others *= u[n]
-        grad_u += (gs * others,)
-    return attention, g * whole, grad_u, gs * product, gs * unscaled
+        grad_u += (tl.where(heard, gs * others, 0.0),)
+    grad_edge = gs
+    if factor is not None:
+        grad_edge *= factor
+    grad_factor = gs * edge
+    for m in tl.static_range(len(u)):
+        grad_edge *= u[m]
+        grad_factor *= u[m]
+    # What is not heard may be NaN, which no product with an attention of 0 takes away.
+    grad_edge = tl.where(heard, grad_edge, 0.0)
+    grad_factor = tl.where(heard, grad_factor, 0.0)
+    return tl.where(heard, g * _whole_edges(edge, factor, u), 0.0), grad_u, grad_edge, grad_factor
+
+
+@triton.jit
+def _wanted(members, WANTED: tl.constexpr):
+    """Those members of a tuple whose bits are set."""
+    kept = ()
+    for m in tl.static_range(len(members)):
+        if (WANTED >> m) & 1:
+            kept += (members[m],)
+    return kept
 
 
 @triton.jit
@@ -267,15 +327,6 @@ def _zeros(like, ROWS: tl.constexpr, WIDTH: tl.constexpr, PIECE: tl.constexpr, T
 
 
 @triton.jit
-def _rows_inner_sum(a, b, TYPE: tl.constexpr):
-    """Every row of a times its row of b."""
-    total = tl.sum(a[0].to(TYPE) * b[0].to(TYPE), 1)
-    for p in tl.static_range(1, len(a)):
-        total += tl.sum(a[p].to(TYPE) * b[p].to(TYPE), 1)
-    return total
-
-
-@triton.jit
 def _store_all(bases, offset, node, stride, tiles, scale, stored, WIDTH: tl.constexpr, PIECE: tl.constexpr):
     for m in tl.static_range(len(bases)):
         store_pieces(bases[m] + offset, node, stride, scaled(tiles[m], scale), stored, WIDTH, PIECE)
@@ -284,14 +335,18 @@ def _store_all(bases, offset, node, stride, tiles, scale, stored, WIDTH: tl.cons
 @triton.jit(do_not_specialize=VARYING)
 def _backward(
     query, key, value, history_query, history_key, correlation, word_mask, emotion_mask, row_factor,
-    output, grad_output, log_normalizer, order, weight, counts,
+    output, grad_output, saved,
+    # None, or not in the tuple, where not wanted; of the last three [B, K, N], [B, K, P], [B, K, P, P]
     grad_query, grad_key, grad_value, grad_history_query, grad_history_key,
-    grad_row_factor, grad_emotion_weight, grad_correlation,  # [B, K, N], [B, K, P], [B, K, P, P]; None where not wanted
-    resolutions, words, emotions, correlation_batch, zero,
+    grad_row_factor, grad_emotion_weight, grad_correlation,
+    plane, resolutions, words, emotions, correlation_batch, zero,
     query_batch, query_head, query_row, value_batch, value_head, value_row, output_batch, output_head, output_row,
     gradient_batch, gradient_head, gradient_row, value_gradient_batch, value_gradient_head, value_gradient_row,
-    SCALE: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, PIECE: tl.constexpr,
+    scale_bits: tl.int64, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, PIECE: tl.constexpr,
     VECTOR: tl.constexpr, PRECISION: tl.constexpr, WORDS_ONLY: tl.constexpr,
+    RECEIVERS: tl.constexpr, SENDERS: tl.constexpr,  # whether anything is wanted of the one, and of the other
+    SCORES: tl.constexpr,  # whether anything but grad_value is wanted of the senders
+    HISTORY_QUERY: tl.constexpr, HISTORY_KEY: tl.constexpr,  # layers whose gradients are wanted, a bit each
     BLOCK: tl.constexpr, STEP: tl.constexpr, RELOAD: tl.constexpr,
 ):  # fmt: skip
     """One program: the gradients of BLOCK nodes of one (b, k), as receivers or, in the later programs, as senders.
@@ -301,8 +356,8 @@ def _backward(
     """
     nodes = words + emotions
     receivers = words if WORDS_ONLY else nodes
-    receiver_blocks = tl.cdiv(receivers, BLOCK)
-    blocks = receiver_blocks + tl.cdiv(nodes, BLOCK)
+    receiver_blocks = tl.cdiv(receivers, BLOCK) * RECEIVERS
+    blocks = receiver_blocks + tl.cdiv(nodes, BLOCK) * SENDERS
     pair = (tl.program_id(0) // blocks).to(tl.int64)
     block = tl.program_id(0) % blocks
     batch, head = pair // resolutions, pair % resolutions
@@ -319,90 +374,107 @@ def _backward(
     if emotion_mask is not None:
         emotion_mask += batch * emotions
     correlation += batch * correlation_batch
-    order += pair * nodes
-    weight += pair * nodes
-    log_normalizer += pair * nodes
-    emotion_count = tl.load(counts + pair * 2)
-    count = tl.load(counts + pair * 2 + 1)
+    saved_maximum, saved_inverse, weight, order, counts = _saved_of(saved, plane, pair, nodes)
+    emotion_count = tl.load(counts)
+    count = tl.load(counts + 1)
     skipped = emotion_count if WORDS_ONLY else 0
-    number: tl.constexpr = log_normalizer.dtype.element_ty
+    number: tl.constexpr = saved.dtype.element_ty
+    scale = number_of(scale_bits, number)
 
-    if block < receiver_blocks:
-        block = tl.where(block == 0, 0, receiver_blocks - block)  # the longest first
-        row = block * BLOCK + tl.arange(0, BLOCK)
-        exists = row < count - skipped
-        place = place_of_receiver(row, skipped, count)
-        node = tl.load(order + place)
-        last = last_heard(place, emotion_count, count)[:, None]
-        itself = unheard_self(place, emotion_count)[:, None]
-        normalizer = tl.load(log_normalizer + place)[:, None]
-        if row_factor is not None:
-            factor = tl.load(row_factor + pair * nodes + node)[:, None]
-        else:
-            factor = 1.0
-        q = load_pieces(query + query_offset, node, query_row, DIM, PIECE, PRECISION)
-        past = _load_all(history_query, query_offset, node, query_row, DIM, PIECE, PRECISION)
-        do = load_pieces(grad_output, node, output_row, VALUE_DIM, PIECE, PRECISION)
-        o = load_pieces(output, node, output_row, VALUE_DIM, PIECE, "ieee")
-        delta = _rows_inner_sum(do, o, number)[:, None]
-        grad_q = zero_pieces(BLOCK, DIM, PIECE, number)
-        grad_past = _zeros(history_query, BLOCK, DIM, PIECE, number)
-        grad_factor = tl.zeros([BLOCK], number)
-        end = tl.minimum(tl.maximum((block + 1) * BLOCK + skipped, emotion_count + 1), count)
-        end = tl.where(block == 0, count, end)
-        end = tl.where(block * BLOCK < count - skipped, end, 0)
-        for start in range(0, end, STEP):
-            sender = start + tl.arange(0, STEP)
-            sender_place = tl.minimum(sender, count - 1)
-            sender_node = tl.load(order + sender_place)
-            if WORDS_ONLY:
-                between = False
-            else:
-                between = (block * BLOCK <= emotion_count) & (start <= emotion_count)
-            edge = _initial_edges(
-                place, sender_place, node, sender_node, tl.load(weight + sender_place), correlation, words, emotions,
-                emotion_count, between, False,
-            )  # fmt: skip
-            heard = (sender[None, :] <= last) & (sender[None, :] != itself)
-            k = load_pieces(key + query_offset, sender_node, query_row, DIM, PIECE, PRECISION)
-            score = SCALE * inner_product(q, k, PRECISION)
-            u = _all_u(past, history_key, query_offset, sender_node, query_row, DIM, PIECE, SCALE, PRECISION)
-            v = load_pieces(value, sender_node, value_row, VALUE_DIM, PIECE, PRECISION)
-            grad_attention = inner_product(do, v, PRECISION)
-            _, grad_score, grad_u, _, grad_r = _tile(
-                score, u, grad_attention, edge, factor, heard, normalizer, delta
-            )
-            if RELOAD:
-                sender_node += zero
-            k = load_pieces(key + query_offset, sender_node, query_row, DIM, PIECE, PRECISION)
-            grad_q = add_product(grad_q, grad_score, k, PRECISION)
-            grad_past = _add_all(
-                grad_past, grad_u, history_key, query_offset, sender_node, query_row, DIM, PIECE, PRECISION
-            )
+    if RECEIVERS:
+        if block < receiver_blocks:
+            block = tl.where(block == 0, 0, receiver_blocks - block)  # the longest first
+            row = block * BLOCK + tl.arange(0, BLOCK)
+            exists = row < count - skipped
+            place = place_of_receiver(row, skipped, count)
+            node = tl.load(order + place)
+            last = last_heard(place, emotion_count, count)[:, None]
+            itself = unheard_self(place, emotion_count)[:, None]
+            maximum = tl.load(saved_maximum + place)[:, None]
+            inverse = tl.load(saved_inverse + place)[:, None]
             if row_factor is not None:
-                grad_factor += tl.sum(grad_r, 1)
-        # Computed anew: the compiler would otherwise keep all this in registers during the loop.
-        pair = ((tl.program_id(0) + zero) // blocks).to(tl.int64)
-        gradient_offset = (pair // resolutions * gradient_batch + pair % resolutions * gradient_head) * VECTOR
-        row = (block + zero) * BLOCK + tl.arange(0, BLOCK)
-        exists = row < count - skipped
-        node = tl.load(order + place_of_receiver(row, skipped, count))
-        store_pieces(
-            grad_query + gradient_offset, node, gradient_row, scaled(grad_q, SCALE), exists, DIM, PIECE
-        )
-        _store_all(
-            grad_history_query, gradient_offset, node, gradient_row, grad_past, SCALE, exists, DIM, PIECE
-        )
-        out = takes_no_part(row, word_mask, emotion_mask, words, receivers)
-        nothing = zero_pieces(BLOCK, DIM, PIECE, number)
-        store_pieces(grad_query + gradient_offset, row, gradient_row, nothing, out, DIM, PIECE)
-        for m in tl.static_range(len(grad_history_query)):
-            store_pieces(grad_history_query[m] + gradient_offset, row, gradient_row, nothing, out, DIM, PIECE)
-        if row_factor is not None:
-            tl.store(grad_row_factor + pair * nodes + node, grad_factor, mask=exists)
-            tl.store(grad_row_factor + pair * nodes + row, tl.zeros([BLOCK], number), mask=out)
-    else:
+                factor = tl.load(row_factor + pair * nodes + node)[:, None]
+            else:
+                factor = None
+            q = load_pieces(query + query_offset, node, query_row, DIM, PIECE, PRECISION)
+            past = _load_all(history_query, query_offset, node, query_row, DIM, PIECE, PRECISION)
+            do = load_pieces(grad_output, node, output_row, VALUE_DIM, PIECE, PRECISION)
+            o = load_pieces(output, node, output_row, VALUE_DIM, PIECE, "ieee")
+            delta = inner_sums(do, o, False, PRECISION)
+            grad_q = zero_pieces(BLOCK, DIM, PIECE, number)
+            grad_past = _zeros(grad_history_query, BLOCK, DIM, PIECE, number)
+            grad_factor = tl.zeros([BLOCK], number)
+            end = tl.minimum(tl.maximum((block + 1) * BLOCK + skipped, emotion_count + 1), count)
+            end = tl.where(block == 0, count, end)
+            end = tl.where(block * BLOCK < count - skipped, end, 0)
+            for start in range(0, end, STEP):
+                sender = start + tl.arange(0, STEP)
+                sender_place = tl.minimum(sender, count - 1)
+                sender_node = tl.load(order + sender_place)
+                if WORDS_ONLY:
+                    between = False
+                else:
+                    between = (block * BLOCK <= emotion_count) & (start <= emotion_count)
+                edge = _initial_edges(
+                    place, sender_place, node, sender_node, tl.load(weight + sender_place), correlation, words,
+                    emotions, emotion_count, between, False,
+                )  # fmt: skip
+                heard = (sender[None, :] <= last) & (sender[None, :] != itself)
+                k = load_pieces(key + query_offset, sender_node, query_row, DIM, PIECE, PRECISION)
+                score = scale * inner_product(q, k, PRECISION)
+                u = _all_u(past, history_key, query_offset, sender_node, query_row, scale, DIM, PIECE, PRECISION)
+                v = load_pieces(value, sender_node, value_row, VALUE_DIM, PIECE, PRECISION)
+                grad_attention = inner_product(do, v, PRECISION)
+                attention = _attention(_weighted(score, edge, factor, u), heard, maximum, inverse)
+                grad_score, grad_u, _, grad_r = _tile(
+                    score, u, attention, grad_attention, edge, factor, heard, delta
+                )
+                if RELOAD:
+                    sender_node += zero
+                if grad_query is not None:
+                    k = load_pieces(key + query_offset, sender_node, query_row, DIM, PIECE, PRECISION)
+                    grad_q = add_product(grad_q, grad_score, k, PRECISION)
+                grad_past = _add_all(
+                    grad_past, _wanted(grad_u, HISTORY_QUERY), _wanted(history_key, HISTORY_QUERY), query_offset,
+                    sender_node, query_row, DIM, PIECE, PRECISION,
+                )  # fmt: skip
+                if grad_row_factor is not None:
+                    grad_factor += tl.sum(grad_r, 1)
+            # Computed anew: the compiler would otherwise keep all this in registers during the loop.
+            pair = ((tl.program_id(0) + zero) // blocks).to(tl.int64)
+            gradient_offset = (pair // resolutions * gradient_batch + pair % resolutions * gradient_head) * VECTOR
+            row = (block + zero) * BLOCK + tl.arange(0, BLOCK)
+            exists = row < count - skipped
+            node = tl.load(order + place_of_receiver(row, skipped, count))
+            out = takes_no_part(row, word_mask, emotion_mask, words, receivers)
+            nothing = zero_pieces(BLOCK, DIM, PIECE, number)
+            if grad_query is not None:
+                grad_query += gradient_offset
+                store_pieces(grad_query, node, gradient_row, scaled(grad_q, scale), exists, DIM, PIECE)
+                store_pieces(grad_query, row, gradient_row, nothing, out, DIM, PIECE)
+            _store_all(grad_history_query, gradient_offset, node, gradient_row, grad_past, scale, exists, DIM, PIECE)
+            for m in tl.static_range(len(grad_history_query)):
+                store_pieces(grad_history_query[m] + gradient_offset, row, gradient_row, nothing, out, DIM, PIECE)
+            if grad_row_factor is not None:
+                tl.store(grad_row_factor + pair * nodes + node, grad_factor, mask=exists)
+                tl.store(grad_row_factor + pair * nodes + row, tl.zeros([BLOCK], number), mask=out)
+            if WORDS_ONLY:  # noqa: SIM102, settled when compiling
+                if block == 0:  # no program has the emotions as receivers
+                    for start in range(0, emotions, BLOCK):
+                        row = words + start + tl.arange(0, BLOCK)
+                        out = row < nodes
+                        if grad_query is not None:
+                            store_pieces(grad_query, row, gradient_row, nothing, out, DIM, PIECE)
+                        for m in tl.static_range(len(grad_history_query)):
+                            past_gradient = grad_history_query[m] + gradient_offset
+                            store_pieces(past_gradient, row, gradient_row, nothing, out, DIM, PIECE)
+                        if grad_row_factor is not None:
+                            zeros = tl.zeros([BLOCK], number)
+                            tl.store(grad_row_factor + pair * nodes + row, zeros, mask=out)
+            return
         block -= receiver_blocks
+
+    if SENDERS:
         row = block * BLOCK + tl.arange(0, BLOCK)
         exists = row < count
         place = tl.minimum(row, count - 1)
@@ -410,9 +482,10 @@ def _backward(
         own_weight = tl.load(weight + place)
         k = load_pieces(key + query_offset, node, query_row, DIM, PIECE, PRECISION)
         past = _load_all(history_key, query_offset, node, query_row, DIM, PIECE, PRECISION)
-        v = load_pieces(value, node, value_row, VALUE_DIM, PIECE, PRECISION)
+        if SCORES:
+            v = load_pieces(value, node, value_row, VALUE_DIM, PIECE, PRECISION)
         grad_k = zero_pieces(BLOCK, DIM, PIECE, number)
-        grad_past = _zeros(history_key, BLOCK, DIM, PIECE, number)
+        grad_past = _zeros(grad_history_key, BLOCK, DIM, PIECE, number)
         grad_v = zero_pieces(BLOCK, VALUE_DIM, PIECE, number)
         grad_weight = tl.zeros([BLOCK], number)
         emotional = block * BLOCK <= emotion_count
@@ -428,11 +501,10 @@ def _backward(
             heard_at_all = receiver < count - skipped
             receiver_place = place_of_receiver(receiver, skipped, count)
             receiver_node = tl.load(order + receiver_place)
-            normalizer = tl.load(log_normalizer + receiver_place)[None, :]
             if row_factor is not None:
                 factor = tl.load(row_factor + pair * nodes + receiver_node)[None, :]
             else:
-                factor = 1.0
+                factor = None
             if WORDS_ONLY:
                 between = False
             else:
@@ -445,34 +517,35 @@ def _backward(
             itself = unheard_self(receiver_place, emotion_count)[None, :]
             heard = (row[:, None] <= last) & (row[:, None] != itself)
             q = load_pieces(query + query_offset, receiver_node, query_row, DIM, PIECE, PRECISION)
-            score = SCALE * inner_product(k, q, PRECISION)
+            score = scale * inner_product(k, q, PRECISION)
             u = _all_u(
-                past, history_query, query_offset, receiver_node, query_row, DIM, PIECE, SCALE, PRECISION
+                past, history_query, query_offset, receiver_node, query_row, scale, DIM, PIECE, PRECISION
             )
-            do = load_pieces(grad_output, receiver_node, output_row, VALUE_DIM, PIECE, PRECISION)
-            grad_attention = inner_product(v, do, PRECISION)
-            o = load_pieces(output, receiver_node, output_row, VALUE_DIM, PIECE, "ieee")
-            delta = _rows_inner_sum(do, o, number)[None, :]
-            attention, grad_score, grad_u, grad_edge, _ = _tile(
-                score, u, grad_attention, edge, factor, heard, normalizer, delta
-            )
+            if SCORES:
+                do = load_pieces(grad_output, receiver_node, output_row, VALUE_DIM, PIECE, PRECISION)
+                grad_attention = inner_product(v, do, PRECISION)
+                o = load_pieces(output, receiver_node, output_row, VALUE_DIM, PIECE, "ieee")
+                delta = inner_sums(o, do, True, PRECISION)
+            maximum = tl.load(saved_maximum + receiver_place)[None, :]
+            inverse = tl.load(saved_inverse + receiver_place)[None, :]
+            attention = _attention(_weighted(score, edge, factor, u), heard, maximum, inverse)
+            if SCORES:
+                grad_score, grad_u, grad_edge, _ = _tile(
+                    score, u, attention, grad_attention, edge, factor, heard, delta
+                )
             if RELOAD:
                 receiver_node += zero
-            do = load_pieces(grad_output, receiver_node, output_row, VALUE_DIM, PIECE, PRECISION)
-            grad_v = add_product(grad_v, attention, do, PRECISION)
-            q = load_pieces(query + query_offset, receiver_node, query_row, DIM, PIECE, PRECISION)
-            grad_k = add_product(grad_k, grad_score, q, PRECISION)
-            grad_past = _add_all(
-                grad_past,
-                grad_u,
-                history_query,
-                query_offset,
-                receiver_node,
-                query_row,
-                DIM,
-                PIECE,
-                PRECISION,
-            )
+            if grad_value is not None:
+                do = load_pieces(grad_output, receiver_node, output_row, VALUE_DIM, PIECE, PRECISION)
+                grad_v = add_product(grad_v, attention, do, PRECISION)
+            if grad_key is not None:
+                q = load_pieces(query + query_offset, receiver_node, query_row, DIM, PIECE, PRECISION)
+                grad_k = add_product(grad_k, grad_score, q, PRECISION)
+            if SCORES:
+                grad_past = _add_all(
+                    grad_past, _wanted(grad_u, HISTORY_KEY), _wanted(history_query, HISTORY_KEY), query_offset,
+                    receiver_node, query_row, DIM, PIECE, PRECISION,
+                )  # fmt: skip
             is_emotion = ((receiver_place > 0) & (receiver_place <= emotion_count))[None, :]
             if grad_emotion_weight is not None:
                 grad_weight += tl.sum(tl.where(is_emotion, 0.0, grad_edge), 1)
@@ -493,36 +566,24 @@ def _backward(
         exists = row < count
         place = tl.minimum(row, count - 1)
         node = tl.load(order + place)
-        store_pieces(
-            grad_key + gradient_offset, node, gradient_row, scaled(grad_k, SCALE), exists, DIM, PIECE
-        )
-        _store_all(
-            grad_history_key, gradient_offset, node, gradient_row, grad_past, SCALE, exists, DIM, PIECE
-        )
-        value_gradient_row *= VECTOR
-        grad_value += (batch * value_gradient_batch + head * value_gradient_head) * VECTOR
-        store_pieces(grad_value, node, value_gradient_row, grad_v, exists, VALUE_DIM, PIECE)
         out = takes_no_part(row, word_mask, emotion_mask, words, nodes)
         nothing = zero_pieces(BLOCK, DIM, PIECE, number)
-        store_pieces(grad_key + gradient_offset, row, gradient_row, nothing, out, DIM, PIECE)
+        if grad_key is not None:
+            grad_key += gradient_offset
+            store_pieces(grad_key, node, gradient_row, scaled(grad_k, scale), exists, DIM, PIECE)
+            store_pieces(grad_key, row, gradient_row, nothing, out, DIM, PIECE)
+        _store_all(grad_history_key, gradient_offset, node, gradient_row, grad_past, scale, exists, DIM, PIECE)
         for m in tl.static_range(len(grad_history_key)):
             store_pieces(grad_history_key[m] + gradient_offset, row, gradient_row, nothing, out, DIM, PIECE)
-        nothing = zero_pieces(BLOCK, VALUE_DIM, PIECE, number)
-        store_pieces(grad_value, row, value_gradient_row, nothing, out, VALUE_DIM, PIECE)
+        if grad_value is not None:
+            value_gradient_row *= VECTOR
+            grad_value += (batch * value_gradient_batch + head * value_gradient_head) * VECTOR
+            store_pieces(grad_value, node, value_gradient_row, grad_v, exists, VALUE_DIM, PIECE)
+            nothing = zero_pieces(BLOCK, VALUE_DIM, PIECE, number)
+            store_pieces(grad_value, row, value_gradient_row, nothing, out, VALUE_DIM, PIECE)
         if grad_emotion_weight is not None:
             sends = exists & (place > 0) & (place <= emotion_count)
             tl.store(grad_emotion_weight + pair * emotions + node - words, grad_weight, mask=sends)
-        if WORDS_ONLY:
-            # No program has the emotions as receivers.
-            emotion = (row >= words) & (row < nodes)
-            nothing = zero_pieces(BLOCK, DIM, PIECE, number)
-            store_pieces(grad_query + gradient_offset, row, gradient_row, nothing, emotion, DIM, PIECE)
-            for m in tl.static_range(len(grad_history_query)):
-                store_pieces(
-                    grad_history_query[m] + gradient_offset, row, gradient_row, nothing, emotion, DIM, PIECE
-                )
-            if row_factor is not None:
-                tl.store(grad_row_factor + pair * nodes + row, tl.zeros([BLOCK], number), mask=emotion)
 
 
 def _setting(query: Tensor, value: Tensor, history: int, precision: str, direction: str):
@@ -597,8 +658,8 @@ def forward(
 
     Returns:
         output: [B, K, N or M, dv], in the type of value.
-        saved: [5, B, K, N], for the backward: of every receiver by its place the logarithm to base 2 of its softmax
-            denominator, nothing, E0 of the edges that the node in that place sends to words; then order, int32
+        saved: [5, B, K, N], for the backward: of every receiver by its place its largest exponent to base 2, one over
+            the sum of its softmax, E0 of the edges that the node in that place sends to words; then order, int32
             [B, K, N]: the nodes that take part ([CLS], emotions, words); and counts, int32 [B, K, 2]: emotions and
             nodes that take part.
     """
@@ -609,19 +670,15 @@ def forward(
     number = torch.float64 if query.dtype is torch.float64 else torch.float32
     output = empty_rows(value, word_mask.shape[2] if words_only else nodes, value.shape[3], value.dtype)
     saved = empty_saved(query, 5)
-    log_normalizer, _, weight = saved[:3]
-    order, counts = saved_order(saved)
     constants, options = _setting(query, value, len(history_query), precision, "forward")
     arguments.update(
         word_weight=word_weight.to(number).contiguous(),
         emotion_weight=emotion_weight.to(number).contiguous(),
         output=output,
-        log_normalizer=log_normalizer,
-        order=order,
-        weight=weight,
-        counts=counts,
+        saved=saved,
+        plane=batch * resolutions * nodes,
         **launch.strides(query=arguments["query"], value=arguments["value"], output=output),
-        SCALE=scale,
+        scale_bits=launch.bits(scale),
         CHUNK=CHUNK,
         WORDS_ONLY=words_only,
         **constants,
@@ -658,48 +715,45 @@ def backward(
 
     Returns:
         gradients of query, key, value, the history's queries, its keys, row_factor, emotion_weight [B, P] and
-        correlation (in its shape), those alone that are needed.
+        correlation (in its shape), those alone that are needed: nothing is computed for the others.
     """
-    log_normalizer, _, weight = saved[:3]
-    order, counts = saved_order(saved)
-    needs_emotion_weight, needs_correlation = needs[-2:]
     arguments = _inputs(
         query, key, value, word_mask, correlation, emotion_mask, history_query, history_key, row_factor
     )
     batch, resolutions, nodes, _ = query.shape
-    emotions = correlation.shape[-1]
+    emotions, depth = correlation.shape[-1], len(history_query)
     grad_output = laid_out_like(grad_output, output)
-    number = log_normalizer.dtype
 
-    def gradient(width: int, dtype: torch.dtype) -> Tensor:
-        return empty_rows(query, nodes, width, dtype)
+    def rows(needed: bool, like: Tensor) -> Tensor | None:
+        return empty_rows(query, nodes, like.shape[3], like.dtype) if needed else None
 
-    dim = query.shape[3]
-    grad_query, grad_key = gradient(dim, query.dtype), gradient(dim, query.dtype)
-    grad_value = gradient(value.shape[3], value.dtype)
-    grad_history_query = [gradient(dim, query.dtype) for _ in history_query]
-    grad_history_key = [gradient(dim, query.dtype) for _ in history_key]
-    grad_row_factor = None if row_factor is None else torch.empty_like(log_normalizer)
+    node_tensors = (query, key, value, *history_query, *history_key)
+    gradients = [rows(needed, like) for needed, like in zip(needs[:-3], node_tensors, strict=True)]
+    grad_query, grad_key, grad_value = gradients[:3]
+    grad_past = gradients[3 : 3 + depth], gradients[3 + depth :]
+    wanted_past = [tuple(gradient for gradient in past if gradient is not None) for past in grad_past]
+    needs_factor, needs_weight, needs_correlation = needs[-3:]
+    grad_row_factor = torch.empty_like(saved[0]) if needs_factor else None
     # An emotion that takes no part gets no program's result.
-    partial = query.new_empty if emotion_mask is None else query.new_zeros
-    grad_emotion_weight = grad_correlation = None
-    if needs_emotion_weight:
-        grad_emotion_weight = partial((batch, resolutions, emotions), dtype=number)
+    partial = saved.new_empty if emotion_mask is None else saved.new_zeros
+    grad_emotion_weight = partial((batch, resolutions, emotions)) if needs_weight else None
+    grad_correlation = None
     if needs_correlation and not words_only:
-        grad_correlation = partial((batch, resolutions, emotions, emotions), dtype=number)
-    constants, options = _setting(query, value, len(history_query), precision, "backward")
+        grad_correlation = partial((batch, resolutions, emotions, emotions))
+    by_receivers = [x for x in (grad_query, *wanted_past[0], grad_row_factor) if x is not None]
+    of_scores = [x for x in (grad_key, *wanted_past[1], grad_emotion_weight, grad_correlation) if x is not None]
+    constants, options = _setting(query, value, depth, precision, "backward")
+    given = next((x for x in gradients if x is not None and x is not grad_value), query)
     arguments.update(
         output=output,
         grad_output=grad_output,
-        log_normalizer=log_normalizer,
-        order=order,
-        weight=weight,
-        counts=counts,
+        saved=saved,
+        plane=batch * resolutions * nodes,
         grad_query=grad_query,
         grad_key=grad_key,
         grad_value=grad_value,
-        grad_history_query=tuple(grad_history_query),
-        grad_history_key=tuple(grad_history_key),
+        grad_history_query=wanted_past[0],
+        grad_history_key=wanted_past[1],
         grad_row_factor=grad_row_factor,
         grad_emotion_weight=grad_emotion_weight,
         grad_correlation=grad_correlation,
@@ -708,21 +762,31 @@ def backward(
             query=arguments["query"],
             value=arguments["value"],
             output=output,
-            gradient=grad_query,
-            value_gradient=grad_value,
+            gradient=given,
+            value_gradient=value if grad_value is None else grad_value,
         ),
-        SCALE=scale,
+        scale_bits=launch.bits(scale),
         WORDS_ONLY=words_only,
+        RECEIVERS=bool(by_receivers),
+        SENDERS=grad_value is not None or bool(of_scores),
+        SCORES=bool(of_scores),
+        HISTORY_QUERY=_bits(grad_past[0]),
+        HISTORY_KEY=_bits(grad_past[1]),
         **constants,
     )
-    blocks = triton.cdiv(output.shape[2], constants["BLOCK"]) + triton.cdiv(nodes, constants["BLOCK"])
-    launch.launch(_backward, (batch * resolutions * blocks,), arguments, options, query.device)
-    gradients = [grad_query, grad_key, grad_value, *grad_history_query, *grad_history_key]
-    gradients.append(grad_row_factor)
-    gradients.append(None if grad_emotion_weight is None else grad_emotion_weight.sum(1))
+    blocks = triton.cdiv(output.shape[2], constants["BLOCK"]) * arguments["RECEIVERS"]
+    blocks += triton.cdiv(nodes, constants["BLOCK"]) * arguments["SENDERS"]
+    if blocks:
+        launch.launch(_backward, (batch * resolutions * blocks,), arguments, options, query.device)
+    if grad_emotion_weight is not None:
+        grad_emotion_weight = grad_emotion_weight.sum(1)
     if grad_correlation is not None:
         grad_correlation = grad_correlation.sum((0, 1) if correlation.dim() == 2 else 1)
     elif needs_correlation:  # words hear emotions by emotion_weight alone
         grad_correlation = correlation.new_zeros(correlation.shape)
-    gradients.append(grad_correlation)
-    return asked(gradients, needs)
+    return asked([*gradients, grad_row_factor, grad_emotion_weight, grad_correlation], needs)
+
+
+def _bits(gradients: Sequence[Tensor | None]) -> int:
+    """Which of them there are, a bit each."""
+    return sum(1 << place for place, gradient in enumerate(gradients) if gradient is not None)

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import json
 import math
+import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,9 @@ from torch import Tensor
 
 TABLE = Path(__file__).with_name("launch_table.json")
 FULL_VECTOR = 16  # bytes that one thread loads at most
+COMPILER = {"enable_fp_fusion": False}
+"""For every kernel. Fused with the subtraction of a row's maximum, the last product of a score would not be rounded in
+the backward as it was in the forward; dots keep their fused multiply-adds."""
 
 
 class Launch(NamedTuple):
@@ -60,10 +64,11 @@ def launch(
     device: torch.device,
 ) -> None:
     """Launch a kernel on the tensors' device and its current stream; in :func:`plan`, write the launch down."""
+    options = {**options, **COMPILER}
     if device.type == "meta":
         if _planned is None:
             raise RuntimeError("a kernel on meta tensors can only be planned")
-        _planned.append(Launch(kernel, grid, arguments, dict(options)))
+        _planned.append(Launch(kernel, grid, arguments, options))
         return
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):  # Triton launches on the current device
@@ -140,6 +145,11 @@ def arithmetic_of(dtype: torch.dtype, precision: str) -> str:
 def dot_precision(arithmetic: str) -> str:
     """The ``input_precision`` of ``tl.dot``; types other than float32 ignore it."""
     return "tf32" if arithmetic == "tf32" else "ieee"
+
+
+def bits(number: float) -> int:
+    """The float64 as an integer: as such it reaches a kernel whole, and its value does not compile the kernel anew."""
+    return struct.unpack("<q", struct.pack("<d", number))[0]
 
 
 def padded(size: int) -> int:

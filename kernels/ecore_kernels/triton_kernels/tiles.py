@@ -9,6 +9,22 @@ LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
+def number_of(bits, TYPE: tl.constexpr):
+    """A number whose float64's bits are given: a Python float would reach a kernel as a float32."""
+    return bits.to(tl.int64).to(tl.float64, bitcast=True).to(TYPE)
+
+
+@triton.jit
+def exponent(x):
+    """Weighted scores, for base 2.
+
+    Forward and backward have them from here, and compilers may not fuse the last product with a subtraction (see
+    ``launch.COMPILER``): where a softmax is saturated, one rounding more or less is as large as the result.
+    """
+    return x * LOG2E
+
+
+@triton.jit
 def write_order(
     word_mask,  # [M] of this (b, k)
     emotion_mask,  # [P] of this b, or None
@@ -166,6 +182,25 @@ def inner_product(a, b, PRECISION: tl.constexpr):
     for p in tl.static_range(1, len(a)):
         total = tl.dot(b[p], tl.trans(a[p]), total, input_precision=PRECISION, out_dtype=total.dtype)
     return tl.trans(total)
+
+
+@triton.jit
+def inner_sums(a, b, COLUMNS: tl.constexpr, PRECISION: tl.constexpr):
+    """Every row of a times its row of b, in pieces, in float32 at least: [rows, 1], or with COLUMNS [1, rows].
+
+    In ieee and float64 the diagonal of :func:`inner_product`, for its order of summation: so dO O of a saturated row
+    cancels with its dO V^T. Tensor cores sum in an order of their own; beside what rounding their operands costs, that
+    is nothing.
+    """
+    if PRECISION == "ieee" and a[0].dtype.primitive_bitwidth >= 32:
+        products = inner_product(a, b, PRECISION)
+        here = tl.arange(0, products.shape[0])
+        total = tl.sum(tl.where(here[:, None] == here[None, :], products, 0.0), 1 - COLUMNS)
+    else:
+        total = tl.sum(a[0].to(tl.float32) * b[0].to(tl.float32), 1)
+        for p in tl.static_range(1, len(a)):
+            total += tl.sum(a[p].to(tl.float32) * b[p].to(tl.float32), 1)
+    return tl.expand_dims(total, 1 - COLUMNS)
 
 
 @triton.jit

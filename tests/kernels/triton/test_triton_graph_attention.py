@@ -94,7 +94,7 @@ def compare(
     )  # fmt: skip
     actual = kernels.backward(
         here(upstream), *nodes, mask, correlation, emotion_mask, *past, moved, output, *saved, scale, words_only,
-        True, True, precision,
+        [True] * (3 + 2 * depth) + [factor is not None, True, True], precision,
     )  # fmt: skip
     assert output.dtype == dtype
     assert_close(output.cpu(), expected, TOLERANCE[dtype])
@@ -195,7 +195,7 @@ def test_what_takes_no_part_is_never_read(make, device):
         )
         return [output, *kernels.backward(
             torch.ones_like(output), query, key, value, mask, correlation, emotions, *past, output, *saved,
-            0.3, False, True, True, "ieee",
+            0.3, False, [True] * 8, "ieee",
         )]  # fmt: skip
 
     results = run(spoilt)
@@ -218,8 +218,8 @@ def test_the_layout_follows_the_inputs(make, device):
         *nodes, moved[0], mask, *moved[1:], None, [], [], None, 0.3, False, "ieee"
     )
     gradients = kernels.backward(
-        torch.ones_like(output), *nodes, mask, moved[2], None, [], [], None, output, *saved, 0.3, False, False, False,
-        "ieee",
+        torch.ones_like(output), *nodes, mask, moved[2], None, [], [], None, output, *saved, 0.3, False,
+        [True, True, True, False, False, False], "ieee",
     )  # fmt: skip
     for tensor in (output, *gradients):
         assert tensor.transpose(1, 2).is_contiguous()
