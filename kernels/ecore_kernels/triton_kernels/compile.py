@@ -189,7 +189,16 @@ def _edge_readout(
     mask = torch.empty(batch, resolutions, words, dtype=torch.bool, device="meta")
     history = [rows() for _ in range(entry.depth)], [rows() for _ in range(entry.depth)]
     row_factor = number(batch, resolutions, words + emotions) if entry.depth else None
-    inputs = mask, number(batch, emotions), number(emotions, emotions), None, *history, row_factor, scale, False
+    inputs = (
+        mask,
+        number(batch, emotions),
+        number(emotions, emotions),
+        None,
+        *history,
+        row_factor,
+        scale,
+        False,
+    )
     precision = launch.dot_precision(entry.arithmetic)
     results = edge_readout.forward(*inputs, precision)
     needs = [True] * (2 * entry.depth) + [entry.depth > 0, True, True]

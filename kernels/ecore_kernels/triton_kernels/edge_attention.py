@@ -359,9 +359,7 @@ def _backward(
             store_rows(grad_key + gradient_offset, node, gradient_row, grad_k * scale, exists, DIM, TILE_DIM)
         if grad_value is not None:
             grad_value += (batch * value_gradient_batch + head * value_gradient_head) * VECTOR
-            store_rows(
-                grad_value, node, value_gradient_row * VECTOR, grad_v, exists, VALUE_DIM, TILE_VALUE
-            )
+            store_rows(grad_value, node, value_gradient_row * VECTOR, grad_v, exists, VALUE_DIM, TILE_VALUE)
 
 
 def _setting(query: Tensor, value: Tensor, precision: str, direction: str):
@@ -541,4 +539,6 @@ def backward(
         programs += edge.shape[0] * edge.shape[1] * blocks * triton.cdiv(nodes, constants["SHARED_STEP"])
     if programs:
         launch.launch(_backward, (programs,), arguments, options, query.device)
-    return asked([grad_query, grad_key, grad_value, grad_edge, grad_factor if unread is None else unread], needs)
+    return asked(
+        [grad_query, grad_key, grad_value, grad_edge, grad_factor if unread is None else unread], needs
+    )

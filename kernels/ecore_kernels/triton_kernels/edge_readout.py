@@ -20,12 +20,12 @@ from torch import Tensor
 
 from ecore_kernels.layout import asked, dense_rows, empty_rows, laid_out_like
 from ecore_kernels.triton_kernels import launch
-from ecore_kernels.triton_kernels.tiles import rounded, rows_of, store_rows
+from ecore_kernels.triton_kernels.tiles import number_of, rounded, rows_of, store_rows, wanted
 
 # Sizes and strides differ from batch to batch: compiling anew where one happens to be a multiple of 16 would cost more
 # than it gains. VECTOR tells the compiler what it needs.
 VARYING = [
-    "resolutions", "words", "emotions", "correlation_batch", "pairs",
+    "resolutions", "words", "emotions", "correlation_batch", "pairs", "scale_bits",
     *(f"{of}_{name}" for of in ("history", "gradient") for name in ("batch", "head", "row")),
 ]  # fmt: skip
 
@@ -93,11 +93,11 @@ def _store_all(bases, offset, node, stride, tiles, scale, stored, WIDTH: tl.cons
 
 
 @triton.jit
-def _factors(staying, streaming, SCALE: tl.constexpr, PRECISION: tl.constexpr):
+def _factors(staying, streaming, scale, PRECISION: tl.constexpr):
     """u of every layer, a tile [staying, streaming]."""
     u = ()
     for m in tl.static_range(len(staying)):
-        u += (1.0 + SCALE * tl.dot(staying[m], tl.trans(streaming[m]), input_precision=PRECISION),)
+        u += (1.0 + scale * tl.dot(staying[m], tl.trans(streaming[m]), input_precision=PRECISION),)
     return u
 
 
@@ -110,7 +110,7 @@ def _forward(
     to_word, to_emotion,  # written: [B, M, P], or [B, blocks of words, P] without PER_WORD; [B, P, P]
     resolutions, words, emotions, correlation_batch,
     history_batch, history_head, history_row,
-    SCALE: tl.constexpr, DIM: tl.constexpr, TILE_DIM: tl.constexpr, VECTOR: tl.constexpr, PRECISION: tl.constexpr,
+    scale_bits: tl.int64, DIM: tl.constexpr, TILE_DIM: tl.constexpr, VECTOR: tl.constexpr, PRECISION: tl.constexpr,
     PER_WORD: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK receivers and COLUMNS senders of one dialogue, over all resolutions."""
@@ -133,6 +133,7 @@ def _forward(
     sends = _takes_part(words + column, column < emotions, word_mask, emotion_mask, words)
 
     number: tl.constexpr = to_emotion.dtype.element_ty
+    scale = number_of(scale_bits, number)
     total = tl.zeros([BLOCK, COLUMNS], number)
     for head in range(0, resolutions):
         receives = _takes_part(node, exists, word_mask + head * words, emotion_mask, words)
@@ -144,12 +145,12 @@ def _forward(
         k = _load_all(
             history_key, offset, words + column, history_row * VECTOR, sends, DIM, TILE_DIM, PRECISION
         )
-        u = _factors(q, k, SCALE, PRECISION)
+        u = _factors(q, k, scale, PRECISION)
         heard = _heard((node - words)[:, None], j, receives[:, None], sends[None, :])
-        edge = tl.where(heard, factor[:, None], 0.0)
+        edge = factor[:, None] + tl.zeros([1, COLUMNS], number)
         for m in tl.static_range(len(u)):
             edge *= u[m]
-        total += edge
+        total += tl.where(heard, edge, 0.0)  # what is not heard may be NaN
 
     stored = exists[:, None] & (j < emotions)
     correlation += batch * correlation_batch
@@ -166,8 +167,10 @@ def _forward(
 
 
 @triton.jit
-def _gradients(u, upstream, initial, factor):
+def _gradients(u, upstream, initial, factor, heard):
     """The gradients of every layer's u, of E0, and of r before its sum over senders, on a tile.
+
+    They are 0 where nothing is heard.
 
     Args:
         upstream, initial: D and E0.
@@ -182,10 +185,10 @@ def _gradients(u, upstream, initial, factor):
         for n in tl.static_range(len(u)):
             if n != m:
                 others *= u[n]
-        grad_u += (others,)
+        grad_u += (tl.where(heard, others, 0.0),)  # what is not heard may be NaN
         grad_initial *= u[m]
         grad_factor *= u[m]
-    return grad_u, grad_initial, grad_factor
+    return grad_u, tl.where(heard, grad_initial, 0.0), tl.where(heard, grad_factor, 0.0)
 
 
 @triton.jit
@@ -213,20 +216,23 @@ def _zeros(LIKE, ROWS: tl.constexpr, TILE: tl.constexpr, TYPE: tl.constexpr):
 def _backward(
     history_query, history_key, word_mask, emotion_mask, emotion_weight, correlation, row_factor,
     grad_to_word, grad_to_emotion,  # [B, P], or [B, M, P] with PER_WORD; [B, P, P]
-    grad_history_query, grad_history_key,
+    grad_history_query, grad_history_key,  # of the layers that are wanted
     grad_row_factor, grad_emotion_weight, grad_correlation,  # [B, K, N], [B, K, P], [B, K, P, P]; None where not wanted
     resolutions, words, emotions, correlation_batch, pairs,
     history_batch, history_head, history_row, gradient_batch, gradient_head, gradient_row,
-    SCALE: tl.constexpr, DIM: tl.constexpr, TILE_DIM: tl.constexpr, VECTOR: tl.constexpr, PRECISION: tl.constexpr,
-    PER_WORD: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
+    scale_bits: tl.int64, DIM: tl.constexpr, TILE_DIM: tl.constexpr, VECTOR: tl.constexpr, PRECISION: tl.constexpr,
+    PER_WORD: tl.constexpr, RECEIVERS: tl.constexpr, SENDERS: tl.constexpr,  # whether anything is wanted of the two
+    HISTORY_QUERY: tl.constexpr, HISTORY_KEY: tl.constexpr,  # layers whose gradients are wanted, a bit each
+    BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """One program: in one (b, k), gradients of COLUMNS emotions as senders or, later programs, of BLOCK receivers."""
     nodes = words + emotions
     blocks = tl.cdiv(words, BLOCK) + tl.cdiv(emotions, BLOCK)
     column_blocks = tl.cdiv(emotions, COLUMNS)
     # The senders' programs come first: theirs are the longer loops.
-    by_column = tl.program_id(0) < pairs * column_blocks
-    within = tl.where(by_column, tl.program_id(0), tl.program_id(0) - pairs * column_blocks)
+    sending = pairs * column_blocks * SENDERS
+    by_column = tl.program_id(0) < sending
+    within = tl.where(by_column, tl.program_id(0), tl.program_id(0) - sending)
     parts = tl.where(by_column, column_blocks, blocks)
     pair = (within // parts).to(tl.int64)
     part = within % parts
@@ -251,47 +257,56 @@ def _backward(
         grad_to_word += batch * emotions
         word_row = 0
     number: tl.constexpr = grad_to_emotion.dtype.element_ty
+    scale = number_of(scale_bits, number)
 
-    if by_column:
-        column = part * COLUMNS + tl.arange(0, COLUMNS)
-        sends = _takes_part(words + column, column < emotions, word_mask, emotion_mask, words)
-        k = _load_all(
-            history_key, history_offset, words + column, history_row, sends, DIM, TILE_DIM, PRECISION
-        )
-        grad_k = _zeros(history_key, COLUMNS, TILE_DIM, number)
-        grad_weight = tl.zeros([COLUMNS], number)
-        for block in range(0, blocks):
-            emotional, row, node, exists = _rows_of_block(block, words, emotions, BLOCK)
-            receives = _takes_part(node, exists, word_mask, emotion_mask, words)
-            q = _load_all(
-                history_query, history_offset, node, history_row, receives, DIM, TILE_DIM, PRECISION
+    if SENDERS:  # noqa: SIM102, settled when compiling
+        if by_column:
+            column = part * COLUMNS + tl.arange(0, COLUMNS)
+            sends = _takes_part(words + column, column < emotions, word_mask, emotion_mask, words)
+            k = _load_all(
+                history_key, history_offset, words + column, history_row, sends, DIM, TILE_DIM, PRECISION
             )
-            factor = receives.to(number)
-            if row_factor is not None:
-                factor = tl.load(row_factor + node, mask=receives, other=0.0)
-            i, j = row[None, :], column[:, None]
-            heard = _heard((node - words)[None, :], j, receives[None, :], sends[:, None])
-            initial = _edge_values(emotion_weight, 0, correlation, i, j, emotional, heard, emotions)
-            upstream = _edge_values(grad_to_word, word_row, grad_to_emotion, i, j, emotional, heard, emotions)
-            u = _factors(k, q, SCALE, PRECISION)
-            grad_u, grad_initial, _grad_r = _gradients(u, upstream, initial, factor[None, :])
-            grad_k = _accumulate(grad_k, grad_u, q, PRECISION)
+            grad_k = _zeros(grad_history_key, COLUMNS, TILE_DIM, number)
+            grad_weight = tl.zeros([COLUMNS], number)
+            for block in range(0, blocks):
+                emotional, row, node, exists = _rows_of_block(block, words, emotions, BLOCK)
+                receives = _takes_part(node, exists, word_mask, emotion_mask, words)
+                q = _load_all(
+                    history_query, history_offset, node, history_row, receives, DIM, TILE_DIM, PRECISION
+                )
+                factor = receives.to(number)
+                if row_factor is not None:
+                    factor = tl.load(row_factor + node, mask=receives, other=0.0)
+                i, j = row[None, :], column[:, None]
+                heard = _heard((node - words)[None, :], j, receives[None, :], sends[:, None])
+                initial = _edge_values(emotion_weight, 0, correlation, i, j, emotional, heard, emotions)
+                upstream = _edge_values(
+                    grad_to_word, word_row, grad_to_emotion, i, j, emotional, heard, emotions
+                )
+                u = _factors(k, q, scale, PRECISION)
+                grad_u, grad_initial, _grad_r = _gradients(u, upstream, initial, factor[None, :], heard)
+                if len(grad_k) > 0:
+                    grad_k = _accumulate(
+                        grad_k, wanted(grad_u, HISTORY_KEY), wanted(q, HISTORY_KEY), PRECISION
+                    )
+                if grad_emotion_weight is not None:
+                    grad_weight += tl.where(emotional, 0.0, tl.sum(grad_initial, 1))
+            _store_all(
+                grad_history_key, gradient_offset, words + column, gradient_row, grad_k, scale, column < emotions,
+                DIM, TILE_DIM,
+            )  # fmt: skip
             if grad_emotion_weight is not None:
-                grad_weight += tl.where(emotional, 0.0, tl.sum(grad_initial, 1))
-        _store_all(
-            grad_history_key, gradient_offset, words + column, gradient_row, grad_k, SCALE, column < emotions,
-            DIM, TILE_DIM,
-        )  # fmt: skip
-        if grad_emotion_weight is not None:
-            tl.store(grad_emotion_weight + pair * emotions + column, grad_weight, mask=column < emotions)
-    else:
+                tl.store(grad_emotion_weight + pair * emotions + column, grad_weight, mask=column < emotions)
+            return
+
+    if RECEIVERS:
         emotional, row, node, exists = _rows_of_block(part, words, emotions, BLOCK)
         receives = _takes_part(node, exists, word_mask, emotion_mask, words)
         q = _load_all(history_query, history_offset, node, history_row, receives, DIM, TILE_DIM, PRECISION)
         factor = receives.to(number)
         if row_factor is not None:
             factor = tl.load(row_factor + node, mask=receives, other=0.0)
-        grad_q = _zeros(history_query, BLOCK, TILE_DIM, number)
+        grad_q = _zeros(grad_history_query, BLOCK, TILE_DIM, number)
         grad_factor = tl.zeros([BLOCK], number)
         # Emotions' rows are gone through even if none takes part, for the zeros of grad_correlation.
         end = tl.where((tl.max(receives.to(tl.int32), 0) > 0) | emotional, emotions, 0)
@@ -305,22 +320,24 @@ def _backward(
             heard = _heard((node - words)[:, None], j, receives[:, None], sends[None, :])
             initial = _edge_values(emotion_weight, 0, correlation, i, j, emotional, heard, emotions)
             upstream = _edge_values(grad_to_word, word_row, grad_to_emotion, i, j, emotional, heard, emotions)
-            u = _factors(q, k, SCALE, PRECISION)
-            grad_u, grad_initial, grad_r = _gradients(u, upstream, initial, factor[:, None])
+            u = _factors(q, k, scale, PRECISION)
+            grad_u, grad_initial, grad_r = _gradients(u, upstream, initial, factor[:, None], heard)
             if len(grad_q) > 0:  # Triton 3.3 fails on a loop that carries an empty tuple and nothing else
-                grad_q = _accumulate(grad_q, grad_u, k, PRECISION)
-            if row_factor is not None:
+                grad_q = _accumulate(
+                    grad_q, wanted(grad_u, HISTORY_QUERY), wanted(k, HISTORY_QUERY), PRECISION
+                )
+            if grad_row_factor is not None:
                 grad_factor += tl.sum(grad_r, 1)
             if grad_correlation is not None:
                 entry = grad_correlation + (pair * emotions + i) * emotions + j
                 tl.store(entry, grad_initial, mask=(exists & (node >= words))[:, None] & (j < emotions))
         _store_all(
-            grad_history_query, gradient_offset, node, gradient_row, grad_q, SCALE, exists, DIM, TILE_DIM
+            grad_history_query, gradient_offset, node, gradient_row, grad_q, scale, exists, DIM, TILE_DIM
         )
-        if row_factor is not None:
+        if grad_row_factor is not None:
             tl.store(grad_row_factor + pair * nodes + node, grad_factor, mask=exists)
         # Nothing reads the words' keys.
-        nothing = _zeros(history_key, BLOCK, TILE_DIM, number)
+        nothing = _zeros(grad_history_key, BLOCK, TILE_DIM, number)
         of_word = exists & (node < words)
         _store_all(
             grad_history_key, gradient_offset, node, gradient_row, nothing, 1.0, of_word, DIM, TILE_DIM
@@ -426,7 +443,7 @@ def forward(
         to_word=to_word,
         to_emotion=to_emotion,
         **_strides(history=history_query),
-        SCALE=scale,
+        scale_bits=launch.bits(scale),
         PER_WORD=per_word,
         **constants,
     )
@@ -463,48 +480,66 @@ def backward(
         gradients of the history's queries, its keys, row_factor, emotion_weight [B, P] and correlation (in its shape),
         those alone that are needed.
     """
-    needs_emotion_weight, needs_correlation = needs[-2:]
     batch, resolutions, words = word_mask.shape
-    emotions = emotion_weight.shape[1]
+    emotions, depth = emotion_weight.shape[1], len(history_query)
     arguments = _inputs(
         word_mask, emotion_weight, correlation, emotion_mask, history_query, history_key, row_factor
     )
     given, history_query = history_query, arguments["history_query"]
     constants, options = _setting(history_query, emotion_weight, precision, "backward")
     number = _number(history_query, emotion_weight)
+    needs_factor, needs_weight, needs_correlation = needs[-3:]
+    # The receivers' programs write the zeros of the words' keys: nobody reads those.
+    of_receivers = any(needs[:depth]) or needs_factor or needs_correlation
+    of_senders = any(needs[depth : 2 * depth]) or needs_weight
 
-    def like_history() -> list[Tensor]:
-        return [empty_rows(given[0], words + emotions, x.shape[3], x.dtype) for x in history_query]
+    def like_history(needed: bool, like: Tensor, words_unread: bool) -> Tensor | None:
+        if not needed:
+            return None
+        gradient = empty_rows(given[0], words + emotions, like.shape[3], like.dtype)
+        return gradient.zero_() if words_unread else gradient
 
-    grad_history_query, grad_history_key = like_history(), like_history()
-    grad_row_factor = grad_emotion_weight = grad_correlation = None
-    if row_factor is not None:
-        grad_row_factor = emotion_weight.new_empty((batch, resolutions, words + emotions), dtype=number)
-    if needs_emotion_weight:
-        grad_emotion_weight = emotion_weight.new_empty((batch, resolutions, emotions), dtype=number)
-    if needs_correlation:
-        grad_correlation = emotion_weight.new_empty((batch, resolutions, emotions, emotions), dtype=number)
+    grad_query = [
+        like_history(needed, x, False) for needed, x in zip(needs[:depth], history_query, strict=True)
+    ]
+    grad_key = [
+        like_history(needed, x, not of_receivers)
+        for needed, x in zip(needs[depth : 2 * depth], history_query, strict=True)
+    ]
+    wanted_past = [tuple(x for x in past if x is not None) for past in (grad_query, grad_key)]
+
+    def empty(needed: bool, *shape: int) -> Tensor | None:
+        return emotion_weight.new_empty((batch, resolutions, *shape), dtype=number) if needed else None
+
+    grad_row_factor = empty(needs_factor, words + emotions)
+    grad_emotion_weight = empty(needs_weight, emotions)
+    grad_correlation = empty(needs_correlation, emotions, emotions)
     arguments.update(
         grad_to_word=grad_word_to_emotion.to(number).contiguous(),
         grad_to_emotion=grad_emotion_to_emotion.to(number).contiguous(),
-        grad_history_query=tuple(grad_history_query),
-        grad_history_key=tuple(grad_history_key),
+        grad_history_query=wanted_past[0],
+        grad_history_key=wanted_past[1],
         grad_row_factor=grad_row_factor,
         grad_emotion_weight=grad_emotion_weight,
         grad_correlation=grad_correlation,
         pairs=batch * resolutions,
-        **_strides(history=history_query, gradient=grad_history_query),
-        SCALE=scale,
+        **_strides(history=history_query, gradient=[*wanted_past[0], *wanted_past[1], *history_query][:1]),
+        scale_bits=launch.bits(scale),
         PER_WORD=per_word,
+        RECEIVERS=of_receivers,
+        SENDERS=of_senders,
+        HISTORY_QUERY=launch.present(grad_query),
+        HISTORY_KEY=launch.present(grad_key),
         **constants,
     )
-    blocks = triton.cdiv(words, constants["BLOCK"]) + triton.cdiv(emotions, constants["BLOCK"])
-    programs = batch * resolutions * (triton.cdiv(emotions, constants["COLUMNS"]) + blocks)
-    launch.launch(_backward, (programs,), arguments, options, emotion_weight.device)
-    gradients = [*grad_history_query, *grad_history_key]
-    gradients.append(grad_row_factor)
-    gradients.append(None if grad_emotion_weight is None else grad_emotion_weight.sum(1))
+    blocks = (
+        triton.cdiv(words, constants["BLOCK"]) + triton.cdiv(emotions, constants["BLOCK"])
+    ) * of_receivers
+    programs = batch * resolutions * (triton.cdiv(emotions, constants["COLUMNS"]) * of_senders + blocks)
+    if programs:
+        launch.launch(_backward, (programs,), arguments, options, emotion_weight.device)
+    if grad_emotion_weight is not None:
+        grad_emotion_weight = grad_emotion_weight.sum(1)
     if grad_correlation is not None:
         grad_correlation = grad_correlation.sum((0, 1) if correlation.dim() == 2 else 1)
-    gradients.append(grad_correlation)
-    return asked(gradients, needs)
+    return asked([*grad_query, *grad_key, grad_row_factor, grad_emotion_weight, grad_correlation], needs)

@@ -35,6 +35,7 @@ from ecore_kernels.triton_kernels.tiles import (
     store_pieces,
     takes_no_part,
     unheard_self,
+    wanted,
     write_order,
     zero_pieces,
 )
@@ -288,16 +289,6 @@ def _tile(
 
 
 @triton.jit
-def _wanted(members, WANTED: tl.constexpr):
-    """Those members of a tuple whose bits are set."""
-    kept = ()
-    for m in tl.static_range(len(members)):
-        if (WANTED >> m) & 1:
-            kept += (members[m],)
-    return kept
-
-
-@triton.jit
 def _add_all(
     totals,
     tiles,
@@ -422,7 +413,9 @@ def _backward(
                 heard = (sender[None, :] <= last) & (sender[None, :] != itself)
                 k = load_pieces(key + query_offset, sender_node, query_row, DIM, PIECE, PRECISION)
                 score = scale * inner_product(q, k, PRECISION)
-                u = _all_u(past, history_key, query_offset, sender_node, query_row, scale, DIM, PIECE, PRECISION)
+                u = _all_u(
+                    past, history_key, query_offset, sender_node, query_row, scale, DIM, PIECE, PRECISION
+                )
                 v = load_pieces(value, sender_node, value_row, VALUE_DIM, PIECE, PRECISION)
                 grad_attention = inner_product(do, v, PRECISION)
                 attention = _attention(_weighted(score, edge, factor, u), heard, maximum, inverse)
@@ -435,14 +428,16 @@ def _backward(
                     k = load_pieces(key + query_offset, sender_node, query_row, DIM, PIECE, PRECISION)
                     grad_q = add_product(grad_q, grad_score, k, PRECISION)
                 grad_past = _add_all(
-                    grad_past, _wanted(grad_u, HISTORY_QUERY), _wanted(history_key, HISTORY_QUERY), query_offset,
+                    grad_past, wanted(grad_u, HISTORY_QUERY), wanted(history_key, HISTORY_QUERY), query_offset,
                     sender_node, query_row, DIM, PIECE, PRECISION,
                 )  # fmt: skip
                 if grad_row_factor is not None:
                     grad_factor += tl.sum(grad_r, 1)
             # Computed anew: the compiler would otherwise keep all this in registers during the loop.
             pair = ((tl.program_id(0) + zero) // blocks).to(tl.int64)
-            gradient_offset = (pair // resolutions * gradient_batch + pair % resolutions * gradient_head) * VECTOR
+            gradient_offset = (
+                pair // resolutions * gradient_batch + pair % resolutions * gradient_head
+            ) * VECTOR
             row = (block + zero) * BLOCK + tl.arange(0, BLOCK)
             exists = row < count - skipped
             node = tl.load(order + place_of_receiver(row, skipped, count))
@@ -452,9 +447,13 @@ def _backward(
                 grad_query += gradient_offset
                 store_pieces(grad_query, node, gradient_row, scaled(grad_q, scale), exists, DIM, PIECE)
                 store_pieces(grad_query, row, gradient_row, nothing, out, DIM, PIECE)
-            _store_all(grad_history_query, gradient_offset, node, gradient_row, grad_past, scale, exists, DIM, PIECE)
+            _store_all(
+                grad_history_query, gradient_offset, node, gradient_row, grad_past, scale, exists, DIM, PIECE
+            )
             for m in tl.static_range(len(grad_history_query)):
-                store_pieces(grad_history_query[m] + gradient_offset, row, gradient_row, nothing, out, DIM, PIECE)
+                store_pieces(
+                    grad_history_query[m] + gradient_offset, row, gradient_row, nothing, out, DIM, PIECE
+                )
             if grad_row_factor is not None:
                 tl.store(grad_row_factor + pair * nodes + node, grad_factor, mask=exists)
                 tl.store(grad_row_factor + pair * nodes + row, tl.zeros([BLOCK], number), mask=out)
@@ -543,7 +542,7 @@ def _backward(
                 grad_k = add_product(grad_k, grad_score, q, PRECISION)
             if SCORES:
                 grad_past = _add_all(
-                    grad_past, _wanted(grad_u, HISTORY_KEY), _wanted(history_query, HISTORY_KEY), query_offset,
+                    grad_past, wanted(grad_u, HISTORY_KEY), wanted(history_query, HISTORY_KEY), query_offset,
                     receiver_node, query_row, DIM, PIECE, PRECISION,
                 )  # fmt: skip
             is_emotion = ((receiver_place > 0) & (receiver_place <= emotion_count))[None, :]
@@ -572,7 +571,9 @@ def _backward(
             grad_key += gradient_offset
             store_pieces(grad_key, node, gradient_row, scaled(grad_k, scale), exists, DIM, PIECE)
             store_pieces(grad_key, row, gradient_row, nothing, out, DIM, PIECE)
-        _store_all(grad_history_key, gradient_offset, node, gradient_row, grad_past, scale, exists, DIM, PIECE)
+        _store_all(
+            grad_history_key, gradient_offset, node, gradient_row, grad_past, scale, exists, DIM, PIECE
+        )
         for m in tl.static_range(len(grad_history_key)):
             store_pieces(grad_history_key[m] + gradient_offset, row, gradient_row, nothing, out, DIM, PIECE)
         if grad_value is not None:
@@ -741,7 +742,9 @@ def backward(
     if needs_correlation and not words_only:
         grad_correlation = partial((batch, resolutions, emotions, emotions))
     by_receivers = [x for x in (grad_query, *wanted_past[0], grad_row_factor) if x is not None]
-    of_scores = [x for x in (grad_key, *wanted_past[1], grad_emotion_weight, grad_correlation) if x is not None]
+    of_scores = [
+        x for x in (grad_key, *wanted_past[1], grad_emotion_weight, grad_correlation) if x is not None
+    ]
     constants, options = _setting(query, value, depth, precision, "backward")
     given = next((x for x in gradients if x is not None and x is not grad_value), query)
     arguments.update(
@@ -770,8 +773,8 @@ def backward(
         RECEIVERS=bool(by_receivers),
         SENDERS=grad_value is not None or bool(of_scores),
         SCORES=bool(of_scores),
-        HISTORY_QUERY=_bits(grad_past[0]),
-        HISTORY_KEY=_bits(grad_past[1]),
+        HISTORY_QUERY=launch.present(grad_past[0]),
+        HISTORY_KEY=launch.present(grad_past[1]),
         **constants,
     )
     blocks = triton.cdiv(output.shape[2], constants["BLOCK"]) * arguments["RECEIVERS"]
@@ -785,8 +788,3 @@ def backward(
     elif needs_correlation:  # words hear emotions by emotion_weight alone
         grad_correlation = correlation.new_zeros(correlation.shape)
     return asked([*gradients, grad_row_factor, grad_emotion_weight, grad_correlation], needs)
-
-
-def _bits(gradients: Sequence[Tensor | None]) -> int:
-    """Which of them there are, a bit each."""
-    return sum(1 << place for place, gradient in enumerate(gradients) if gradient is not None)

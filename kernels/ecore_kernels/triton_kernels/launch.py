@@ -12,7 +12,7 @@ import functools
 import json
 import math
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -150,6 +150,11 @@ def dot_precision(arithmetic: str) -> str:
 def bits(number: float) -> int:
     """The float64 as an integer: as such it reaches a kernel whole, and its value does not compile the kernel anew."""
     return struct.unpack("<q", struct.pack("<d", number))[0]
+
+
+def present(tensors: Sequence[Tensor | None]) -> int:
+    """Which of them there are, a bit each."""
+    return sum(1 << place for place, tensor in enumerate(tensors) if tensor is not None)
 
 
 def padded(size: int) -> int:

@@ -120,6 +120,16 @@ def rounded(tile, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def wanted(members, WANTED: tl.constexpr):
+    """Those members of a tuple whose bits are set."""
+    kept = ()
+    for m in tl.static_range(len(members)):
+        if (WANTED >> m) & 1:
+            kept += (members[m],)
+    return kept
+
+
+@triton.jit
 def rows_of(base, node, stride, WIDTH: tl.constexpr, TILE: tl.constexpr):
     """Addresses of the rows of these nodes, [nodes, TILE]; columns from WIDTH on are padding."""
     return base + node[:, None] * stride + tl.arange(0, TILE)[None, :]

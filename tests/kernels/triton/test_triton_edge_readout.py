@@ -84,10 +84,18 @@ def check(
         [*map(here, query)], [*map(here, key)], here(factor), SCALE, per_word, "ieee",
     )  # fmt: skip
     outputs = edge_readout.forward(*arguments)
-    actual = [*outputs, *edge_readout.backward(*map(here, upstream), *arguments[:-1], True, True, "ieee")]
+    actual = [
+        *outputs,
+        *edge_readout.backward(*map(here, upstream), *arguments[:-1], all_of(query, factor), "ieee"),
+    ]
     for one, other in zip(actual, [*expected, *gradients], strict=True):
         assert one.dtype == dtype
         assert_close(one, other, TOLERANCE[dtype])
+
+
+def all_of(query: list[Tensor], factor: Tensor | None) -> list[bool]:
+    """That every gradient is needed."""
+    return [True] * (2 * len(query)) + [factor is not None, True, True]
 
 
 @pytest.fixture(autouse=True)
@@ -221,7 +229,7 @@ def test_nodes_that_take_no_part_are_not_read(make, device):
         ]  # fmt: skip
         outputs = edge_readout.forward(*moved)
         gradients = edge_readout.backward(
-            *(x.to(device) for x in upstream), *moved[:-1], True, True, moved[-1]
+            *(x.to(device) for x in upstream), *moved[:-1], all_of(query, factor), moved[-1]
         )
         return [*outputs, *gradients]
 
@@ -240,7 +248,7 @@ def test_gradients_nobody_asks_for(make, device):
     mask = graph.emotion_mask.to(device)
     upstream = (torch.randn_like(shared[1]), torch.randn(2, 4, 4, dtype=torch.float64, device=device))
     gradients = edge_readout.backward(
-        *upstream, *shared, mask, query, key, None, SCALE, False, False, False, "ieee"
+        *upstream, *shared, mask, query, key, None, SCALE, False, [True, True, False, False, False], "ieee"
     )
     assert [x.shape for x in gradients] == [query[0].shape, key[0].shape]
 
@@ -253,7 +261,7 @@ def test_gradient_layout(make, device):
     upstream = (torch.randn_like(shared[1]), torch.randn(2, 4, 4, dtype=torch.float64, device=device))
     gradients = edge_readout.backward(
         *upstream, *shared, None, [query[0].detach().to(device)], [key[0].detach().to(device)], None, SCALE, False,
-        True, True, "ieee",
+        all_of(query, None), "ieee",
     )  # fmt: skip
     for gradient in gradients[:2]:
         assert gradient.transpose(1, 2).is_contiguous()
@@ -278,7 +286,10 @@ def test_low_precision(make, depth, dtype, precision):
     def fused() -> list[Tensor]:
         arguments = (word_mask, *weights, emotion_mask, query, key, factor, scale, False, precision)
         outputs = edge_readout.forward(*arguments)
-        return [*outputs, *edge_readout.backward(*upstream, *arguments[:-1], True, True, precision)]
+        return [
+            *outputs,
+            *edge_readout.backward(*upstream, *arguments[:-1], all_of(query, factor), precision),
+        ]
 
     def plain(rounded: torch.dtype, exact: torch.dtype) -> list[Tensor]:
         leaves = [x.to(rounded).requires_grad_() for x in (*query, *key)]
