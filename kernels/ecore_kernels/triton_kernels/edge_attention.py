@@ -71,6 +71,17 @@ def _neighbors(
     return inside
 
 
+@triton.jit
+def _finite(rows, TYPE: tl.constexpr):
+    """Rows for a product with weights of which some are 0, which would make NaN of NaN and of infinity.
+
+    Returns:
+        the rows, those that are not finite as zeros; by row 0, or NaN for those, to be added to where they are heard.
+    """
+    lost = tl.sum(rows.to(TYPE) * 0.0, 1)
+    return tl.where((lost == 0.0)[:, None], rows, 0.0), lost[None, :]
+
+
 @triton.jit(do_not_specialize=VARYING)
 def _forward(
     query, key, value,  # [B, K, N, d], [B, K, N, d], [B, K, N, dv]
@@ -101,7 +112,7 @@ def _forward(
     node = tl.minimum(row, nodes - 1)  # rows past the last one repeat it, and are not stored
     query += (batch * query_batch + head * query_head) * VECTOR
     q = load_rows(query, node, query_row * VECTOR, DIM, TILE_DIM, PRECISION)
-    number = saved.dtype.element_ty
+    number: tl.constexpr = saved.dtype.element_ty
     scale = number_of(scale_bits, number)
     if factor is not None:
         f = tl.load(factor + pair * nodes + node)[:, None]
@@ -128,6 +139,9 @@ def _forward(
         p = tl.exp2(x - offset[:, None])
         shrink = tl.exp2(maximum - offset)
         normalizer = normalizer * shrink + tl.sum(p, 1)
+        if neighbors is not None:
+            v, lost = _finite(v, number)
+            p = tl.where(heard, p + lost, 0.0)
         total = total * shrink[:, None] + tl.dot(
             rounded(p.to(v.dtype), PRECISION), v, input_precision=PRECISION
         )
@@ -287,7 +301,11 @@ def _backward(
                     _addresses(edge, edge_row, first, start, BLOCK, STEP, False), mask=heard, other=0.0
                 )
                 weight = weight.to(number)
+                if neighbors is not None:
+                    k, lost = _finite(k, number)
                 score = scale * tl.dot(q, tl.trans(k), input_precision=PRECISION)
+                if neighbors is not None:
+                    score += lost
                 attention = _attention(score, weight, heard, maximum, inverse)
                 grad_x = attention * (tl.dot(do, tl.trans(v), input_precision=PRECISION) - delta)
                 if grad_new_edge is not None:
@@ -341,8 +359,15 @@ def _backward(
                 _addresses(edge, edge_row, start, first, STEP, BLOCK, True), mask=heard, other=0.0
             )
             weight = weight.to(number)
+            if neighbors is not None:
+                q, lost = _finite(q, number)
+                do, lost_gradient = _finite(do, number)
             score = scale * tl.dot(k, tl.trans(q), input_precision=PRECISION)
+            if neighbors is not None:
+                score += lost
             attention = _attention(score, weight, heard, maximum, inverse)
+            if neighbors is not None:
+                attention = tl.where(heard, attention + lost_gradient, 0.0)
             if grad_value is not None:
                 grad_v += tl.dot(rounded(attention.to(do.dtype), PRECISION), do, input_precision=PRECISION)
             if grad_key is not None:

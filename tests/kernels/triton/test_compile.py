@@ -52,11 +52,16 @@ def operator(row: dict[str, Any]) -> str:
     return row["kernel"].rpartition("_")[0]
 
 
+EVERYWHERE = os.environ.get("ECORE_COMPILE_EVERYWHERE") == "1"
+SHOWN = ARCHITECTURES if EVERYWHERE else {"sm_86": 86}
+"""What the table is compiled for: by default the scarcest architecture; all four take four times as long."""
+
+
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """Every kernel of the launch table, compiled for every architecture."""
+    """Every kernel of the launch table, compiled for the architectures that are shown."""
     report = tmp_path_factory.mktemp("compiled") / "report.json"
-    result = python("-m", "ecore_kernels.info", "--compile", *ARCHITECTURES, "--json", report)
+    result = python("-m", "ecore_kernels.info", "--compile", *SHOWN, "--json", report)
     assert result.returncode in (0, 1), result.stderr
     print(result.stdout)  # with deeper histories, for which nothing is promised but that they run
     return json.loads(report.read_text())["kernels"]
@@ -68,7 +73,7 @@ def takes_minutes(test: Callable[..., None]) -> Callable[..., None]:
 
 
 @takes_minutes
-@pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES)
+@pytest.mark.parametrize("architecture", SHOWN.values(), ids=SHOWN)
 def test_every_entry_of_the_table_compiles_and_fits(compiled, architecture):
     rows = [row for row in compiled if row["architecture"] == architecture]
     assert [f"{name(row)}: {row['problem']}" for row in rows if row["problem"]] == []
@@ -89,6 +94,53 @@ def test_every_entry_of_the_table_compiles_and_fits(compiled, architecture):
         kind = row["kernel"], row["arithmetic"], row["head"]
         constants, options = launch.configuration(*kind, row["depth"], architecture)
         assert (*kind, *options.values(), str(constants)) in used
+
+
+ELSEWHERE = """
+import json, sys
+from ecore_kernels.triton_kernels import compile
+if __name__ == "__main__":
+    entries = [
+        compile.Entry(f"{operator}_{direction}", "half", 100, depth, architecture)
+        for operator, depth in (("graph_attention", 1), ("edge_readout", 1), ("edge_attention", 0))
+        for direction in ("forward", "backward")
+        for architecture in (80, 89, 90)
+    ]
+    print(json.dumps([compile.record(one) for one in compile.compile_all(entries)]))
+"""
+
+
+@takes_minutes
+@pytest.mark.skipif(EVERYWHERE, reason="the whole table is compiled for these")
+def test_the_other_architectures_compile(tmp_path):
+    script = tmp_path / "elsewhere.py"
+    script.write_text(ELSEWHERE)
+    result = python(script)
+    assert result.returncode == 0, result.stderr
+    rows = json.loads(result.stdout)
+    assert {row["architecture"] for row in rows} == {80, 89, 90}
+    assert [f"{name(row)}: {row['problem']}" for row in rows if row["problem"]] == []
+
+
+SCALES = """
+import json
+from ecore_kernels.triton_kernels import compile, launch
+def key(kernel, arithmetic, scale):
+    entry = compile.Entry(kernel, arithmetic, 100, 0, 86)
+    launched = compile.planned(entry, scale)
+    assert launched.options["enable_fp_fusion"] is False
+    assert launched.arguments["scale_bits"] == launch.bits(scale)
+    return compile.source_of(launched).hash()
+kernels = [f"{o}_{d}" for o in ("graph_attention", "edge_readout", "edge_attention") for d in ("forward", "backward")]
+scales = (0.0, 1.0, 16.0, -0.3, 1e-300)
+print(json.dumps([len({key(k, a, s) for s in scales}) for k in kernels for a in ("tf32", "float64")]))
+"""
+
+
+def test_values_of_scale_share_a_kernel():
+    result = python("-c", SCALES)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout) == [1] * 12
 
 
 @takes_minutes

@@ -19,14 +19,13 @@ from ecore_kernels.triton_kernels import launch
 
 
 def _dot_in_order(self, a, b, total, *_):
-    """A product summed along its inner dimension term by term, as a GPU does in ieee.
+    """A product whose sums depend on their terms alone, as a GPU's do in ieee.
 
-    NumPy's sums depend on the sizes and on which operand is transposed.
+    BLAS's depend on the sizes, and on which operand is transposed. These have a BLAS's error: NumPy adds eight at once.
     """
     kind = total.data.dtype
-    terms = a.data.astype(kind)[:, :, None] * b.data.astype(kind)[None]
-    sums = np.add.reduce(np.concatenate([total.data[:, None], terms], 1), axis=1)
-    return interpreter.TensorHandle(sums, total.dtype.scalar)
+    terms = a.data.astype(kind)[:, None] * np.ascontiguousarray(b.data.T).astype(kind)[None]
+    return interpreter.TensorHandle(terms.sum(-1, dtype=kind) + total.data, total.dtype.scalar)
 
 
 @pytest.mark.skipif(
@@ -71,7 +70,7 @@ for kernel in ("graph_attention", "edge_attention"):
         entry = compile.Entry(f"{kernel}_{direction}", "half", 100, 0, 86)
         launched = compile.planned(entry)
         made = triton.compile(compile.source_of(launched), target=GPUTarget("cuda", 86, 32), options=launched.options)
-        print("//", kernel, direction)
+        print("=====", kernel, direction)
         print(made.asm["ptx"])
 """
 
@@ -83,8 +82,7 @@ def test_scores_are_rounded_before_the_maximum_is_subtracted(tmp_path):
     script.write_text(PTX)
     result = python(script)
     assert result.returncode == 0, result.stderr
-    kernels = result.stdout.split("// ")
-    programs = [kernel for kernel in kernels if re.match(r"(graph|edge)_attention (forward|backward)\n", kernel)]
+    programs = result.stdout.split("===== ")[1:]
     assert len(programs) == 4
     for program in programs:
         written = re.findall(r"^\s*(\w+)\.\S+\s+(%\w+), .*;$", program, re.M)
