@@ -22,12 +22,26 @@ def compute_type(*tensors: Tensor | None) -> torch.dtype:
     return kind
 
 
-def neighbor_softmax(scores: Tensor, neighbors: Tensor) -> Tensor:
-    """Softmax over the last dimension among neighbours; a row without neighbours gives 0 (Eq. 6)."""
-    scores = scores.masked_fill(~neighbors, float("-inf"))
-    # An all -inf row would give NaN, in the gradient too: it becomes a row of zeros first and is blanked afterwards.
-    scores = scores.masked_fill(~neighbors.any(-1, keepdim=True), 0.0)
-    return scores.softmax(-1).masked_fill(~neighbors, 0.0)
+def select(tensor: Tensor, where: Tensor) -> Tensor:
+    """``tensor``, 0 where it does not count: multiplied by 0, NaN and infinity would stay, in the gradient too."""
+    return torch.where(where, tensor, 0.0)
+
+
+def attend(scores: Tensor, neighbors: Tensor, hears: Tensor, value: Tensor) -> Tensor:
+    """Softmax over the last dimension among neighbours, times values (Eqs. 6 and 4).
+
+    Args:
+        scores: [..., N, N], numbers in rows without neighbours.
+        neighbors: bool, broadcasts to the scores.
+        hears: [..., N, 1] bool, the row has neighbours; one that has none gives 0.
+        value: [..., N, dv]. What is not finite there makes NaN of the rows that hear it, and changes no other row.
+    """
+    # A row of -inf alone would give NaN, in the gradient too: one without neighbours keeps its scores until the end.
+    attention = torch.where(neighbors.logical_not() & hears, float("-inf"), scores).softmax(-1)
+    spoilt = (0.0 * value.detach()).sum(-1).isnan().to(value.dtype)  # [..., N]
+    poison = (attention.detach() * spoilt[..., None, :]).sum(-1, keepdim=True)  # [..., N, 1]
+    poison = torch.where(poison == 0, poison, float("nan"))
+    return select(attention @ value.nan_to_num(0.0, 0.0, 0.0) + poison, hears)
 
 
 def edge_attention(
@@ -42,17 +56,22 @@ def edge_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """One layer with its edges in memory, as the paper writes it (Eqs. 4 to 7)."""
     kind = compute_type(query, key, value, edge, gate, edge_scale)
-    score = scale * (query.to(kind) @ key.to(kind).mT)
-    attention_score = score * edge
+    query, key, value, edge = query.to(kind), key.to(kind), value.to(kind), edge.to(kind)
+    if neighbors is not None:
+        # On a CPU, to count them is several times faster than any().
+        hears, heard = (neighbors.sum(dim, dtype=torch.int32)[..., None] > 0 for dim in (-1, -2))
+        query, key, edge = select(query, hears), select(key, heard), select(edge, neighbors)
+    attention_score = scale * (query @ key.mT) * edge
     if neighbors is None:
-        attention = attention_score.softmax(-1)
+        output = attention_score.softmax(-1) @ value
     else:
-        attention = neighbor_softmax(attention_score, neighbors)
-    output = attention @ value.to(kind)
+        output = attend(attention_score, neighbors, hears, value)
     if gate is None:
         return output, None
-    new_edge = gate[..., None] * edge_scale * (edge + attention_score)
-    return output, new_edge if neighbors is None else new_edge.masked_fill(~neighbors, 0.0)
+    factor = gate.to(kind)[..., None]
+    if neighbors is None:
+        return output, factor * edge_scale * (edge + attention_score)
+    return output, select(select(factor, hears) * edge_scale * (edge + attention_score), neighbors)
 
 
 def graph_attention(
@@ -70,13 +89,19 @@ def graph_attention(
     edge, neighbors = graph.dense()
     rows = graph.shape[2] if words_only else query.shape[2]
     kind = compute_type(query, key, value, edge, row_factor, *history_query, *history_key)
+    takes_part = graph.participants()[..., None]
+    hears = takes_part[:, :, :rows]
+
+    def score(query: Tensor, key: Tensor) -> Tensor:
+        query, key = select(query[:, :, :rows].to(kind), hears), select(key.to(kind), takes_part)
+        return scale * (query @ key.mT)
+
     edge, neighbors = edge[:, :, :rows].to(kind), neighbors[:, :, :rows]
     for earlier_query, earlier_key in zip(history_query, history_key, strict=True):
-        edge = edge * (1.0 + scale * (earlier_query[:, :, :rows].to(kind) @ earlier_key.to(kind).mT))
+        edge = edge * (1.0 + score(earlier_query, earlier_key))
     if row_factor is not None:
-        edge = edge * row_factor[:, :, :rows, None]
-    score = scale * (query[:, :, :rows].to(kind) @ key.to(kind).mT)
-    return neighbor_softmax(score * edge, neighbors) @ value.to(kind)
+        edge = edge * select(row_factor[:, :, :rows, None], hears)
+    return attend(score(query, key) * edge, neighbors, hears, value.to(kind))
 
 
 def edge_readout(
@@ -90,17 +115,21 @@ def edge_readout(
     """The emotion columns of the last edges, summed over resolutions (Eq. 8), without any N x N tensor."""
     batch, _, words, emotions = graph.shape
     kind = compute_type(graph.emotion_weight, graph.correlation, row_factor, *history_query, *history_key)
-    to_words = graph.emotion_weight.to(kind)[:, None].expand(batch, words, emotions)
-    edge = torch.cat([to_words, graph.correlation.to(kind).expand(batch, emotions, emotions)], dim=1)[:, None]
+    takes_part = graph.participants()[..., None]  # [B, K, N, 1]
+    heard = takes_part[:, :, words:]
+    sender = torch.eye(emotions, dtype=torch.bool, device=heard.device).logical_not()
+    # Emotions take part in all resolutions or in none.
+    weight = select(graph.emotion_weight.to(kind), heard[:, 0, :, 0])[:, None].expand(batch, words, emotions)
+    correlation = select(graph.correlation.to(kind), sender & heard[:, 0] & heard[:, 0].mT)
+    edge = torch.cat([weight, correlation], dim=1)[:, None]
     for earlier_query, earlier_key in zip(history_query, history_key, strict=True):
-        emotion_key = earlier_key[:, :, words:].to(kind)
-        edge = edge * (1.0 + scale * (earlier_query.to(kind) @ emotion_key.mT))
+        earlier_query = select(earlier_query.to(kind), takes_part)
+        emotion_key = select(earlier_key[:, :, words:].to(kind), heard)
+        edge = edge * (1.0 + scale * (earlier_query @ emotion_key.mT))
     if row_factor is not None:
-        edge = edge * row_factor[..., None]
-    takes_part = graph.participants()
-    node = torch.arange(words + emotions, device=takes_part.device)
-    hears = takes_part[..., :, None] & takes_part[..., None, words:] & (node[:, None] != node[words:])
-    edge = torch.where(hears, edge, 0.0).sum(1)
+        edge = edge * select(row_factor[..., None], takes_part)
+    neighbors = takes_part & torch.cat([heard.mT.expand(-1, -1, words, -1), heard.mT & sender], dim=2)
+    edge = select(edge, neighbors).sum(1)  # off the graph a score may overflow
     to_word = edge[:, :words]
     return to_word if per_word else to_word.sum(1), edge[:, words:]
 
