@@ -92,6 +92,11 @@ def call(case: Case, tensors: dict[str, Any], backend: str) -> tuple[Tensor, ...
     return tuple(x for x in outputs if x is not None)
 
 
+def edges_are_broadcast(case: Case) -> bool:
+    """Whether PyTorch sums up the gradient of edges [N, N], in an order that depends on the number of threads."""
+    return "edge" in case.tensors and case.tensors["edge"].shape[-2:] != 2 * case.tensors["query"].shape[2:3]
+
+
 def operator_of(seed: int, index: int) -> str:
     """The operator of a case."""
     return random.Random(f"operator {seed} {index}").choices(OPERATORS, SHARES)[0]
