@@ -81,11 +81,11 @@ def call(case: Case, tensors: dict[str, Any], backend: str) -> tuple[Tensor, ...
         return tuple(otsu(tensors["values"], **case.options, backend=backend))
     if case.operator == "edge_readout":
         return edge_readout(graph_of(tensors), history_of(case, tensors), **case.options, backend=backend)
-    nodes = [tensors[name] for name in ("query", "key", "value")]
+    nodes = tensors["query"], tensors["key"], tensors["value"]
     if case.operator == "graph_attention":
         history = history_of(case, tensors)
         return (graph_attention(*nodes, graph_of(tensors), history, **case.options, backend=backend),)
-    update = {name: tensors.get(name) for name in ("gate", "edge_scale")}
+    update: dict[str, Any] = {name: tensors.get(name) for name in ("gate", "edge_scale")}
     outputs = edge_attention(
         *nodes, tensors["edge"], tensors.get("neighbors"), **update, **case.options, backend=backend
     )
@@ -176,7 +176,7 @@ class _Draw:
             [torch.float32, torch.float64, torch.bfloat16, torch.float16], [55, 30, 10, 5]
         )[0]
         wide = case.kind is torch.float64
-        weights = torch.float64 if wide == self.chance(0.9) else torch.float32
+        weights = torch.float64 if wide == self.chance(0.9) else torch.float32  # mostly as the nodes
         # Two factors in float32 are multiplied in float32, whatever the nodes are.
         factors = case.kind if wide else self.any.choice([weights, weights, case.kind])
         batch = self.any.choices([0, 1, 2, 3], [3, 40, 37, 20])[0]
@@ -243,6 +243,7 @@ class _Draw:
         if case.operator == "edge_readout" and not case.depth:
             case.kind = weights
 
+        shapes: list[tuple[int, ...]]
         result = case.kind
         edges = torch.promote_types(torch.promote_types(case.kind, weights), torch.float32)
         if case.operator == "edge_attention":
@@ -264,8 +265,8 @@ class _Draw:
                 per_word = (batch, words, emotions) if case.options["per_word"] else (batch, emotions)
                 shapes = [per_word, (batch, emotions, emotions)]
         case.upstream = [
-            self.placed(self.normal(*shape), edges if number else result)
-            for number, shape in enumerate(shapes)
+            self.placed(self.normal(*shape), edges if position else result)
+            for position, shape in enumerate(shapes)
         ]
         if len(shapes) > 1 and self.chance(0.3):
             case.upstream[self.any.randrange(2)] = None
