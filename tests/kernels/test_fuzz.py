@@ -25,9 +25,9 @@ def test_the_first_cases(capsys):
     assert code == 0, told
     for operator in cases.OPERATORS:
         (row,) = re.findall(rf"^\| +{operator} \|.*", told, re.MULTILINE)
-        run = [int(number) for number in re.findall(r"(\d+) right", row)]
-        assert len(run) == (1 + len(fuzz.instruction_sets()) if native.available() else 1)
-        assert all(run)
+        *kernels, plain = (int(number) for number in re.findall(r"(\d+) right", row))
+        assert plain >= 10
+        assert sum(kernels) >= 10 or not native.available()
 
 
 def test_a_case_depends_on_its_number_alone():
