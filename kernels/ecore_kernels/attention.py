@@ -167,20 +167,66 @@ def check_gate(operator: str, where: str, gate: Any, edge_scale: Any, leading: t
         check_scalar(operator, f"{where}edge_scale", edge_scale)
 
 
+class _RowFactor(torch.autograd.Function):
+    """The product of gates [B, K, N] and scalar edge scales, given in turns.
+
+    A node that takes no part has a gradient of 0 and any gate, NaN included: times that gate it would spoil the other
+    gradients. So gates enter gradients as 0 where they are not finite; a node that does take part has a gradient of NaN
+    then.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*factors):
+        product = factors[0] * factors[1]
+        for gate, scale in zip(factors[2::2], factors[3::2], strict=True):
+            product = product * (gate * scale)
+        return product
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.numbers = [None if isinstance(x, Tensor) else x for x in inputs]
+        ctx.save_for_backward(*(x if isinstance(x, Tensor) else None for x in inputs))
+
+    @staticmethod
+    def backward(ctx, gradient):
+        factors = [x if n is None else n for x, n in zip(ctx.saved_tensors, ctx.numbers, strict=True)]
+        gates, scales = [x.nan_to_num(0.0, 0.0, 0.0) for x in factors[::2]], factors[1::2]
+        layers = [gate * scale for gate, scale in zip(gates, scales, strict=True)] if len(gates) > 1 else []
+        gradients = []
+        for layer, (gate, scale) in enumerate(zip(gates, scales, strict=True)):
+            rest = gradient
+            for other in (*layers[:layer], *layers[layer + 1 :]):
+                rest = rest * other
+            gradients.append(rest * scale if ctx.needs_input_grad[2 * layer] else None)
+            gradients.append((rest * gate).sum() if ctx.needs_input_grad[2 * layer + 1] else None)
+        return tuple(gradients)
+
+
 def row_factor(history: Sequence[tuple[Any, ...]]) -> Tensor | None:
     """r = prod_m gate^m * edge_scale^m, [B, K, N] in float32 at least; None where no layer has a gate."""
-    factor = None
-    for update in history:
-        _, _, gate, scale = update
+    factors: list[Any] = []
+    for _, _, gate, scale in history:
         if gate is None:
             continue
         if gate.dtype is not torch.float32 and gate.dtype is not torch.float64:
             gate = gate.to(torch.float32)
-        if isinstance(scale, Tensor) and scale.dim():
-            scale = scale.reshape(())
-        gate = gate * scale
-        factor = gate if factor is None else factor * gate
-    return factor
+        if isinstance(scale, Tensor):
+            if scale.dim():
+                scale = scale.reshape(())
+            if scale.dtype is not gate.dtype:
+                scale = scale.to(gate.dtype)
+        factors += (gate, scale)
+    if not factors:
+        return None
+    if backends.differentiates_forward() or not torch.is_grad_enabled():
+        return _RowFactor.forward(*factors)
+    if torch._C._are_functorch_transforms_active() or any(
+        isinstance(x, Tensor) and x.requires_grad for x in factors
+    ):
+        return _RowFactor.apply(*factors)
+    return _RowFactor.forward(*factors)
 
 
 def score_scale(
