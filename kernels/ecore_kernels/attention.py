@@ -207,12 +207,15 @@ class _RowFactor(torch.autograd.Function):
 def row_factor(history: Sequence[tuple[Any, ...]]) -> Tensor | None:
     """r = prod_m gate^m * edge_scale^m, [B, K, N] in float32 at least; None where no layer has a gate."""
     factors: list[Any] = []
+    wanted = False  # a gradient
     for _, _, gate, scale in history:
         if gate is None:
             continue
+        wanted = wanted or gate.requires_grad
         if gate.dtype is not torch.float32 and gate.dtype is not torch.float64:
             gate = gate.to(torch.float32)
         if isinstance(scale, Tensor):
+            wanted = wanted or scale.requires_grad
             if scale.dim():
                 scale = scale.reshape(())
             if scale.dtype is not gate.dtype:
@@ -220,11 +223,10 @@ def row_factor(history: Sequence[tuple[Any, ...]]) -> Tensor | None:
         factors += (gate, scale)
     if not factors:
         return None
-    if backends.differentiates_forward() or not torch.is_grad_enabled():
-        return _RowFactor.forward(*factors)
-    if torch._C._are_functorch_transforms_active() or any(
-        isinstance(x, Tensor) and x.requires_grad for x in factors
-    ):
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        wanted = True  # its tensors hide what requires a gradient
+    # Forward mode is served by the derivatives of the product.
+    if wanted and torch.is_grad_enabled() and not backends.differentiates_forward():
         return _RowFactor.apply(*factors)
     return _RowFactor.forward(*factors)
 

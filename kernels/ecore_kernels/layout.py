@@ -43,7 +43,7 @@ def empty_rows(model: Tensor, rows: int, width: int, dtype: torch.dtype) -> Tens
         strides = (rows * resolutions * width, width, resolutions * width, 1)
     else:
         strides = (resolutions * rows * width, rows * width, width, 1)
-    return torch.empty_strided((batch, resolutions, rows, width), strides, dtype=dtype, device=model.device)
+    return model.new_empty_strided((batch, resolutions, rows, width), strides, dtype=dtype)
 
 
 def empty_saved(query: Tensor, planes: int) -> Tensor:
@@ -52,15 +52,7 @@ def empty_saved(query: Tensor, planes: int) -> Tensor:
     float64 for float64, else float32. A plane of integers holds them as int32 from its beginning on.
     """
     kind = torch.float64 if query.dtype is torch.float64 else torch.float32
-    return torch.empty((planes, *query.shape[:3]), dtype=kind, device=query.device)
-
-
-def saved_order(saved: Tensor) -> tuple[Tensor, Tensor]:
-    """Planes 3 and 4 of what graph_attention saves: order [B, K, N] and counts [B, K, 2], int32."""
-    _, batch, resolutions, nodes = saved.shape
-    order = saved[3].view(torch.int32).flatten()[: batch * resolutions * nodes]
-    counts = saved[4].view(torch.int32).flatten()[: batch * resolutions * 2]
-    return order.view(batch, resolutions, nodes), counts.view(batch, resolutions, 2)
+    return query.new_empty((planes, *query.shape[:3]), dtype=kind)
 
 
 def asked(gradients: list[Tensor | None], needs: list[bool]) -> list[Tensor]:

@@ -567,8 +567,8 @@ def test_refusals(make):
         with pytest.raises(RuntimeError, match=message):
             attend(graph, history, update, value, backend="native")
 
-    refused("takes float32 and float64, not float32, float16", value=value.half())
-    refused("takes queries, keys and values of one type, not of float32 and float64", value=value.double())
+    low = torch.float8_e4m3fn
+    refused("takes float16, bfloat16, float32, float64, not float8_e4m3fn", value=value.to(low))
     weighted = EmotionGraph(
         graph.word_weight.requires_grad_(), graph.word_mask, graph.emotion_weight, graph.correlation
     )
@@ -580,5 +580,6 @@ def test_refusals(make):
     )
     elsewhere = [x.to("meta") for x in (update.query, update.key, value)]
     assert "native: runs on CPU, not on meta" in explain(edge_attention, *elsewhere, torch.ones(()))
-    with pytest.raises(RuntimeError, match="takes float32 and float64, not bfloat16"):
-        edge_readout(graph, [EdgeUpdate(*(x.bfloat16() for x in update))], backend="native")
+    nodes = [x.to(low) for x in (update.query, update.key)]
+    with pytest.raises(RuntimeError, match=r"takes float16, .*, not float8_e4m3fn"):
+        edge_readout(graph, [EdgeUpdate(*nodes)], backend="native")
