@@ -80,7 +80,8 @@ class Entry(NamedTuple):
     head: int
     depth: int
     architecture: int
-    # "shared edge": edges that broadcast over batch and resolutions, with their gradient; "words": no others receive
+    # "shared edge": edges that broadcast over batch and resolutions, with their gradient; "words": no others receive;
+    # "delta": what runs before a backward in ieee and float64, with its launch configuration
     variant: str = ""
 
     @property
@@ -143,6 +144,12 @@ def entries(architecture: int) -> list[Entry]:
                 depth = max(depth, 1)  # without history there is nothing of that type
             entry = Entry(kernel, arithmetic, PAPER_HEAD if head == 128 else head, depth, architecture)
             found[entry] = None
+            if (
+                operator != "edge_readout"
+                and entry.direction == "backward"
+                and arithmetic in ("ieee", "float64")
+            ):
+                found[entry._replace(variant="delta")] = None
             if kernel == "edge_attention_backward" and entry.head == PAPER_HEAD:
                 found[entry._replace(variant="shared edge")] = None
             is_the_papers = (operator, entry.head, depth) == ("graph_attention", PAPER_HEAD, PAPER_DEPTH)
@@ -212,7 +219,7 @@ def _edge_attention(
 
     batch, resolutions, words, emotions = _SIZES.values()
     nodes = words + emotions
-    edge = number(*((1, 1) if entry.variant else (batch, resolutions)), nodes, nodes)
+    edge = number(*((1, 1) if entry.variant == "shared edge" else (batch, resolutions)), nodes, nodes)
     neighbors = torch.empty(batch, resolutions, nodes, nodes, dtype=torch.bool, device="meta")
     factor = number(batch, resolutions, nodes)
     inputs = rows(), rows(), rows(), edge, neighbors, factor
@@ -243,8 +250,9 @@ def planned(entry: Entry, scale: float = 0.1) -> Launch:
 
     with launch.plan(entry.architecture) as launches:
         _OPERATORS[entry.operator](entry, scale, rows, number)
-    forward, backward = launches
-    return forward if entry.direction == "forward" else backward
+    if entry.variant == "delta":
+        return launches[1]
+    return launches[0] if entry.direction == "forward" else launches[-1]
 
 
 # Compiling ------------------------------------------------------------------------------------------------------
@@ -313,7 +321,7 @@ def compile_launch(launched: Launch, entry: Entry) -> Compiled:
     row = launch.table()[entry.kernel, entry.arithmetic][0]
     return Compiled(
         entry,
-        constants={name: launched.arguments[name] for name in row["constants"]},
+        constants={name: launched.arguments[name] for name in row["constants"] if name in launched.arguments},
         warps=warps,
         stages=launched.options["num_stages"],
         registers=registers,

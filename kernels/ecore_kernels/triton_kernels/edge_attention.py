@@ -19,6 +19,7 @@ from ecore_kernels.triton_kernels.tiles import (
     load_rows,
     number_of,
     rounded,
+    row_products,
     store_rows,
 )
 
@@ -129,7 +130,7 @@ def _forward(
         hears = tl.maximum(hears, tl.max(heard.to(tl.int32), 1))
         weight = tl.load(_addresses(edge, edge_row, first, start, BLOCK, STEP, False), mask=heard, other=0.0)
         weight = weight.to(number)
-        score = scale * tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        score = scale * row_products(q, k, None, PRECISION)
         if new_edge is not None:
             address = _addresses(new_edge, nodes, first, start, BLOCK, STEP, False)
             tl.store(address, tl.where(heard, f * (weight + score * weight), 0.0), mask=inside)
@@ -163,8 +164,62 @@ def _attention(score, weight, heard, maximum, inverse):
 
 
 @triton.jit(do_not_specialize=VARYING)
+def _sum_deltas(
+    query, key, value, edge, neighbors, grad_output, saved,
+    deltas,  # [B, K, N], written
+    plane, resolutions, nodes,
+    query_batch, query_head, query_row, value_batch, value_head, value_row, output_batch, output_head, output_row,
+    edge_batch, edge_head, edge_row, neighbors_batch, neighbors_head, neighbors_row,
+    scale_bits: tl.int64, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, TILE_DIM: tl.constexpr, TILE_VALUE: tl.constexpr,
+    VECTOR: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    """One program: delta of BLOCK receivers of one (b, k), the sum of A (dO V^T) over those whom they hear.
+
+    Of the numbers that the backward has, and not dO O: see ``graph_attention._sum_deltas``.
+    """
+    blocks = tl.cdiv(nodes, BLOCK)
+    pair = (tl.program_id(0) // blocks).to(tl.int64)
+    first = tl.program_id(0) % blocks * BLOCK
+    batch, head = pair // resolutions, pair % resolutions
+    query += (batch * query_batch + head * query_head) * VECTOR
+    key += (batch * query_batch + head * query_head) * VECTOR
+    value += (batch * value_batch + head * value_head) * VECTOR
+    grad_output += (batch * output_batch + head * output_head) * VECTOR
+    query_row *= VECTOR
+    value_row *= VECTOR
+    output_row *= VECTOR
+    edge += batch * edge_batch + head * edge_head
+    if neighbors is not None:
+        neighbors += batch * neighbors_batch + head * neighbors_head
+    saved += pair * nodes
+
+    number: tl.constexpr = saved.dtype.element_ty
+    scale = number_of(scale_bits, number)
+    row = first + tl.arange(0, BLOCK)
+    node = tl.minimum(row, nodes - 1)
+    q = load_rows(query, node, query_row, DIM, TILE_DIM, PRECISION)
+    do = load_rows(grad_output, node, output_row, VALUE_DIM, TILE_VALUE, PRECISION)
+    maximum = tl.load(saved + node)[:, None]
+    inverse = tl.load(saved + plane + node)[:, None]
+    delta = tl.zeros([BLOCK], number)
+    for start in range(0, nodes, STEP):
+        sender = tl.minimum(start + tl.arange(0, STEP), nodes - 1)
+        k = load_rows(key, sender, query_row, DIM, TILE_DIM, PRECISION)
+        v = load_rows(value, sender, value_row, VALUE_DIM, TILE_VALUE, PRECISION)
+        inside = _inside(first, start, nodes, BLOCK, STEP, False)
+        heard = _neighbors(neighbors, neighbors_row, first, start, inside, BLOCK, STEP, False)
+        weight = tl.load(_addresses(edge, edge_row, first, start, BLOCK, STEP, False), mask=heard, other=0.0)
+        score = scale * row_products(q, k, None, PRECISION)
+        attention = _attention(score, weight.to(number), heard, maximum, inverse)
+        # What is not heard may be NaN, which no attention of 0 takes away.
+        delta += tl.sum(tl.where(heard, attention * row_products(do, v, None, PRECISION), 0.0), 1)
+    tl.store(deltas + pair * nodes + row, delta, mask=row < nodes)
+
+
+@triton.jit(do_not_specialize=VARYING)
 def _backward(
     query, key, value, edge, neighbors, factor, output, grad_output, grad_new_edge, saved,
+    deltas,  # from _sum_deltas, or None: then delta is dO O
     grad_query, grad_key, grad_value,
     grad_edge, grad_factor,  # like edge and factor, but contiguous; these five are None where not wanted
     plane, batches, resolutions, nodes, edge_batches, edge_resolutions, zero,
@@ -179,7 +234,7 @@ def _backward(
 ):  # fmt: skip
     """One program: the gradients of BLOCK nodes of one (b, k), as receivers or as senders, or of a tile of edges.
 
-    With G = A (dO V^T - delta), delta the sum of dO * O over a row: dx = G + f dE', ds = dx * E, dE = dx * s + f dE'.
+    With G = A (dO V^T - delta), delta as in _sum_deltas: dx = G + f dE', ds = dx * E, dE = dx * s + f dE'.
     An edge that belongs to one (b, k) gets its gradient from its receiver's program. With SHARED_EDGE the first
     programs take a tile of edges each, and go through all the (b, k) that share it: every number has one writer.
     With RELOAD the tiles that stay are loaded again at every step, which keeps them out of the registers: ``zero`` is
@@ -217,11 +272,14 @@ def _backward(
                 do = load_rows(
                     grad_output + output_offset, node, output_row, VALUE_DIM, TILE_VALUE, PRECISION
                 )
-                o = load_rows(output + output_offset, node, output_row, VALUE_DIM, TILE_VALUE, "ieee")
-                delta = inner_sums((do,), (o,), False, PRECISION)
+                if deltas is not None:
+                    delta = tl.load(deltas + pair * nodes + node)[:, None]
+                else:
+                    o = load_rows(output + output_offset, node, output_row, VALUE_DIM, TILE_VALUE, "ieee")
+                    delta = inner_sums((do,), (o,), False)
                 value_of = value + (batch * value_batch + head * value_head) * VECTOR
                 v = load_rows(value_of, sender, value_row, VALUE_DIM, TILE_VALUE, PRECISION)
-                passed = tl.dot(do, tl.trans(v), input_precision=PRECISION) - delta
+                passed = row_products(do, v, None, PRECISION) - delta
                 q = load_rows(query + query_offset, node, query_row, DIM, TILE_DIM, PRECISION)
                 k = load_rows(key + query_offset, sender, query_row, DIM, TILE_DIM, PRECISION)
                 maximum = tl.load(saved + pair * nodes + node)[:, None]
@@ -233,7 +291,7 @@ def _backward(
                 weight = tl.load(
                     _addresses(edge, edge_row, first, start, BLOCK, SHARED_STEP, False), mask=heard, other=0.0
                 ).to(number)
-                score = scale * tl.dot(q, tl.trans(k), input_precision=PRECISION)
+                score = scale * row_products(q, k, None, PRECISION)
                 grad_x = _attention(score, weight, heard, maximum, inverse) * passed
                 if grad_new_edge is not None:
                     gradient = grad_new_edge + batch * grad_new_edge_batch + head * grad_new_edge_head
@@ -277,8 +335,11 @@ def _backward(
             node = tl.minimum(row, nodes - 1)
             q = load_rows(query, node, query_row, DIM, TILE_DIM, PRECISION)
             do = load_rows(grad_output, node, output_row, VALUE_DIM, TILE_VALUE, PRECISION)
-            o = load_rows(output, node, output_row, VALUE_DIM, TILE_VALUE, "ieee")
-            delta = inner_sums((do,), (o,), False, PRECISION)
+            if deltas is not None:
+                delta = tl.load(deltas + pair * nodes + node)[:, None]
+            else:
+                o = load_rows(output, node, output_row, VALUE_DIM, TILE_VALUE, "ieee")
+                delta = inner_sums((do,), (o,), False)
             maximum = tl.load(saved + node)[:, None]
             inverse = tl.load(saved + plane + node)[:, None]
             if grad_new_edge is not None:
@@ -303,11 +364,11 @@ def _backward(
                 weight = weight.to(number)
                 if neighbors is not None:
                     k, lost = _finite(k, number)
-                score = scale * tl.dot(q, tl.trans(k), input_precision=PRECISION)
+                score = scale * row_products(q, k, None, PRECISION)
                 if neighbors is not None:
                     score += lost
                 attention = _attention(score, weight, heard, maximum, inverse)
-                grad_x = attention * (tl.dot(do, tl.trans(v), input_precision=PRECISION) - delta)
+                grad_x = attention * (row_products(do, v, None, PRECISION) - delta)
                 if grad_new_edge is not None:
                     address = _addresses(grad_new_edge, grad_new_edge_row, first, start, BLOCK, STEP, False)
                     gradient = tl.load(address, mask=heard, other=0.0)
@@ -362,7 +423,7 @@ def _backward(
             if neighbors is not None:
                 q, lost = _finite(q, number)
                 do, lost_gradient = _finite(do, number)
-            score = scale * tl.dot(k, tl.trans(q), input_precision=PRECISION)
+            score = scale * row_products(k, q, None, PRECISION)
             if neighbors is not None:
                 score += lost
             attention = _attention(score, weight, heard, maximum, inverse)
@@ -371,9 +432,12 @@ def _backward(
             if grad_value is not None:
                 grad_v += tl.dot(rounded(attention.to(do.dtype), PRECISION), do, input_precision=PRECISION)
             if grad_key is not None:
-                o = load_rows(output, receiver, output_row, VALUE_DIM, TILE_VALUE, "ieee")
-                delta = inner_sums((do,), (o,), True, PRECISION)
-                grad_x = attention * (tl.dot(v, tl.trans(do), input_precision=PRECISION) - delta)
+                if deltas is not None:
+                    delta = tl.load(deltas + pair * nodes + receiver)[None, :]
+                else:
+                    o = load_rows(output, receiver, output_row, VALUE_DIM, TILE_VALUE, "ieee")
+                    delta = inner_sums((do,), (o,), True)
+                grad_x = attention * (row_products(v, do, None, PRECISION) - delta)
                 if grad_new_edge is not None:
                     address = _addresses(grad_new_edge, grad_new_edge_row, start, first, STEP, BLOCK, True)
                     f = tl.load(factor + receiver)[None, :]
@@ -521,6 +585,9 @@ def backward(
     shared_edge = needs_edge and edge.shape[:2] != query.shape[:2]
     of_receivers = needs_query or grad_factor is not None or (needs_edge and not shared_edge)
     of_senders = needs_key or needs_value
+    # Tensor cores' operands have lost more than a plain sum of dO O does.
+    by_itself = launch.arithmetic_of(query.dtype, precision) in ("ieee", "float64")
+    needs_deltas = by_itself and (needs_query or needs_key or needs_edge)
     constants, options = _setting(query, value, precision, "backward")
     arguments = {
         "query": query,
@@ -533,6 +600,7 @@ def backward(
         "grad_output": grad_output,
         **_matrices("grad_new_edge", grad_new_edge),
         "saved": saved,
+        "deltas": torch.empty_like(saved[0]) if needs_deltas else None,
         "grad_query": grad_query,
         "grad_key": grad_key,
         "grad_value": grad_value,
@@ -559,6 +627,9 @@ def backward(
         **constants,
     }
     blocks = triton.cdiv(nodes, constants["BLOCK"])
+    if needs_deltas:
+        programs = batch * resolutions * blocks
+        launch.launch(_sum_deltas, (programs,), launch.taken(_sum_deltas, arguments), options, query.device)
     programs = (of_receivers + of_senders) * batch * resolutions * blocks
     if shared_edge:
         programs += edge.shape[0] * edge.shape[1] * blocks * triton.cdiv(nodes, constants["SHARED_STEP"])

@@ -255,7 +255,7 @@ def _attention(x, heard, maximum, inverse):
 def _tile(
     score, u, attention, grad_attention,  # of one tile [staying, streaming]; the last is dO V^T
     edge, factor,  # E0 of the tile; r of its receivers, or None
-    heard, delta,  # who hears whom; dO O of the receivers
+    heard, delta,  # who hears whom; see _sum_deltas
 ):  # fmt: skip
     """The backward of one tile, with G = A (dO V^T - delta) the gradient of the weighted scores.
 
@@ -286,6 +286,84 @@ def _tile(
     grad_edge = tl.where(heard, grad_edge, 0.0)
     grad_factor = tl.where(heard, grad_factor, 0.0)
     return tl.where(heard, g * _whole_edges(edge, factor, u), 0.0), grad_u, grad_edge, grad_factor
+
+
+@triton.jit(do_not_specialize=VARYING)
+def _sum_deltas(
+    query, key, value, history_query, history_key, correlation, row_factor, grad_output, saved,
+    deltas,  # [B, K, N], written: by place in the order
+    plane, resolutions, words, emotions, correlation_batch,
+    query_batch, query_head, query_row, value_batch, value_head, value_row, output_batch, output_head, output_row,
+    scale_bits: tl.int64, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, PIECE: tl.constexpr,
+    VECTOR: tl.constexpr, PRECISION: tl.constexpr, WORDS_ONLY: tl.constexpr,
+    BLOCK: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    """One program: delta of BLOCK receivers of one (b, k), the sum of A (dO V^T) over those whom they hear.
+
+    In exact numbers that is dO O. But where softmaxes saturate, the backward multiplies what is left of a row's sum of
+    G = A (dO V^T - delta) by its scores: so delta is of the very numbers that G is of.
+    """
+    nodes = words + emotions
+    blocks = tl.cdiv(words if WORDS_ONLY else nodes, BLOCK)
+    pair = (tl.program_id(0) // blocks).to(tl.int64)
+    block = tl.program_id(0) % blocks
+    block = tl.where(block == 0, 0, blocks - block)  # the longest first
+    batch, head = pair // resolutions, pair % resolutions
+    query_offset = (batch * query_batch + head * query_head) * VECTOR
+    query_row *= VECTOR
+    value_row *= VECTOR
+    output_row *= VECTOR
+    value += (batch * value_batch + head * value_head) * VECTOR
+    grad_output += (batch * output_batch + head * output_head) * VECTOR
+    correlation += batch * correlation_batch
+    saved_maximum, saved_inverse, weight, order, counts = _saved_of(saved, plane, pair, nodes)
+    emotion_count = tl.load(counts)
+    count = tl.load(counts + 1)
+    skipped = emotion_count if WORDS_ONLY else 0
+    if block * BLOCK >= count - skipped:
+        return
+
+    number: tl.constexpr = saved.dtype.element_ty
+    scale = number_of(scale_bits, number)
+    row = block * BLOCK + tl.arange(0, BLOCK)
+    place = place_of_receiver(row, skipped, count)
+    node = tl.load(order + place)
+    last = last_heard(place, emotion_count, count)[:, None]
+    itself = unheard_self(place, emotion_count)[:, None]
+    maximum = tl.load(saved_maximum + place)[:, None]
+    inverse = tl.load(saved_inverse + place)[:, None]
+    if row_factor is not None:
+        factor = tl.load(row_factor + pair * nodes + node)[:, None]
+    else:
+        factor = None
+    q = load_pieces(query + query_offset, node, query_row, DIM, PIECE, PRECISION)
+    past = _load_all(history_query, query_offset, node, query_row, DIM, PIECE, PRECISION)
+    do = load_pieces(grad_output, node, output_row, VALUE_DIM, PIECE, PRECISION)
+    delta = tl.zeros([BLOCK], number)
+    end = tl.minimum(tl.maximum((block + 1) * BLOCK + skipped, emotion_count + 1), count)
+    end = tl.where(block == 0, count, end)
+    for start in range(0, end, STEP):
+        sender = start + tl.arange(0, STEP)
+        sender_place = tl.minimum(sender, count - 1)
+        sender_node = tl.load(order + sender_place)
+        if WORDS_ONLY:
+            between = False
+        else:
+            between = (block * BLOCK <= emotion_count) & (start <= emotion_count)
+        edge = _initial_edges(
+            place, sender_place, node, sender_node, tl.load(weight + sender_place), correlation, words, emotions,
+            emotion_count, between, False,
+        )  # fmt: skip
+        heard = (sender[None, :] <= last) & (sender[None, :] != itself)
+        k = load_pieces(key + query_offset, sender_node, query_row, DIM, PIECE, PRECISION)
+        score = scale * inner_product(q, k, PRECISION)
+        u = _all_u(past, history_key, query_offset, sender_node, query_row, scale, DIM, PIECE, PRECISION)
+        v = load_pieces(value, sender_node, value_row, VALUE_DIM, PIECE, PRECISION)
+        grad_attention = inner_product(do, v, PRECISION)
+        attention = _attention(_weighted(score, edge, factor, u), heard, maximum, inverse)
+        # What is not heard may be NaN, which no attention of 0 takes away.
+        delta += tl.sum(tl.where(heard, attention * grad_attention, 0.0), 1)
+    tl.store(deltas + pair * nodes + place, delta, mask=row < count - skipped)
 
 
 @triton.jit
@@ -326,7 +404,7 @@ def _store_all(bases, offset, node, stride, tiles, scale, stored, WIDTH: tl.cons
 @triton.jit(do_not_specialize=VARYING)
 def _backward(
     query, key, value, history_query, history_key, correlation, word_mask, emotion_mask, row_factor,
-    output, grad_output, saved,
+    output, grad_output, saved, deltas,  # the last from _sum_deltas, or None: then delta is dO O
     # None, or not in the tuple, where not wanted; of the last three [B, K, N], [B, K, P], [B, K, P, P]
     grad_query, grad_key, grad_value, grad_history_query, grad_history_key,
     grad_row_factor, grad_emotion_weight, grad_correlation,
@@ -390,8 +468,11 @@ def _backward(
             q = load_pieces(query + query_offset, node, query_row, DIM, PIECE, PRECISION)
             past = _load_all(history_query, query_offset, node, query_row, DIM, PIECE, PRECISION)
             do = load_pieces(grad_output, node, output_row, VALUE_DIM, PIECE, PRECISION)
-            o = load_pieces(output, node, output_row, VALUE_DIM, PIECE, "ieee")
-            delta = inner_sums(do, o, False, PRECISION)
+            if deltas is not None:
+                delta = tl.load(deltas + pair * nodes + place)[:, None]
+            else:
+                o = load_pieces(output, node, output_row, VALUE_DIM, PIECE, "ieee")
+                delta = inner_sums(do, o, False)
             grad_q = zero_pieces(BLOCK, DIM, PIECE, number)
             grad_past = _zeros(grad_history_query, BLOCK, DIM, PIECE, number)
             grad_factor = tl.zeros([BLOCK], number)
@@ -523,8 +604,11 @@ def _backward(
             if SCORES:
                 do = load_pieces(grad_output, receiver_node, output_row, VALUE_DIM, PIECE, PRECISION)
                 grad_attention = inner_product(v, do, PRECISION)
-                o = load_pieces(output, receiver_node, output_row, VALUE_DIM, PIECE, "ieee")
-                delta = inner_sums(o, do, True, PRECISION)
+                if deltas is not None:
+                    delta = tl.load(deltas + pair * nodes + receiver_place)[None, :]
+                else:
+                    o = load_pieces(output, receiver_node, output_row, VALUE_DIM, PIECE, "ieee")
+                    delta = inner_sums(o, do, True)
             maximum = tl.load(saved_maximum + receiver_place)[None, :]
             inverse = tl.load(saved_inverse + receiver_place)[None, :]
             attention = _attention(_weighted(score, edge, factor, u), heard, maximum, inverse)
@@ -746,11 +830,15 @@ def backward(
         x for x in (grad_key, *wanted_past[1], grad_emotion_weight, grad_correlation) if x is not None
     ]
     constants, options = _setting(query, value, depth, precision, "backward")
+    # Tensor cores' operands have lost more than a plain sum of dO O does.
+    by_itself = launch.arithmetic_of(query.dtype, precision) in ("ieee", "float64")
+    deltas = torch.empty_like(saved[0]) if by_itself and (by_receivers or of_scores) else None
     given = next((x for x in gradients if x is not None and x is not grad_value), query)
     arguments.update(
         output=output,
         grad_output=grad_output,
         saved=saved,
+        deltas=deltas,
         plane=batch * resolutions * nodes,
         grad_query=grad_query,
         grad_key=grad_key,
@@ -777,7 +865,11 @@ def backward(
         HISTORY_KEY=launch.present(grad_past[1]),
         **constants,
     )
-    blocks = triton.cdiv(output.shape[2], constants["BLOCK"]) * arguments["RECEIVERS"]
+    receiver_blocks = triton.cdiv(output.shape[2], constants["BLOCK"])
+    if deltas is not None:
+        programs = batch * resolutions * receiver_blocks
+        launch.launch(_sum_deltas, (programs,), launch.taken(_sum_deltas, arguments), options, query.device)
+    blocks = receiver_blocks * arguments["RECEIVERS"]
     blocks += triton.cdiv(nodes, constants["BLOCK"]) * arguments["SENDERS"]
     if blocks:
         launch.launch(_backward, (batch * resolutions * blocks,), arguments, options, query.device)

@@ -77,6 +77,11 @@ def launch(
         kernel[grid](**arguments, **options)
 
 
+def taken(kernel: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of another kernel's arguments that this one takes too."""
+    return {name: arguments[name] for name in kernel.arg_names}
+
+
 @functools.cache
 def _architecture(index: int) -> int:
     major, minor = torch.cuda.get_device_capability(index)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ecore_kernels.triton_kernels import INTERPRETED
+
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
+ON_A_CPU: tl.constexpr = tl.constexpr(INTERPRETED)
 
 
 @triton.jit
@@ -182,34 +185,43 @@ def zero_pieces(ROWS: tl.constexpr, WIDTH: tl.constexpr, PIECE: tl.constexpr, TY
 
 
 @triton.jit
+def row_products(a, b, total, PRECISION: tl.constexpr):
+    """total + a b^T, every row of a with every row of b; None for no total.
+
+    Forward and backward have to agree on every bit of a score. A GPU sums along the rows, whatever the tiles. The sums
+    of NumPy's BLAS, the interpreter's dot, depend on the tile's sizes, on the place in it and on which operand is
+    transposed: there the products of ieee and float64 are summed by themselves.
+    """
+    if ON_A_CPU and PRECISION == "ieee" and a.dtype.primitive_bitwidth >= 32:
+        products = tl.sum(a[:, None, :] * b[None, :, :], 2)
+        if total is not None:
+            products += total
+    elif total is None:
+        products = tl.dot(a, tl.trans(b), input_precision=PRECISION)
+    else:
+        products = tl.dot(a, tl.trans(b), total, input_precision=PRECISION, out_dtype=total.dtype)
+    return products
+
+
+@triton.jit
 def inner_product(a, b, PRECISION: tl.constexpr):
     """a b^T of rows in pieces, both rounded where they were loaded.
 
     Computed as (b a^T)^T: what is transposed does not count as chained to the dots that follow, and Triton then spreads
     the warps over both sides of the tile; along one side alone every warp would hold all of a in registers.
     """
-    total = tl.dot(b[0], tl.trans(a[0]), input_precision=PRECISION)
+    total = row_products(b[0], a[0], None, PRECISION)
     for p in tl.static_range(1, len(a)):
-        total = tl.dot(b[p], tl.trans(a[p]), total, input_precision=PRECISION, out_dtype=total.dtype)
+        total = row_products(b[p], a[p], total, PRECISION)
     return tl.trans(total)
 
 
 @triton.jit
-def inner_sums(a, b, COLUMNS: tl.constexpr, PRECISION: tl.constexpr):
-    """Every row of a times its row of b, in pieces, in float32 at least: [rows, 1], or with COLUMNS [1, rows].
-
-    In ieee and float64 the diagonal of :func:`inner_product`, for its order of summation: so dO O of a saturated row
-    cancels with its dO V^T. Tensor cores sum in an order of their own; beside what rounding their operands costs, that
-    is nothing.
-    """
-    if PRECISION == "ieee" and a[0].dtype.primitive_bitwidth >= 32:
-        products = inner_product(a, b, PRECISION)
-        here = tl.arange(0, products.shape[0])
-        total = tl.sum(tl.where(here[:, None] == here[None, :], products, 0.0), 1 - COLUMNS)
-    else:
-        total = tl.sum(a[0].to(tl.float32) * b[0].to(tl.float32), 1)
-        for p in tl.static_range(1, len(a)):
-            total += tl.sum(a[p].to(tl.float32) * b[p].to(tl.float32), 1)
+def inner_sums(a, b, COLUMNS: tl.constexpr):
+    """Every row of a times its row of b, in pieces, in float32: [rows, 1], or with COLUMNS [1, rows]."""
+    total = tl.sum(a[0].to(tl.float32) * b[0].to(tl.float32), 1)
+    for p in tl.static_range(1, len(a)):
+        total += tl.sum(a[p].to(tl.float32) * b[p].to(tl.float32), 1)
     return tl.expand_dims(total, 1 - COLUMNS)
 
 

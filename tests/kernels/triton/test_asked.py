@@ -69,7 +69,8 @@ def test_graph_attention(device, graph, words_only, launched):
     launched.clear()
     backward([True] * 10)
     backward([False, False, True] + [False] * 7)
-    assert launched[1] <= launched[0] / 2 + B * K  # no receivers
+    _, every, values = launched  # the first sums deltas, which values do without
+    assert values <= every / 2 + B * K  # no receivers
     launched.clear()
     backward([False] * 10)
     assert launched == []
@@ -95,4 +96,5 @@ def test_edge_attention(device, edge_lead, launched):
     launched.clear()
     for needs in ([True] * 5, [False, False, True, False, False]):
         edge_attention.backward(*grads, *inputs, output, saved, 0.5, needs, "ieee")
-    assert launched[1] <= launched[0] / 2
+    _, every, values = launched
+    assert values <= every / 2

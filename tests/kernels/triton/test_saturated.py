@@ -12,31 +12,18 @@ from tests.kernels.triton.test_compile import python
 
 pytest.importorskip("triton", reason="needs Triton")
 
-import numpy as np
-from triton.runtime import interpreter
-
 from ecore_kernels.triton_kernels import launch
-
-
-def _dot_in_order(self, a, b, total, *_):
-    """A product whose sums depend on their terms alone, as a GPU's do in ieee.
-
-    BLAS's depend on the sizes, and on which operand is transposed. These have a BLAS's error: NumPy adds eight at once.
-    """
-    kind = total.data.dtype
-    terms = a.data.astype(kind)[:, None] * np.ascontiguousarray(b.data.T).astype(kind)[None]
-    return interpreter.TensorHandle(terms.sum(-1, dtype=kind) + total.data, total.dtype.scalar)
 
 
 @pytest.mark.skipif(
     not triton_kernels.INTERPRETED or bool(triton_kernels.unavailable_reason()),
     reason="Triton's interpreter is not in use: TRITON_INTERPRET is not 1, or Triton is missing",
 )
-@pytest.mark.parametrize("largest", LARGEST)
-@pytest.mark.parametrize("case", ["depth 0", "depth 1", "edge, updated"])
-def test_errors_are_within_twice_plain_pytorchs(case, largest, monkeypatch):
-    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", _dot_in_order)
-    found = ratios(case, largest, "triton", words=16, emotions=6)
+@pytest.mark.parametrize("largest", [1.0, 100.0, 8e3, 1e5])
+@pytest.mark.parametrize("case", CASES)
+def test_errors_are_within_twice_plain_pytorchs(case, largest):
+    resolutions = 1 if CASES[case] else 2  # histories take long
+    found = ratios(case, largest, "triton", words=16, emotions=6, resolutions=resolutions)
     assert {name: ratio for name, ratio in found.items() if not ratio <= 2} == {}
 
 
