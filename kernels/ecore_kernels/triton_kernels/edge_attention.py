@@ -297,7 +297,7 @@ def _backward(
                     gradient = grad_new_edge + batch * grad_new_edge_batch + head * grad_new_edge_head
                     address = _addresses(gradient, grad_new_edge_row, first, start, BLOCK, SHARED_STEP, False)
                     f = tl.load(factor + pair * nodes + node)[:, None]
-                    through_edge = f * tl.load(address, mask=heard, other=0.0)
+                    through_edge = tl.where(heard, f * tl.load(address, mask=heard, other=0.0), 0.0)
                     grad_x += through_edge
                     grad_tile += through_edge
                 grad_tile += tl.where(heard, grad_x * score, 0.0)  # what is not heard may be NaN
@@ -372,7 +372,7 @@ def _backward(
                 if grad_new_edge is not None:
                     address = _addresses(grad_new_edge, grad_new_edge_row, first, start, BLOCK, STEP, False)
                     gradient = tl.load(address, mask=heard, other=0.0)
-                    through_edge = f * gradient
+                    through_edge = tl.where(heard, f * gradient, 0.0)
                     grad_x += through_edge
                     if grad_factor is not None:
                         grad_f += tl.sum(tl.where(heard, gradient * (weight + score * weight), 0.0), 1)
@@ -441,7 +441,7 @@ def _backward(
                 if grad_new_edge is not None:
                     address = _addresses(grad_new_edge, grad_new_edge_row, start, first, STEP, BLOCK, True)
                     f = tl.load(factor + receiver)[None, :]
-                    grad_x += f * tl.load(address, mask=heard, other=0.0)
+                    grad_x += tl.where(heard, f * tl.load(address, mask=heard, other=0.0), 0.0)
                 grad_score = tl.where(heard, grad_x * weight, 0.0)
                 grad_k += tl.dot(rounded(grad_score.to(q.dtype), PRECISION), q, input_precision=PRECISION)
         if grad_key is not None:

@@ -154,9 +154,11 @@ def _forward(
 
     stored = exists[:, None] & (j < emotions)
     correlation += batch * correlation_batch
-    total *= _edge_values(
+    initial = _edge_values(
         emotion_weight + batch * emotions, 0, correlation, i, j, emotional, stored, emotions
     )
+    # Of an emotion that nobody hears the weight may be anything: select, where 0 times it would be NaN.
+    total = tl.where(total == 0.0, 0.0, total * initial)
     if emotional:
         tl.store(to_emotion + (batch * emotions + i) * emotions + j, total, mask=stored)
     elif PER_WORD:
