@@ -67,6 +67,8 @@ def step(model, low, batch, tokens, keep_casts=False):
 def test_each_weight_is_cast_once_a_step(settings):
     model = made(**settings)
     low, (batch, tokens) = LowWeights(model, "bfloat16"), made_up_batch(4, seed=0)
+    step(model, low, batch, tokens)  # the operators settle how their calls run, once, with casts of their own
+    model.zero_grad()
     with Casts(model) as casts:
         step(model, low, batch, tokens)
     assert set(casts.weights.values()) == {1}
@@ -76,7 +78,7 @@ def test_each_weight_is_cast_once_a_step(settings):
     # Autocast casts one by one, some of them twice: the second pass over the graph has the first one's weights.
     with Casts(model) as others:
         step(model, contextlib.nullcontext, batch, tokens)
-    assert others.calls > 2 * casts.calls
+    assert others.calls > 1.7 * casts.calls
     if "graph" not in settings.get("ablations", ()) and settings.get("strategy") != "none":
         assert max(others.weights.values()) == (1 if "co-g" in settings.get("ablations", ()) else 2)
 
