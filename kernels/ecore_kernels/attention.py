@@ -263,8 +263,8 @@ class Plan(NamedTuple):
     """Type that autocast asks queries, keys and values to have; None outside of it."""
     result: torch.dtype
     """Type of the output."""
-    forward: Callable[..., Any] | None
-    """The backend's forward, where it takes the tensors as they are."""
+    kernels: Any
+    """The module with the backend's forward, where that takes the tensors as they are; else None."""
 
 
 def settled(plans: dict[Any, Plan], tensors: Sequence[Any], options: Any, make: Callable[[], Plan]) -> Plan:
@@ -287,7 +287,7 @@ def settled(plans: dict[Any, Plan], tensors: Sequence[Any], options: Any, make: 
 
 def runs_at_once(plan: Plan, tensors: Sequence[Any]) -> bool:
     """Whether a call can go to its backend directly: nobody wants gradients, nobody listens at torch's dispatcher."""
-    if plan.forward is None:
+    if plan.kernels is None:
         return False
     if torch.is_grad_enabled():
         for x in tensors:
@@ -299,7 +299,7 @@ def runs_at_once(plan: Plan, tensors: Sequence[Any]) -> bool:
 def direct_forward(
     operator: str, backend: str, nodes: Sequence[Tensor], weights: Sequence[Any], masks: Sequence[Any]
 ) -> Any:
-    """A backend's forward if it takes queries, keys and values, edges and gates, and masks as they are; else None."""
+    """A backend's module if it takes queries, keys and values, edges and gates, and masks as they are; else None."""
     if backend == "reference" or backends.settles_every_call():
         return None
     weights, masks = ([x for x in of if x is not None] for of in (weights, masks))
@@ -309,7 +309,7 @@ def direct_forward(
         and all(x.dtype is kind for x in nodes)
         and all(x.dtype is fused.weight_type(kind) for x in weights)
     )
-    return fused.kernels(backend, operator).forward if as_they_are else None
+    return fused.kernels(backend, operator) if as_they_are else None
 
 
 def flat(operator: str, nodes: Sequence[Any], graph: Any, history: Any) -> list[Any]:
@@ -380,7 +380,7 @@ def edge_attention(
         neighbors = _broadcastable("neighbors", neighbors, full)
     if scale.__class__ is float and runs_at_once(plan, tensors):
         factor = None if gate is None else row_factor(((None, None, gate, edge_scale),))
-        output, new_edge, _ = plan.forward(
+        output, new_edge, _ = plan.kernels.forward(
             query, key, value, edge, neighbors, factor, scale, fused.precision(plan.backend)
         )
         return output, None if gate is None else new_edge
@@ -518,7 +518,7 @@ def graph_attention(
         lambda: _plan_graph_attention(query, key, value, graph, history, receivers, backend),
     )
     if scale.__class__ is float and runs_at_once(plan, tensors):
-        output, _ = plan.forward(
+        output, _ = plan.kernels.forward(
             *tensors[:8], tensors[8::4], tensors[9::4], row_factor(history), scale, receivers == "words",
             fused.precision(plan.backend),
         )  # fmt: skip

@@ -88,7 +88,7 @@ def edge_readout(
     tensors = flat("edge_readout", (), graph, history)
     plan = settled(_plans, tensors, backend, lambda: _plan(graph, history, backend))
     if scale.__class__ is float and runs_at_once(plan, tensors):
-        return plan.forward(
+        return plan.kernels.forward(
             *tensors[1:5], tensors[5::4], tensors[6::4], row_factor(history), scale, per_word,
             fused.precision(plan.backend),
         )  # fmt: skip
