@@ -256,7 +256,7 @@ def score_scale(
 
 
 class Plan(NamedTuple):
-    """What the checks of a call found: settled once for all calls of its signature."""
+    """Result of a call's checks, shared by all calls of the same signature."""
 
     backend: str
     autocast: torch.dtype | None
@@ -286,7 +286,7 @@ def settled(plans: dict[Any, Plan], tensors: Sequence[Any], options: Any, make: 
 
 
 def runs_at_once(plan: Plan, tensors: Sequence[Any]) -> bool:
-    """Whether a call can go to its backend directly: nobody wants gradients, nobody listens at torch's dispatcher."""
+    """Return True if a call can bypass autograd and torch's dispatcher: no gradients, dispatch modes or profilers."""
     if plan.kernels is None:
         return False
     if torch.is_grad_enabled():

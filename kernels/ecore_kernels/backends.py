@@ -37,7 +37,7 @@ def _native_otsu(values: Tensor | None = None, *_: Any, **__: Any) -> list[str]:
 
 
 def _wants_gradient(tensor: Tensor) -> bool:
-    """Whether a gradient is asked of ``tensor``, on whatever level of torch.func."""
+    """Return True if ``tensor`` requires a gradient at any level of torch.func."""
     while not tensor.requires_grad:
         if torch.compiler.is_compiling() or not torch._C._functorch.is_functorch_wrapped_tensor(tensor):
             return False
@@ -222,17 +222,17 @@ def named() -> str | None:
 
 
 def differentiates_forward() -> bool:
-    """Whether forward-mode differentiation is under way (``torch.func.jvp``, ``jacfwd``, ``hessian``, dual tensors)."""
+    """Return True inside forward-mode differentiation (``torch.func.jvp``, ``jacfwd``, ``hessian``, dual tensors)."""
     return forward_ad._current_level >= 0
 
 
 def settles_every_call() -> bool:
-    """Whether the checks of a call are to be made anew: tensors of torch.func hide what they depend on."""
+    """Return True if a call must be checked again: torch.func and torch.compile hide what the checks depend on."""
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
 def situation() -> tuple[Any, ...]:
-    """What beside its arguments decides how a call runs: names, autocast, whether gradients are asked for, and how."""
+    """Return the global state that a call depends on: named backend, autocast, gradient mode, forward-mode level."""
     cuda = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
     return (
         _thread.backend, torch.is_autocast_enabled("cpu"), cuda, torch.is_grad_enabled(), forward_ad._current_level
