@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
+#include <memory>
 #include <tuple>
 #include <vector>
 
@@ -95,14 +96,97 @@ ecore::GraphAttention<T> graph_attention(const GraphTuple& graph, const std::vec
            pointer<int32_t>(counts)}};
 }
 
+// A forward bound to a layout is a function of addresses: sizes and strides, most of what there is to tell, are told
+// once.
+using Unlocked = py::call_guard<py::gil_scoped_release>;
+using Addresses = std::vector<uintptr_t>;
+
+// What a forward leaves for the backward, [planes, size]: at the caller's address, or in memory of its own for address
+// 0.
 template <typename T>
-void graph_attention_forward(const GraphTuple& graph, const std::vector<HeadsTuple>& queries,
-                             const std::vector<HeadsTuple>& keys, const HeadsTuple& value, int64_t dim,
-                             int64_t value_dim, uintptr_t row_factor, double scale, bool words_only,
-                             const SavedTuple& saved, const HeadsTuple& output, int threads) {
-  ecore::graph_attention_forward(
-      graph_attention<T>(graph, queries, keys, value, dim, value_dim, row_factor, scale, words_only, saved),
-      heads<T>(output), threads);
+struct Planes {
+  Planes(uintptr_t address, int64_t planes, int64_t size)
+      : own(address == 0 ? new T[planes * size] : nullptr),
+        first(address == 0 ? own.get() : pointer<T>(address)),
+        size(size) {}
+  T* operator[](int64_t plane) const { return first + plane * size; }
+
+  std::unique_ptr<T[]> own;  // uninitialised
+  T* first;
+  int64_t size;
+};
+
+// r = prod_m gate^m edge_scale^m, [size], or null. Addresses of gates, then of edge scales: a gate of 0 is left out, an
+// edge scale of 0 is one.
+template <typename T>
+class RowFactor {
+ public:
+  RowFactor(const Addresses& gates_and_scales, int64_t size) {
+    const size_t layers = gates_and_scales.size() / 2;
+    for (size_t layer = 0; layer < layers; ++layer) {
+      const T* gate = pointer<const T>(gates_and_scales[layer]);
+      const T* scale = pointer<const T>(gates_and_scales[layers + layer]);
+      if (gate == nullptr) continue;
+      if (data == nullptr && scale == nullptr) {
+        data = gate;
+        continue;
+      }
+      const T* before = data;
+      const T one = scale == nullptr ? T{1} : *scale;
+      product_.resize(size);
+      // In PyTorch's order: the results are the same bits with a gradient and without.
+      for (int64_t i = 0; i < size; ++i) product_[i] = before == nullptr ? gate[i] * one : before[i] * (gate[i] * one);
+      data = product_.data();
+    }
+  }
+
+  const T* data = nullptr;
+
+ private:
+  std::vector<T> product_;
+};
+
+template <typename T>
+ecore::SavedOrder<T> saved_order(const Planes<T>& planes) {
+  return {planes[0], planes[1], planes[2], reinterpret_cast<int32_t*>(planes[3]),
+          reinterpret_cast<int32_t*>(planes[4])};
+}
+
+// Addresses: query, key, value, word_weight, word_mask, emotion_weight, correlation, emotion_mask, the history's
+// queries and its keys; and its gates and edge scales.
+template <typename T>
+py::cpp_function bind_graph_attention_forward(const GraphTuple& graph, const std::vector<HeadsTuple>& queries,
+                                              const std::vector<HeadsTuple>& keys, const HeadsTuple& value, int64_t dim,
+                                              int64_t value_dim, bool words_only, const HeadsTuple& output) {
+  const auto layout =
+      graph_attention<T>(graph, queries, keys, value, dim, value_dim, 0, 1, words_only, {0, 0, 0, 0, 0});
+  const auto run = [layout, result = heads<T>(output)](const Addresses& at, const Addresses& gates, double scale,
+                                                       uintptr_t saved, uintptr_t to, int threads) {
+    auto call = layout;
+    auto output = result;
+    const size_t layers = call.queries.size() - 1;
+    call.queries[0].data = pointer<const T>(at.at(0));
+    call.keys[0].data = pointer<const T>(at.at(1));
+    call.value.data = pointer<const T>(at.at(2));
+    call.graph.word_weight = pointer<const T>(at.at(3));
+    call.graph.word_mask = pointer<const uint8_t>(at.at(4));
+    call.graph.emotion_weight = pointer<const T>(at.at(5));
+    call.graph.correlation = pointer<const T>(at.at(6));
+    call.graph.emotion_mask = pointer<const uint8_t>(at.at(7));
+    for (size_t layer = 0; layer < layers; ++layer) {
+      call.queries[1 + layer].data = pointer<const T>(at.at(8 + layer));
+      call.keys[1 + layer].data = pointer<const T>(at.at(8 + layers + layer));
+    }
+    const int64_t size = call.graph.pairs() * call.graph.nodes();
+    const RowFactor<T> factor(gates, size);
+    call.row_factor = factor.data;
+    call.scale = static_cast<T>(scale);
+    const Planes<T> planes(saved, 5, size);
+    call.saved = saved_order(planes);
+    output.data = pointer<T>(to);
+    ecore::graph_attention_forward(call, output, threads);
+  };
+  return py::cpp_function(run, Unlocked());
 }
 
 template <typename T>
@@ -134,12 +218,30 @@ ecore::EdgeReadout<T> edge_readout(const GraphTuple& graph, const std::vector<He
           per_word};
 }
 
+// Addresses: word_mask, emotion_weight, correlation, emotion_mask, the history's queries, its keys; and its gates and
+// edge scales.
 template <typename T>
-void edge_readout_forward(const GraphTuple& graph, const std::vector<HeadsTuple>& queries,
-                          const std::vector<HeadsTuple>& keys, int64_t dim, uintptr_t row_factor, double scale,
-                          bool per_word, uintptr_t to_word, uintptr_t to_emotion, int threads) {
-  ecore::edge_readout_forward(edge_readout<T>(graph, queries, keys, dim, row_factor, scale, per_word),
-                              pointer<T>(to_word), pointer<T>(to_emotion), threads);
+py::cpp_function bind_edge_readout_forward(const GraphTuple& graph, const std::vector<HeadsTuple>& queries,
+                                           const std::vector<HeadsTuple>& keys, int64_t dim, bool per_word) {
+  const auto layout = edge_readout<T>(graph, queries, keys, dim, 0, 1, per_word);
+  const auto run = [layout](const Addresses& at, const Addresses& gates, double scale, uintptr_t to_word,
+                            uintptr_t to_emotion, int threads) {
+    auto call = layout;
+    const size_t layers = call.queries.size();
+    call.graph.word_mask = pointer<const uint8_t>(at.at(0));
+    call.graph.emotion_weight = pointer<const T>(at.at(1));
+    call.graph.correlation = pointer<const T>(at.at(2));
+    call.graph.emotion_mask = pointer<const uint8_t>(at.at(3));
+    for (size_t layer = 0; layer < layers; ++layer) {
+      call.queries[layer].data = pointer<const T>(at.at(4 + layer));
+      call.keys[layer].data = pointer<const T>(at.at(4 + layers + layer));
+    }
+    const RowFactor<T> factor(gates, call.graph.pairs() * call.graph.nodes());
+    call.row_factor = factor.data;
+    call.scale = static_cast<T>(scale);
+    ecore::edge_readout_forward(call, pointer<T>(to_word), pointer<T>(to_emotion), threads);
+  };
+  return py::cpp_function(run, Unlocked());
 }
 
 template <typename T>
@@ -187,14 +289,32 @@ ecore::EdgeAttention<T> edge_attention(const SizesTuple& sizes, const std::vecto
           pointer<T>(inverse)};
 }
 
+// Addresses: query, key, value, edge, neighbors; and a gate and an edge scale.
 template <typename T>
-void edge_attention_forward(const SizesTuple& sizes, const std::vector<HeadsTuple>& query_key_value,
-                            const HeadsTuple& edge, const HeadsTuple& neighbors, uintptr_t factor, double scale,
-                            uintptr_t maximum, uintptr_t inverse, const HeadsTuple& output, uintptr_t new_edge,
-                            int threads) {
-  ecore::edge_attention_forward(
-      edge_attention<T>(sizes, query_key_value, edge, neighbors, factor, scale, maximum, inverse), heads<T>(output),
-      pointer<T>(new_edge), threads);
+py::cpp_function bind_edge_attention_forward(const SizesTuple& sizes, const std::vector<HeadsTuple>& query_key_value,
+                                             const HeadsTuple& edge, const HeadsTuple& neighbors,
+                                             const HeadsTuple& output) {
+  const auto layout = edge_attention<T>(sizes, query_key_value, edge, neighbors, 0, 1, 0, 0);
+  const auto run = [layout, result = heads<T>(output)](const Addresses& at, const Addresses& gates, double scale,
+                                                       uintptr_t saved, uintptr_t to, uintptr_t new_edge, int threads) {
+    auto call = layout;
+    auto output = result;
+    call.query.data = pointer<const T>(at.at(0));
+    call.key.data = pointer<const T>(at.at(1));
+    call.value.data = pointer<const T>(at.at(2));
+    call.edge.data = pointer<const T>(at.at(3));
+    call.neighbors.data = pointer<const uint8_t>(at.at(4));
+    const int64_t size = call.batch * call.resolutions * call.nodes;
+    const RowFactor<T> factor(gates, size);
+    call.factor = factor.data;
+    call.scale = static_cast<T>(scale);
+    const Planes<T> planes(saved, 2, size);
+    call.maximum = planes[0];
+    call.inverse = planes[1];
+    output.data = pointer<T>(to);
+    ecore::edge_attention_forward(call, output, pointer<T>(new_edge), threads);
+  };
+  return py::cpp_function(run, Unlocked());
 }
 
 template <typename T>
@@ -230,21 +350,20 @@ py::dict build_record() {
 PYBIND11_MODULE(_native, module) {
   module.doc() = "Compiled operators; called through ecore_kernels.native.";
   module.def("build_record", &build_record, "What this module was compiled with: a dict of strings.");
-  using Unlocked = py::call_guard<py::gil_scoped_release>;
   module.def("otsu_cpu_float32", &otsu_cpu<float>, Unlocked());
   module.def("otsu_cpu_float64", &otsu_cpu<double>, Unlocked());
   module.def("simd", [] { return ecore::simd().name; }, "The instruction set whose kernels run.");
   module.def("simd_available", &ecore::simd_available, "Those that this machine can run, narrowest first.");
-  module.def("graph_attention_forward_float32", &graph_attention_forward<float>, Unlocked());
-  module.def("graph_attention_forward_float64", &graph_attention_forward<double>, Unlocked());
+  module.def("bind_graph_attention_forward_float32", &bind_graph_attention_forward<float>);
+  module.def("bind_graph_attention_forward_float64", &bind_graph_attention_forward<double>);
   module.def("graph_attention_backward_float32", &graph_attention_backward<float>, Unlocked());
   module.def("graph_attention_backward_float64", &graph_attention_backward<double>, Unlocked());
-  module.def("edge_readout_forward_float32", &edge_readout_forward<float>, Unlocked());
-  module.def("edge_readout_forward_float64", &edge_readout_forward<double>, Unlocked());
+  module.def("bind_edge_readout_forward_float32", &bind_edge_readout_forward<float>);
+  module.def("bind_edge_readout_forward_float64", &bind_edge_readout_forward<double>);
   module.def("edge_readout_backward_float32", &edge_readout_backward<float>, Unlocked());
   module.def("edge_readout_backward_float64", &edge_readout_backward<double>, Unlocked());
-  module.def("edge_attention_forward_float32", &edge_attention_forward<float>, Unlocked());
-  module.def("edge_attention_forward_float64", &edge_attention_forward<double>, Unlocked());
+  module.def("bind_edge_attention_forward_float32", &bind_edge_attention_forward<float>);
+  module.def("bind_edge_attention_forward_float64", &bind_edge_attention_forward<double>);
   module.def("edge_attention_backward_float32", &edge_attention_backward<float>, Unlocked());
   module.def("edge_attention_backward_float64", &edge_attention_backward<double>, Unlocked());
 #ifdef ECORE_WITH_CUDA

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -204,30 +204,36 @@ class _RowFactor(torch.autograd.Function):
         return tuple(gradients)
 
 
-def row_factor(history: Sequence[tuple[Any, ...]]) -> Tensor | None:
-    """r = prod_m gate^m * edge_scale^m, [B, K, N] in float32 at least; None where no layer has a gate."""
+def _factors(history: Iterable[tuple[Any, ...]]) -> list[Any]:
+    """Gates [B, K, N] in float32 at least and their edge scales, in turns."""
     factors: list[Any] = []
-    wanted = False  # a gradient
     for _, _, gate, scale in history:
         if gate is None:
             continue
-        wanted = wanted or gate.requires_grad
         if gate.dtype is not torch.float32 and gate.dtype is not torch.float64:
             gate = gate.to(torch.float32)
         if isinstance(scale, Tensor):
-            wanted = wanted or scale.requires_grad
             if scale.dim():
                 scale = scale.reshape(())
             if scale.dtype is not gate.dtype:
                 scale = scale.to(gate.dtype)
         factors += (gate, scale)
+    return factors
+
+
+def row_factor(history: Iterable[tuple[Any, ...]]) -> Tensor | None:
+    """r = prod_m gate^m * edge_scale^m, [B, K, N] in float32 at least; None where no layer has a gate."""
+    factors = _factors(history)
     if not factors:
         return None
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-        wanted = True  # its tensors hide what requires a gradient
-    # Forward mode is served by the derivatives of the product.
-    if wanted and torch.is_grad_enabled() and not backends.differentiates_forward():
-        return _RowFactor.apply(*factors)
+    # Tensors of torch.func hide what requires a gradient. Forward mode is served by the derivatives of the product.
+    if torch.is_grad_enabled() and (
+        any(isinstance(x, Tensor) and x.requires_grad for x in factors)
+        or (not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active())
+    ):
+        return (
+            _RowFactor.forward(*factors) if backends.differentiates_forward() else _RowFactor.apply(*factors)
+        )
     return _RowFactor.forward(*factors)
 
 
@@ -264,7 +270,9 @@ class Plan(NamedTuple):
     result: torch.dtype
     """Type of the output."""
     kernels: Any
-    """The module with the backend's forward, where that takes the tensors as they are; else None."""
+    """The module with the backend's forward, where that takes the tensors as they are and no gradient is wanted."""
+    bound: Callable[..., Any] | None = None
+    """The forward of ``kernels`` for tensors in this layout, where the backend has that."""
 
 
 def settled(plans: dict[Any, Plan], tensors: Sequence[Any], options: Any, make: Callable[[], Plan]) -> Plan:
@@ -285,22 +293,30 @@ def settled(plans: dict[Any, Plan], tensors: Sequence[Any], options: Any, make: 
     return plan
 
 
-def runs_at_once(plan: Plan, tensors: Sequence[Any]) -> bool:
+def runs_at_once(plan: Plan) -> bool:
     """Return True if a call can bypass autograd and torch's dispatcher: no gradients, dispatch modes or profilers."""
-    if plan.kernels is None:
-        return False
-    if torch.is_grad_enabled():
-        for x in tensors:
-            if isinstance(x, Tensor) and x.requires_grad:
-                return False
-    return not (torch._C._len_torch_dispatch_stack() or torch.autograd._profiler_enabled())
+    return plan.kernels is not None and not (
+        torch._C._len_torch_dispatch_stack() or torch.autograd._profiler_enabled()
+    )
 
 
 def direct_forward(
-    operator: str, backend: str, nodes: Sequence[Tensor], weights: Sequence[Any], masks: Sequence[Any]
+    operator: str,
+    backend: str,
+    nodes: Sequence[Tensor],
+    weights: Sequence[Any],
+    masks: Sequence[Any],
+    scales: Sequence[Any],
 ) -> Any:
-    """A backend's module if it takes queries, keys and values, edges and gates, and masks as they are; else None."""
+    """A backend's module if it takes queries, keys and values, edges and gates, and masks as they are; else None.
+
+    None too where one of them, or an edge scale, wants a gradient.
+    """
     if backend == "reference" or backends.settles_every_call():
+        return None
+    if torch.is_grad_enabled() and any(
+        isinstance(x, Tensor) and x.requires_grad for x in (*nodes, *weights, *scales)
+    ):
         return None
     weights, masks = ([x for x in of if x is not None] for of in (weights, masks))
     kind = fused.kernel_type(fused.node_type(nodes, *weights), backend)
@@ -378,7 +394,9 @@ def edge_attention(
     edge = _broadcastable("edge", edge, full)
     if neighbors is not None:
         neighbors = _broadcastable("neighbors", neighbors, full)
-    if scale.__class__ is float and runs_at_once(plan, tensors):
+    if scale.__class__ is float and runs_at_once(plan):
+        if plan.bound is not None:
+            return plan.bound(query, key, value, edge, neighbors, gate, edge_scale, scale)
         factor = None if gate is None else row_factor(((None, None, gate, edge_scale),))
         output, new_edge, _ = plan.kernels.forward(
             query, key, value, edge, neighbors, factor, scale, fused.precision(plan.backend)
@@ -453,10 +471,14 @@ def _plan_edge_attention(
     chosen = backends.choose("edge_attention", backend, *nodes, edge, neighbors, gate=gate)
     if chosen != "reference":
         check_one_device("edge_attention", query, key, value, edge, neighbors, gate)
-    forward = None
+    module = bound = None
     if kind is None:
-        forward = direct_forward("edge_attention", chosen, nodes, (edge, gate), (neighbors,))
-    return Plan(chosen, kind, common_type(*nodes), forward)
+        module = direct_forward("edge_attention", chosen, nodes, (edge, gate), (neighbors,), (edge_scale,))
+    if module is not None and hasattr(module, "bind"):
+        full = (*query.shape[:3], query.shape[2])
+        shared = None if neighbors is None else _broadcastable("neighbors", neighbors, full)
+        bound = module.bind(query, key, value, _broadcastable("edge", edge, full), shared, gate, edge_scale)
+    return Plan(chosen, kind, common_type(*nodes), module, bound)
 
 
 def _broadcastable(name: str, tensor: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
@@ -517,9 +539,13 @@ def graph_attention(
         (receivers, backend, graph.word_weight.requires_grad),
         lambda: _plan_graph_attention(query, key, value, graph, history, receivers, backend),
     )
-    if scale.__class__ is float and runs_at_once(plan, tensors):
+    if scale.__class__ is float and runs_at_once(plan):
+        if plan.bound is not None:
+            nodes_and_graph = (*tensors[:8], *tensors[8::4], *tensors[9::4])
+            return plan.bound(nodes_and_graph, tensors[10::4], tensors[11::4], scale)
+        factor = row_factor(history)
         output, _ = plan.kernels.forward(
-            *tensors[:8], tensors[8::4], tensors[9::4], row_factor(history), scale, receivers == "words",
+            *tensors[:8], tensors[8::4], tensors[9::4], factor, scale, receivers == "words",
             fused.precision(plan.backend),
         )  # fmt: skip
         return output
@@ -601,14 +627,29 @@ def _plan_graph_attention(
         check_one_device(
             "graph_attention", query, key, value, *graph.tensors(), *(x for u in past for x in u[:3])
         )
-    forward = None
+    module = bound = None
     if kind is None:
-        weights = (graph.word_weight, graph.emotion_weight, graph.correlation, *(u.gate for u in past))
+        gates, scales = [u.gate for u in past], [u.edge_scale for u in past]
+        weights = (graph.word_weight, graph.emotion_weight, graph.correlation, *gates)
         masks = (graph.word_mask, graph.emotion_mask)
-        forward = direct_forward(
-            "graph_attention", chosen, [*nodes, *(x for u in past for x in u[:2])], weights, masks
+        history_query, history_key = [u.query for u in past], [u.key for u in past]
+        module = direct_forward(
+            "graph_attention", chosen, [*nodes, *history_query, *history_key], weights, masks,
+            scales,
+        )  # fmt: skip
+    if module is not None and hasattr(module, "bind"):
+        bound = module.bind(
+            query,
+            key,
+            value,
+            *graph.tensors(),
+            history_query,
+            history_key,
+            gates,
+            scales,
+            receivers == "words",
         )
-    return Plan(chosen, kind, common_type(*nodes), forward)
+    return Plan(chosen, kind, common_type(*nodes), module, bound)
 
 
 def autocast_history(history: Sequence[EdgeUpdate], kind: torch.dtype | None) -> list[EdgeUpdate]:

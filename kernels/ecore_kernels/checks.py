@@ -14,10 +14,14 @@ MOST_SIGNATURES = 4096
 
 
 def signature(values: Sequence[Any]) -> tuple[Any, ...]:
-    """Return what the checks of a call depend on: of tensors class, shape, type, device and layout, else the class."""
+    """Return what the checks of a call depend on: of a tensor all but its numbers, of another value its class."""
     return tuple(
         [
-            (x.__class__, x.shape, x.dtype, x.device, x.layout) if isinstance(x, Tensor) else x.__class__
+            (x.__class__, x.shape, x.stride(), x.dtype, x.device, x.requires_grad)
+            if isinstance(x, Tensor) and x.layout is torch.strided
+            else (x.__class__, x.layout)
+            if isinstance(x, Tensor)
+            else x.__class__
             for x in values
         ]
     )

@@ -236,23 +236,29 @@ def _as(tensor: Tensor, kind: torch.dtype) -> Tensor:
 PLAIN = (Tensor, torch.nn.Parameter)
 
 
-def _run(operator: str, direction: str, tensors: Sequence[Tensor | None], arguments: tuple[Any, ...]) -> Any:
-    """A backend's kernels, through torch's dispatcher wherever somebody may listen there.
+def dispatches(tensors: Sequence[Tensor | None]) -> bool:
+    """Return True if a call on these must pass torch's dispatcher, where somebody may listen.
 
     The dispatcher takes longer than a small call's kernels. It has nothing to do for plain tensors outside of
     torch.compile, torch.func, dispatch modes (FakeTensorMode, FlopCounterMode, ...) and profilers.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch.autograd._profiler_enabled()
+        or any(x is not None and type(x) not in PLAIN for x in tensors)
+    )
+
+
+def _run(operator: str, direction: str, tensors: Sequence[Tensor | None], arguments: tuple[Any, ...]) -> Any:
+    """Run a backend's kernels, through torch's dispatcher where it :func:`dispatches`.
 
     Args:
         tensors: those of the call.
         arguments: those of the registered operator, the backend's name last.
     """
-    if (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack()
-        or torch.autograd._profiler_enabled()
-        or any(x is not None and type(x) not in PLAIN for x in tensors)
-    ):
+    if dispatches(tensors):
         name = f"fused_{operator}" if direction == "forward" else f"fused_{operator}_backward"
         return getattr(torch.ops.ecore_kernels, name)(*arguments)
     *arguments, backend = arguments

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ecore_kernels import backends, native, reference
+from ecore_kernels.fused import dispatches
 
 
 class OtsuSplit(NamedTuple):
@@ -81,4 +82,6 @@ def otsu(values: Tensor, max_relevant: int | None = 5, *, backend: str | None = 
     _check(values, max_relevant)
     values = values.detach()
     name = backends.choose("otsu", backend, values)
-    return OtsuSplit(*torch.ops.ecore_kernels.otsu(values, max_relevant, name))
+    if dispatches((values,)):
+        return OtsuSplit(*torch.ops.ecore_kernels.otsu(values, max_relevant, name))
+    return OtsuSplit(*_otsu(values, max_relevant, name))

@@ -86,11 +86,14 @@ def edge_readout(
         RuntimeError: the named backend cannot run the call.
     """
     tensors = flat("edge_readout", (), graph, history)
-    plan = settled(_plans, tensors, backend, lambda: _plan(graph, history, backend))
-    if scale.__class__ is float and runs_at_once(plan, tensors):
+    plan = settled(_plans, tensors, (per_word, backend), lambda: _plan(graph, history, per_word, backend))
+    if scale.__class__ is float and runs_at_once(plan):
+        if plan.bound is not None:
+            graph_and_past = (*tensors[1:5], *tensors[5::4], *tensors[6::4])
+            return plan.bound(graph_and_past, tensors[7::4], tensors[8::4], scale)
+        factor = row_factor(history)
         return plan.kernels.forward(
-            *tensors[1:5], tensors[5::4], tensors[6::4], row_factor(history), scale, per_word,
-            fused.precision(plan.backend),
+            *tensors[1:5], tensors[5::4], tensors[6::4], factor, scale, per_word, fused.precision(plan.backend),
         )  # fmt: skip
     kind = plan.autocast
     past = history if kind is None else autocast_history(history, kind)
@@ -128,7 +131,7 @@ def check_edge_readout(graph: Any, history: Any, **_: Any) -> None:
     check_history("edge_readout", history, (batch, resolutions, words + emotions))
 
 
-def _plan(graph: EmotionGraph, history: Sequence[EdgeUpdate], backend: str | None) -> Plan:
+def _plan(graph: EmotionGraph, history: Sequence[EdgeUpdate], per_word: bool, backend: str | None) -> Plan:
     check_edge_readout(graph, history)
     kind = backends.autocast_type(graph.word_weight.device)
     past = autocast_history(history, kind)
@@ -136,13 +139,21 @@ def _plan(graph: EmotionGraph, history: Sequence[EdgeUpdate], backend: str | Non
     if chosen != "reference":
         # The readout does not read the words' weights.
         check_one_device("edge_readout", *graph.tensors()[1:], *(x for u in past for x in u[:3]))
-    forward = None
+    module = bound = None
     if kind is None:
-        weights = (graph.emotion_weight, graph.correlation, *(u.gate for u in past))
-        nodes = [x for u in past for x in u[:2]] or [graph.emotion_weight]
-        masks = (graph.word_mask, graph.emotion_mask)
-        forward = direct_forward("edge_readout", chosen, nodes, weights, masks)
-    return Plan(chosen, kind, torch.float32, forward)
+        gates, scales = [u.gate for u in past], [u.edge_scale for u in past]
+        history_query, history_key = [u.query for u in past], [u.key for u in past]
+        module = direct_forward(
+            "edge_readout",
+            chosen,
+            [*history_query, *history_key] or [graph.emotion_weight],
+            (graph.emotion_weight, graph.correlation, *gates),
+            (graph.word_mask, graph.emotion_mask),
+            scales,
+        )
+    if module is not None and hasattr(module, "bind"):
+        bound = module.bind(*graph.tensors()[1:], history_query, history_key, gates, scales, per_word)
+    return Plan(chosen, kind, torch.float32, module, bound)
 
 
 backends.CHECKS["edge_readout"] = check_edge_readout

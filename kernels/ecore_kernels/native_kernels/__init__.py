@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,8 +34,12 @@ def why_not(*tensors: Tensor) -> list[str]:
     return reasons
 
 
+CPU = torch.device("cpu")
+"""Named wherever memory is allocated: torch.set_default_device may have named another one."""
+
+
 @functools.cache
-def kernel(name: str, kind: torch.dtype) -> Callable[..., None]:
+def kernel(name: str, kind: torch.dtype) -> Callable[..., Any]:
     """The extension's function of that name for that type."""
     return getattr(native._native, f"{name}_{str(kind).removeprefix('torch.')}")
 
@@ -42,6 +47,40 @@ def kernel(name: str, kind: torch.dtype) -> Callable[..., None]:
 def dense(tensor: Tensor) -> Tensor:
     """``tensor``, copied if the elements of a row do not lie side by side."""
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+
+
+def addresses(tensors: Sequence[Tensor | None]) -> list[int]:
+    """Return where the elements of each begin; 0 for None."""
+    return [0 if x is None else x.data_ptr() for x in tensors]
+
+
+def number(value: Any, kind: torch.dtype) -> Tensor | None:
+    """An edge scale as a tensor of type ``kind``; None stays."""
+    return value if value is None or isinstance(value, Tensor) else _as_tensor(float(value), kind)
+
+
+@functools.lru_cache(maxsize=64)
+def _as_tensor(value: float, kind: torch.dtype) -> Tensor:
+    return torch.tensor(value, dtype=kind, device=CPU)
+
+
+def lies_ready(rows: Iterable[Tensor], *contiguous: Tensor | None) -> bool:
+    """Return True if the kernels take all of these without a copy: ``rows`` by :func:`dense`, the others contiguous."""
+    return all(x.stride(-1) == 1 or x.shape[-1] == 1 for x in rows) and all(
+        x is None or x.is_contiguous() for x in contiguous
+    )
+
+
+def multiplies(gates: Sequence[Tensor | None], edge_scales: Sequence[Any], kind: torch.dtype) -> bool:
+    """Return True if the extension takes these gates and edge scales as they are."""
+    return all(x is None or (x.dtype is kind and x.is_contiguous()) for x in gates) and all(
+        x.dtype is kind and x.is_cpu for x in edge_scales if isinstance(x, Tensor)
+    )
+
+
+def strides(tensor: Tensor | None) -> tuple[int, int, int, int]:
+    """A [B, K, N, d] of any address, as the extension takes it: 0, strides over B, K and N; zeros for None."""
+    return (0, 0, 0, 0) if tensor is None else (0, *tensor.stride()[:3])
 
 
 def heads(tensor: Tensor | None) -> tuple[int, int, int, int]:
@@ -69,17 +108,18 @@ def check_sizes(operator: str, word_mask: Tensor, emotions: int) -> None:
         )
 
 
+def graph_sizes(word_mask: Tensor, correlation: Tensor) -> tuple[int, ...]:
+    """A graph of contiguous tensors of any address, as the extension takes it."""
+    emotions = correlation.shape[-1]
+    return *word_mask.shape, emotions, 0, 0, 0, 0, 0, 0 if correlation.dim() == 2 else emotions * emotions
+
+
 def graph_arguments(
-    word_mask: Tensor,
-    emotion_mask: Tensor | None,
-    correlation: Tensor,
-    emotions: int,
-    word_weight: Tensor | None = None,
-    emotion_weight: Tensor | None = None,
+    word_mask: Tensor, emotion_mask: Tensor | None, correlation: Tensor, emotion_weight: Tensor | None = None
 ) -> tuple[int, ...]:
-    """A graph of contiguous tensors as the extension takes it."""
-    shared = correlation.dim() == 2
+    """A graph of contiguous tensors as the extension takes it in a backward."""
+    batch, resolutions, words, emotions, *_, correlation_stride = graph_sizes(word_mask, correlation)
     return (
-        *word_mask.shape, emotions, address(word_mask), address(emotion_mask), address(word_weight),
-        address(emotion_weight), address(correlation), 0 if shared else emotions * emotions,
+        batch, resolutions, words, emotions, address(word_mask), address(emotion_mask), 0,
+        address(emotion_weight), address(correlation), correlation_stride,
     )  # fmt: skip

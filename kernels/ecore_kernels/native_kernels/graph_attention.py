@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ecore_kernels.layout import empty_rows, empty_saved
-from ecore_kernels.native_kernels import address, check_sizes, dense, graph_arguments, heads, kernel
+from ecore_kernels.native_kernels import (
+    CPU,
+    address,
+    addresses,
+    check_sizes,
+    dense,
+    graph_arguments,
+    graph_sizes,
+    heads,
+    kernel,
+    lies_ready,
+    multiplies,
+    number,
+    strides,
+)
 
 
 def forward(
@@ -42,10 +57,7 @@ def forward(
             int32 [B, K, N]: the nodes that take part ([CLS], emotions, words); and counts, int32 [B, K, 2]: emotions
             and nodes that take part.
     """
-    words, nodes = word_mask.shape[2], query.shape[2]
-    check_sizes("graph_attention", word_mask, nodes - words)
-    output = empty_rows(value, words if words_only else nodes, value.shape[3], value.dtype)
-    saved = empty_saved(query, 5)
+    check_sizes("graph_attention", word_mask, query.shape[2] - word_mask.shape[2])
     queries = [dense(x) for x in (query, *history_query)]
     keys = [dense(x) for x in (key, *history_key)]
     value = dense(value)
@@ -53,13 +65,90 @@ def forward(
     emotion_mask = None if emotion_mask is None else emotion_mask.contiguous()
     word_weight, emotion_weight = word_weight.contiguous(), emotion_weight.contiguous()
     row_factor = None if row_factor is None else row_factor.contiguous()
-    kernel("graph_attention_forward", query.dtype)(
-        graph_arguments(word_mask, emotion_mask, correlation, nodes - words, word_weight, emotion_weight),
-        [heads(x) for x in queries], [heads(x) for x in keys], heads(value), query.shape[3], value.shape[3],
-        address(row_factor), scale, words_only, _planes(saved), heads(output),
-        torch.get_num_threads(),
+    tensors = (
+        queries[0], keys[0], value, word_weight, word_mask, emotion_weight, correlation, emotion_mask, *queries[1:],
+        *keys[1:],
     )  # fmt: skip
+    output = _empty_output(value, word_mask, words_only)
+    saved = empty_saved(query, 5)
+    _laid_out(queries, keys, value, word_mask, correlation, output, words_only)(
+        addresses(tensors),
+        [address(row_factor), 0],
+        scale,
+        address(saved),
+        address(output),
+        torch.get_num_threads(),
+    )
     return output, saved
+
+
+def bind(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    word_weight: Tensor,
+    word_mask: Tensor,
+    emotion_weight: Tensor,
+    correlation: Tensor,
+    emotion_mask: Tensor | None,
+    history_query: Sequence[Tensor],
+    history_key: Sequence[Tensor],
+    gates: Sequence[Tensor | None],
+    edge_scales: Sequence[Any],
+    words_only: bool,
+) -> Callable[..., Tensor] | None:
+    """Bind :func:`forward` to the layout of these tensors, for calls without a backward.
+
+    Args:
+        gates, edge_scales: the history's.
+
+    Returns:
+        (tensors, gates, edge_scales, scale) -> output, the tensors those from query to the history's keys; None where a
+        tensor in this layout has to be copied.
+    """
+    queries, keys = (query, *history_query), (key, *history_key)
+    graph = (word_weight, word_mask, emotion_weight, correlation, emotion_mask)
+    if not (lies_ready((*queries, *keys, value), *graph) and multiplies(gates, edge_scales, query.dtype)):
+        return None
+    template = _empty_output(value, word_mask, words_only)
+    run = _laid_out(queries, keys, value, word_mask, correlation, template, words_only)
+    shape, stride, kind = template.shape, template.stride(), template.dtype
+
+    def call(
+        tensors: Sequence[Tensor | None],
+        gates: Sequence[Tensor | None],
+        edge_scales: Sequence[Any],
+        scale: float,
+    ) -> Tensor:
+        output = torch.empty_strided(shape, stride, dtype=kind, device=CPU)
+        factors = [*gates, *(number(x, kind) for x in edge_scales)]
+        run(addresses(tensors), addresses(factors), scale, 0, output.data_ptr(), torch.get_num_threads())
+        return output
+
+    return call
+
+
+def _empty_output(value: Tensor, word_mask: Tensor, words_only: bool) -> Tensor:
+    return empty_rows(
+        value, word_mask.shape[2] if words_only else value.shape[2], value.shape[3], value.dtype
+    )
+
+
+def _laid_out(
+    queries: Sequence[Tensor],
+    keys: Sequence[Tensor],
+    value: Tensor,
+    word_mask: Tensor,
+    correlation: Tensor,
+    output: Tensor,
+    words_only: bool,
+) -> Callable[..., None]:
+    """The kernel on tensors laid out as these: (addresses, those of gates and edge scales, scale, ...)."""
+    bind = kernel("bind_graph_attention_forward", value.dtype)
+    return bind(
+        graph_sizes(word_mask, correlation), [strides(x) for x in queries], [strides(x) for x in keys], strides(value),
+        queries[0].shape[3], value.shape[3], words_only, strides(output),
+    )  # fmt: skip
 
 
 def backward(
@@ -115,7 +204,7 @@ def backward(
     emotion_mask = None if emotion_mask is None else emotion_mask.contiguous()
     row_factor = None if row_factor is None else row_factor.contiguous()
     kernel("graph_attention_backward", query.dtype)(
-        graph_arguments(word_mask, emotion_mask, correlation, emotions),
+        graph_arguments(word_mask, emotion_mask, correlation),
         [heads(x) for x in queries], [heads(x) for x in keys], heads(value), query.shape[3], value.shape[3],
         address(row_factor), scale, words_only, _planes(saved),
         heads(output), heads(grad_output), [heads(x) for x in grad_queries], [heads(x) for x in grad_keys],

@@ -1,0 +1,137 @@
+"""Calls without a gradient, which the native backend binds to the layout of their tensors."""
+
+import pytest
+import torch
+
+import ecore_kernels
+from ecore_kernels import EdgeUpdate, EmotionGraph, attention, native, readout, use_backend
+
+pytestmark = pytest.mark.skipif(not native.available(), reason=native.unavailable_reason())
+
+BATCH, RESOLUTIONS, WORDS, EMOTIONS, DIM = 2, 3, 5, 4, 7
+NODES = WORDS + EMOTIONS
+CALLS = ("graph_attention", "words", "edge_readout", "per_word", "edge_attention", "update")
+
+
+@pytest.fixture(autouse=True)
+def bound(monkeypatch):
+    """Plans of this test alone."""
+    with use_backend("native"):
+        for module, name in ((attention, "_graph_plans"), (attention, "_edge_plans"), (readout, "_plans")):
+            monkeypatch.setattr(module, name, {})
+        yield
+
+
+def plans():
+    return [*attention._graph_plans.values(), *attention._edge_plans.values(), *readout._plans.values()]
+
+
+def draw(seed, kind=torch.float32, heads_first=True, edge_scale=None, layers=2):
+    """A call's tensors; with ``heads_first`` off, heads side by side in memory, as a module makes them."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def rows():
+        x = torch.randn(BATCH, NODES, RESOLUTIONS, DIM, generator=generator, dtype=kind)
+        return x.transpose(1, 2).contiguous() if heads_first else x.transpose(1, 2)
+
+    def rand(*shape):
+        return torch.rand(*shape, generator=generator, dtype=kind)
+
+    graph = EmotionGraph(
+        rand(BATCH, WORDS), rand(BATCH, RESOLUTIONS, WORDS) > 0.3, rand(BATCH, EMOTIONS), rand(EMOTIONS, EMOTIONS),
+        rand(BATCH, EMOTIONS) > 0.3,
+    )  # fmt: skip
+    scales = [rand(1)[0] if edge_scale is None else edge_scale for _ in range(layers)]
+    history = [EdgeUpdate(rows(), rows(), rand(BATCH, RESOLUTIONS, NODES), scale) for scale in scales]
+    return rows(), rows(), rows(), graph, history
+
+
+def results(call, query, key, value, graph, history, scale=0.7):
+    if call in ("graph_attention", "words"):
+        receivers = "words" if call == "words" else "all"
+        return [
+            ecore_kernels.graph_attention(query, key, value, graph, history, scale=scale, receivers=receivers)
+        ]
+    if call in ("edge_readout", "per_word"):
+        return list(ecore_kernels.edge_readout(graph, history, scale=scale, per_word=call == "per_word"))
+    edge, neighbors = graph.dense()
+    if call == "edge_attention":
+        return [ecore_kernels.edge_attention(query, key, value, edge, neighbors, scale=scale)[0]]
+    gate, edge_scale = history[0].gate, history[0].edge_scale
+    return list(
+        ecore_kernels.edge_attention(
+            query, key, value, edge, neighbors, gate=gate, edge_scale=edge_scale, scale=scale
+        )
+    )
+
+
+def with_gradient(query, key, value, graph, history):
+    """The same tensors, wanting gradients: such a call is not bound."""
+    leaves = [x.detach().requires_grad_() for x in (query, key, value)]
+    past = [update._replace(query=update.query.detach().requires_grad_()) for update in history]
+    return *leaves, graph, past
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+@pytest.mark.parametrize("heads_first", [True, False])
+@pytest.mark.parametrize("call", CALLS)
+def test_the_bits_are_those_of_a_call_with_gradients(call, heads_first, kind):
+    for seed in (0, 1):  # the second call takes what the first one has bound
+        tensors = draw(seed, kind, heads_first)
+        free = results(call, *tensors)
+        assert [plan.bound is not None for plan in plans()] == [True, False][: seed + 1]
+        for one, other in zip(free, results(call, *with_gradient(*tensors)), strict=True):
+            assert other.requires_grad
+            assert torch.equal(one, other.detach())
+
+
+@pytest.mark.parametrize("edge_scale", [1, 0.3, 2.0])
+@pytest.mark.parametrize("call", ["graph_attention", "edge_readout", "update"])
+def test_edge_scales_that_are_numbers(call, edge_scale):
+    tensors = draw(0, edge_scale=edge_scale)
+    free = results(call, *tensors)
+    assert plans()[0].bound is not None
+    *rest, history = tensors
+    history = [update._replace(edge_scale=torch.tensor(float(edge_scale))) for update in history]
+    for one, other in zip(free, results(call, *rest, history), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_the_layout_is_the_tensors_own(call):
+    """Same shapes, other strides: what was bound to the first must not read the second."""
+    first, second = draw(0, heads_first=True), draw(0, heads_first=False)
+    for one, other in zip(results(call, *first), results(call, *second), strict=True):
+        assert torch.equal(one, other)
+    assert len(plans()) == 2
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_tensors_that_must_be_copied_are_not_bound(call):
+    query, key, value, graph, history = draw(0)
+    wide = [x.repeat_interleave(2, dim=3)[..., ::2] for x in (query, key, value)]
+    past = [update._replace(query=update.query.repeat_interleave(2, dim=3)[..., ::2]) for update in history]
+    for one, other in zip(
+        results(call, query, key, value, graph, history), results(call, *wide, graph, past), strict=True
+    ):
+        assert torch.equal(one, other)
+    assert [plan.bound is None for plan in plans()] == [False, True]
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_the_default_device_is_not_the_tensors(call):
+    tensors = draw(0)
+    expected = results(call, *tensors)
+    edge_and_neighbors = tensors[3].dense()
+    with pytest.MonkeyPatch.context() as patch, torch.device("meta"):
+        patch.setattr(EmotionGraph, "dense", lambda _: edge_and_neighbors)
+        found = results(call, *tensors)
+    for one, other in zip(expected, found, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_results_are_new_memory(call):
+    tensors = draw(0)
+    first, second = results(call, *tensors), results(call, *tensors)
+    assert all(one.data_ptr() != other.data_ptr() for one, other in zip(first, second, strict=True))
