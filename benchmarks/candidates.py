@@ -30,7 +30,7 @@ from torch import Tensor
 
 from benchmarks import problems
 from benchmarks.problems import Problem
-from ecore_kernels.attention import row_factor
+from ecore_kernels.operators.history import row_factor
 
 NAMES = ("fused", "reference", "compiled", "flex")
 FUSED_BACKEND = {"cuda": "triton", "cpu": "native"}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ecore_kernels import problems, reference
-from ecore_kernels.attention import row_factor
+from ecore_kernels.operators.history import row_factor
 from ecore_kernels.problems import (
     MASKS,
     PRECISIONS,

@@ -1,5 +1,5 @@
 // The module ecore_kernels._native. Tensors arrive as addresses, so that one build serves every version of torch; the
-// checks and the allocations are Python's (kernels/ecore_kernels/native.py).
+// checks and the allocations are Python's (kernels/ecore_kernels/native_kernels/).
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

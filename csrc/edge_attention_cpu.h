@@ -1,4 +1,4 @@
-// Attention on any dense graph on a CPU (attention.py and Eqs. 4 to 7 say what is computed).
+// Attention on any dense graph on a CPU (edge_attention.py and Eqs. 4 to 7 say what is computed).
 //
 // T is float or double. Memory is the caller's. Every result is the same bits whatever the number of threads.
 #pragma once

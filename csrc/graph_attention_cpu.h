@@ -1,5 +1,5 @@
-// Attention on the emotion graph on a CPU (graph.py, attention.py and docs/kernels.md say what is computed): lists the
-// nodes that take part, splits the work among threads and calls the kernels of the machine's instruction set.
+// Attention on the emotion graph on a CPU (graph.py, graph_attention.py and docs/kernels.md say what is computed):
+// lists the nodes that take part, splits the work among threads and calls the kernels of the machine's instruction set.
 //
 // T is float or double. Memory is the caller's. Every result is the same bits whatever the number of threads.
 #pragma once

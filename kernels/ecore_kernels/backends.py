@@ -1,123 +1,44 @@
-"""What each backend can run and why it refuses; the choice among them.
+"""The choice among backends.
 
-A backend is a name and, per operator, a function that lists the reasons why it cannot run a call. An empty list means
-that it can. ``ECORE_KERNELS_BACKEND`` (read at import) or :func:`use_backend` name one backend for every call.
+A backend is a name and, per operator, a function that lists the reasons why it cannot run a call; its package states
+them. An empty list means that it can. ``ECORE_KERNELS_BACKEND`` (read at import) or :func:`use_backend` name one
+backend for every call.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import inspect
 import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ecore_kernels import native, native_kernels, triton_kernels
-from ecore_kernels.fused import node_type
+from ecore_kernels import native_kernels, triton_kernels
 
-CHECKS: dict[str, Callable[..., None]] = {}
-"""By operator: what raises ValueError where a call's arguments do not fit each other. The operators enter theirs."""
+
+class _Registered(NamedTuple):
+    """An operator's public function, and what raises ValueError where a call's arguments do not fit each other."""
+
+    function: Callable[..., Any]
+    check: Callable[..., None] | None
+
+
+_registered: dict[str, _Registered] = {}
+
+
+def register(operator: str, function: Callable[..., Any], check: Callable[..., None] | None) -> None:
+    """Enter an operator, for :func:`explain`."""
+    _registered[operator] = _Registered(function, check)
+
 
 OPERATORS = ("edge_attention", "graph_attention", "edge_readout", "otsu")
-
-
-def _native_otsu(values: Tensor | None = None, *_: Any, **__: Any) -> list[str]:
-    if values is None:
-        return [] if native.available() else [native.unavailable_reason()]
-    reason = native.why_not_otsu(values)
-    return [] if reason is None else [reason]
-
-
-def _wants_gradient(tensor: Tensor) -> bool:
-    """Return True if ``tensor`` requires a gradient at any level of torch.func."""
-    while not tensor.requires_grad:
-        if torch.compiler.is_compiling() or not torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-            return False
-        tensor = torch._C._functorch.get_unwrapped(tensor)
-    return True
-
-
-def _no_gradient_to_words(graph: Any) -> list[str]:
-    """Intensities come from a lexicon: the fused kernels do not differentiate them, and must not pretend to."""
-    asked = graph is not None and torch.is_grad_enabled() and _wants_gradient(graph.word_weight)
-    return ["gives no gradient to word_weight"] if asked else []
-
-
-def _triton_edge_attention(
-    query: Any = None,
-    key: Any = None,
-    value: Any = None,
-    edge: Any = None,
-    *_: Any,
-    gate: Any = None,
-    **__: Any,
-) -> list[str]:
-    if query is None:
-        return triton_kernels.why_not()
-    nodes = [query, key, value]
-    return triton_kernels.why_not(*nodes, kind=node_type(nodes, edge, gate))
-
-
-def _triton_graph_attention(
-    query: Any = None, key: Any = None, value: Any = None, graph: Any = None, history: Any = (), **_: Any
-) -> list[str]:
-    if query is None:
-        return triton_kernels.why_not()
-    past = [x for update in history for x in (update.query, update.key)]
-    nodes = [query, key, value, *past]
-    kind = node_type(nodes, graph.word_weight, *_weights(graph, history))
-    reasons = triton_kernels.why_not(*nodes, kind=kind)
-    if past:
-        reasons += triton_kernels.too_deep("graph_attention", len(history), _widest(nodes), kind)
-    return reasons + _no_gradient_to_words(graph)
-
-
-def _triton_edge_readout(graph: Any = None, history: Any = (), **_: Any) -> list[str]:
-    if graph is None:
-        return triton_kernels.why_not()
-    past = [x for update in history for x in (update.query, update.key)]
-    nodes = past or [graph.emotion_weight[:, :1]]
-    kind = node_type(nodes, *_weights(graph, history))
-    reasons = triton_kernels.why_not(graph.emotion_weight[:, :1], *past, kind=kind)
-    if past:
-        reasons += triton_kernels.too_deep("edge_readout", len(history), _widest(past), kind)
-    return reasons
-
-
-def _weights(graph: Any, history: Any) -> list[Tensor | None]:
-    """What decides, beside queries, keys and values, the type that those are multiplied in."""
-    return [graph.emotion_weight, graph.correlation, *(update.gate for update in history)]
-
-
-def _widest(nodes: list[Tensor]) -> int:
-    return max(tensor.shape[-1] for tensor in nodes)
-
-
-def _native_edge_attention(
-    query: Any = None, key: Any = None, value: Any = None, *_: Any, **__: Any
-) -> list[str]:
-    return native_kernels.why_not(*(() if query is None else (query, key, value)))
-
-
-def _native_graph_attention(
-    query: Any = None, key: Any = None, value: Any = None, graph: Any = None, history: Any = (), **_: Any
-) -> list[str]:
-    past = [x for update in history for x in (update.query, update.key)]
-    reasons = native_kernels.why_not(*(() if query is None else (query, key, value, *past)))
-    return reasons + _no_gradient_to_words(graph)
-
-
-def _native_edge_readout(graph: Any = None, history: Any = (), **_: Any) -> list[str]:
-    past = [x for update in history for x in (update.query, update.key)]
-    return native_kernels.why_not(*(() if graph is None else (past or [graph.emotion_weight])))
 
 
 @dataclass(frozen=True)
@@ -145,24 +66,8 @@ BACKENDS = {
     backend.name: backend
     for backend in (
         # Fastest first.
-        Backend(
-            "triton",
-            {
-                "edge_attention": _triton_edge_attention,
-                "graph_attention": _triton_graph_attention,
-                "edge_readout": _triton_edge_readout,
-            },
-            by_name_only=triton_kernels.INTERPRETED,
-        ),
-        Backend(
-            "native",
-            {
-                "edge_attention": _native_edge_attention,
-                "graph_attention": _native_graph_attention,
-                "edge_readout": _native_edge_readout,
-                "otsu": _native_otsu,
-            },
-        ),
+        Backend("triton", triton_kernels.REFUSALS, by_name_only=triton_kernels.INTERPRETED),
+        Backend("native", native_kernels.REFUSALS),
         Backend("reference", {operator: lambda *_, **__: [] for operator in OPERATORS}),
     )
 }
@@ -292,7 +197,7 @@ def _bound(operator: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict
     Raises:
         ValueError: the operator does not take them, or one of them is missing.
     """
-    function = getattr(importlib.import_module("ecore_kernels"), operator)
+    function = _registered[operator].function
     try:
         return dict(inspect.signature(function).bind(*args, **kwargs).arguments)
     except TypeError as error:
@@ -319,8 +224,9 @@ def explain(operator: str | Callable[..., Any], *args: Any, **kwargs: Any) -> st
     if wanted_name is not None:
         _check_name(wanted_name, "explain: backend")
     arguments = _bound(name, args, kwargs) if args or kwargs else {}
-    if arguments and name in CHECKS:
-        CHECKS[name](**arguments)
+    check = _registered[name].check
+    if arguments and check is not None:
+        check(**arguments)
     # Autocast casts what an operator multiplies, and not its edges, gates and graph.
     arguments = {
         n: _cast(v) if n in ("query", "key", "value", "history") else v for n, v in arguments.items()

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ecore_kernels.attention import EdgeUpdate, graph_attention
 from ecore_kernels.graph import EmotionGraph
+from ecore_kernels.operators.graph_attention import graph_attention
+from ecore_kernels.operators.history import EdgeUpdate
 
 ALIGNED_COLUMNS = 8
 """Columns of a projection are padded to a multiple of this: 16 bytes in low precision, one load of a GPU's thread."""

@@ -20,11 +20,13 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from ecore_kernels.attention import EdgeUpdate, edge_attention, graph_attention
 from ecore_kernels.backends import use_backend
 from ecore_kernels.graph import EmotionGraph
 from ecore_kernels.module import MultiResolutionEdgeAttention
-from ecore_kernels.readout import edge_readout
+from ecore_kernels.operators.edge_attention import edge_attention
+from ecore_kernels.operators.edge_readout import edge_readout
+from ecore_kernels.operators.graph_attention import graph_attention
+from ecore_kernels.operators.history import EdgeUpdate
 
 PRECISIONS = ("tf32", "bfloat16", "ieee")
 MASKS = ("all", "real")

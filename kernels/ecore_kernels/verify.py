@@ -28,8 +28,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from ecore_kernels import backends, info, problems, reference, triton_kernels
-from ecore_kernels.attention import EdgeUpdate
-from ecore_kernels.otsu import OtsuSplit, otsu
+from ecore_kernels.operators.history import EdgeUpdate
+from ecore_kernels.operators.otsu import OtsuSplit, otsu
 from ecore_kernels.problems import Problem
 
 PRECISIONS = {"cuda": ("tf32", "bfloat16", "ieee"), "cpu": ("ieee", "float64", "bfloat16")}

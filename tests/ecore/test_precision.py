@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ecore.precision import KEPT_KERNELS, autocast, float32_products
-from ecore_kernels import fused
+from ecore_kernels.operators import registration
 
 SHAPES = """
 import sys, torch
@@ -107,7 +107,7 @@ def test_products_are_what_the_precision_says_whatever_torch_is_set_to(
     def products():
         with float32_products(device, precision):
             seen.append((torchs_settings()[0], torch.backends.cuda.matmul.allow_tf32))
-            seen.append(fused._matmul_precision())  # the graph operators'
+            seen.append(registration._matmul_precision())  # the graph operators'
             raise KeyError
 
     with pytest.raises(KeyError):

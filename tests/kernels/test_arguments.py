@@ -168,12 +168,12 @@ def test_inference_tensors(make):
 
 def test_checks_are_made_once_a_signature(make, monkeypatch):
     """And again for another one: a wrong call after a right one of other shapes is refused."""
-    from ecore_kernels import attention
+    from ecore_kernels.operators import graph_attention as operator
 
     calls, seen = Calls(make), []
-    check = attention.check_graph_attention
-    monkeypatch.setattr(attention, "check_graph_attention", lambda *a, **k: seen.append(1) or check(*a, **k))
-    attention._graph_plans.clear()
+    check = operator._check
+    monkeypatch.setattr(operator, "_check", lambda *a, **k: seen.append(1) or check(*a, **k))
+    operator._plans.clear()
     for _ in range(3):
         calls.attention(1.0)
     assert len(seen) == 1

@@ -4,10 +4,12 @@ import pytest
 import torch
 
 import ecore_kernels
-from ecore_kernels import EdgeUpdate, EmotionGraph, attention, native, readout, use_backend
+from ecore_kernels import EdgeUpdate, EmotionGraph, native, use_backend
+from ecore_kernels.operators import edge_attention, edge_readout, graph_attention
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.unavailable_reason())
 
+OPERATORS = (graph_attention, edge_attention, edge_readout)
 BATCH, RESOLUTIONS, WORDS, EMOTIONS, DIM = 2, 3, 5, 4, 7
 NODES = WORDS + EMOTIONS
 CALLS = ("graph_attention", "words", "edge_readout", "per_word", "edge_attention", "update")
@@ -17,13 +19,13 @@ CALLS = ("graph_attention", "words", "edge_readout", "per_word", "edge_attention
 def bound(monkeypatch):
     """Plans of this test alone."""
     with use_backend("native"):
-        for module, name in ((attention, "_graph_plans"), (attention, "_edge_plans"), (readout, "_plans")):
-            monkeypatch.setattr(module, name, {})
+        for module in OPERATORS:
+            monkeypatch.setattr(module, "_plans", {})
         yield
 
 
 def plans():
-    return [*attention._graph_plans.values(), *attention._edge_plans.values(), *readout._plans.values()]
+    return [plan for module in OPERATORS for plan in module._plans.values()]
 
 
 def draw(seed, kind=torch.float32, heads_first=True, edge_scale=None, layers=2):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ecore_kernels import native
+from ecore_kernels.native_kernels import otsu as native_otsu
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.unavailable_reason())
 gpu = pytest.mark.gpu
@@ -18,7 +19,7 @@ DEVICES = ["cpu", pytest.param("cuda", marks=gpu)]
 def _skip_without_cuda(request):
     if request.node.get_closest_marker("gpu"):
         reason = (
-            native.why_not_otsu(torch.empty(1, 1, device="cuda"))
+            native_otsu.why_not(torch.empty(1, 1, device="cuda"))
             if torch.cuda.is_available()
             else "no CUDA device"
         )
@@ -49,7 +50,7 @@ def slow_otsu(values: np.ndarray, max_relevant: int | None):
 
 
 def assert_splits(values: torch.Tensor, max_relevant: int | None):
-    mask, count, threshold = native.otsu(values, max_relevant)
+    mask, count, threshold = native_otsu.otsu(values, max_relevant)
     want_mask, want_count, want_threshold = slow_otsu(values.cpu().numpy(), max_relevant)
     assert (mask.dtype, count.dtype, threshold.dtype) == (torch.bool, torch.int64, values.dtype)
     np.testing.assert_array_equal(mask.cpu().numpy(), want_mask)
@@ -77,7 +78,7 @@ def test_ties(columns, device):
     coarse = (random(200, columns) * 2).round() / 2
     assert_splits(coarse.to(device), 5)
     assert_splits(coarse.to(device), None)
-    _, count, _ = native.otsu(coarse.to(device), 1)
+    _, count, _ = native_otsu.otsu(coarse.to(device), 1)
     assert count.max() > 1  # equal values are never parted
 
 
@@ -94,7 +95,7 @@ def test_every_order_of_few_values(device):
 @pytest.mark.parametrize("value", [0.1, -3.0, 0.0])
 def test_constant_rows_are_relevant_as_a_whole(columns, value, device):
     values = torch.full((3, columns), value, device=device)
-    mask, count, threshold = native.otsu(values, 5)
+    mask, count, threshold = native_otsu.otsu(values, 5)
     assert mask.all()
     assert count.tolist() == [columns] * 3
     assert torch.equal(threshold, values[:, 0])
@@ -124,9 +125,9 @@ def test_strides(device):
     transposed = random(32, 40, device=device).t()
     for values in (wide[:, 3:35], wide[::3], wide[:, ::2], transposed, wide[:1].expand(40, 64), wide[5:5]):
         before = values.clone()
-        assert_splits(values, 5) if len(values) else native.otsu(values, 5)
+        assert_splits(values, 5) if len(values) else native_otsu.otsu(values, 5)
         assert torch.equal(values, before)
-    assert native.otsu(wide[5:5], 5)[0].shape == (0, 64)
+    assert native_otsu.otsu(wide[5:5], 5)[0].shape == (0, 64)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
@@ -137,7 +138,7 @@ def test_not_finite_names_the_first_row_on_cpu(bad, dtype, rows, row, column):
     values[row, column] = bad
     values[row + 1 :: 2, 2] = bad
     with pytest.raises(ValueError, match=rf"row {row} is not finite"):
-        native.otsu(values, 5)
+        native_otsu.otsu(values, 5)
 
 
 @gpu
@@ -145,9 +146,9 @@ def test_not_finite_names_the_first_row_on_cpu(bad, dtype, rows, row, column):
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_not_finite_empties_the_row_on_cuda(bad, columns):
     values = random(50, columns, device="cuda")
-    clean = native.otsu(values, 5)
+    clean = native_otsu.otsu(values, 5)
     values[7, columns // 2] = bad
-    mask, count, threshold = native.otsu(values, 5)
+    mask, count, threshold = native_otsu.otsu(values, 5)
     assert not mask[7].any()
     assert count[7] == 0
     assert threshold[7].isnan()
@@ -159,14 +160,14 @@ def test_not_finite_empties_the_row_on_cuda(bad, columns):
 @gpu
 def test_cuda_follows_the_current_stream():
     values = random(4096, 32, device="cuda")
-    want = native.otsu(values, 5)
+    want = native_otsu.otsu(values, 5)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         torch.cuda._sleep(50_000_000)
         late = values.new_zeros(values.shape)
         late.copy_(values)
-        got = native.otsu(late, 5)
+        got = native_otsu.otsu(late, 5)
     stream.synchronize()
     for one, other in zip(got, want, strict=True):
         assert torch.equal(one, other)
@@ -175,17 +176,17 @@ def test_cuda_follows_the_current_stream():
 @gpu
 def test_too_wide_for_cuda_is_told():
     values = random(2, 1025, device="cuda")
-    assert "1024" in native.why_not_otsu(values)
+    assert "1024" in native_otsu.why_not(values)
     with pytest.raises(RuntimeError, match="1024"):
-        native.otsu(values, 5)
+        native_otsu.otsu(values, 5)
 
 
 def test_refusals_give_the_reason():
-    assert native.why_not_otsu(torch.zeros(2, 3)) is None
-    assert "bfloat16" in native.why_not_otsu(torch.zeros(2, 3, dtype=torch.bfloat16))
-    assert "meta" in native.why_not_otsu(torch.zeros(2, 3, device="meta"))
+    assert native_otsu.why_not(torch.zeros(2, 3)) is None
+    assert "bfloat16" in native_otsu.why_not(torch.zeros(2, 3, dtype=torch.bfloat16))
+    assert "meta" in native_otsu.why_not(torch.zeros(2, 3, device="meta"))
     with pytest.raises(RuntimeError, match="int64"):
-        native.otsu(torch.zeros(2, 3, dtype=torch.int64), 5)
+        native_otsu.otsu(torch.zeros(2, 3, dtype=torch.int64), 5)
 
 
 def equal(one, other) -> bool:
@@ -203,21 +204,21 @@ def threads():
 def test_the_number_of_threads_changes_nothing(threads):
     values = random(30_001, 32)
     threads(1)
-    want = native.otsu(values, 5)
+    want = native_otsu.otsu(values, 5)
     for number in (2, 3, 8):
         threads(number)
-        assert equal(native.otsu(values, 5), want)
+        assert equal(native_otsu.otsu(values, 5), want)
 
 
 def test_several_python_threads_at_once(threads):
     threads(3)
     inputs = [random(20_000, 32, seed=seed) for seed in range(4)]
-    want = [native.otsu(values, 5) for values in inputs]
+    want = [native_otsu.otsu(values, 5) for values in inputs]
     wrong = []
 
     def work(index: int) -> None:
         for _ in range(20):
-            if not equal(native.otsu(inputs[index], 5), want[index]):
+            if not equal(native_otsu.otsu(inputs[index], 5), want[index]):
                 wrong.append(index)
 
     workers = [threading.Thread(target=work, args=(index,)) for index in range(4)]
@@ -230,7 +231,7 @@ def test_several_python_threads_at_once(threads):
 
 def _count_in_child(values, connection):
     for _ in range(20):
-        count = int(native.otsu(values, 5)[1].sum())
+        count = int(native_otsu.otsu(values, 5)[1].sum())
     connection.send(count)
 
 
@@ -240,12 +241,12 @@ def test_forked_child(threads):
     """A fork copies the pool's locks, held or not, but no thread of it: a child that used them would hang."""
     threads(2)
     values = random(1100, 32)  # just enough for two threads, so that the pool's locks are taken often
-    want = int(native.otsu(values, 5)[1].sum())
+    want = int(native_otsu.otsu(values, 5)[1].sum())
     stop = threading.Event()
 
     def keep_the_pool_busy() -> None:
         while not stop.is_set():
-            native.otsu(values, 5)
+            native_otsu.otsu(values, 5)
 
     busy = [threading.Thread(target=keep_the_pool_busy) for _ in range(3)]
     for thread in busy:
@@ -272,7 +273,7 @@ def test_compiled_code_may_ask_whether_a_cuda_device_is_refused() -> None:
     """The answer comes out of the extension, which torch.compile cannot trace."""
 
     def chosen(x: torch.Tensor) -> torch.Tensor:
-        return x + 1 if native._cuda_refusal(0) else x
+        return x + 1 if native_otsu._cuda_refusal(0) else x
 
     expected = chosen(torch.ones(2))
     assert torch.equal(torch.compile(chosen, fullgraph=True, backend="eager")(torch.ones(2)), expected)

@@ -10,10 +10,10 @@ from ecore_kernels import (
     EmotionGraph,
     edge_attention,
     edge_readout,
-    fused,
     graph_attention,
     native,
 )
+from ecore_kernels.operators import registration
 
 LOW = [torch.bfloat16, torch.float16]
 
@@ -158,13 +158,13 @@ def test_float32_is_multiplied_as_torch_is_told_to():
     try:
         for told, expected in (("tf32", "tf32"), ("ieee", "ieee"), (before, "ieee")):
             settings.fp32_precision = told
-            assert fused._matmul_precision() == expected
+            assert registration._matmul_precision() == expected
             edge_attention(nodes, nodes, nodes, torch.ones(5, 5))
     finally:
         settings.fp32_precision = before
     for told, expected in (("high", "tf32"), ("medium", "tf32"), ("highest", "ieee")):
         torch.set_float32_matmul_precision(told)
-        assert fused._matmul_precision() == expected
+        assert registration._matmul_precision() == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

@@ -10,6 +10,7 @@ import torch
 
 from ecore_kernels import native, native_kernels, problems, triton_kernels, verify
 from ecore_kernels.native_kernels import edge_readout, graph_attention
+from ecore_kernels.native_kernels import otsu as native_otsu
 
 needs_native = pytest.mark.skipif(not native.available(), reason=native.unavailable_reason())
 EVERY, BACKENDS = verify.CALLS, verify.backends.BACKENDS
@@ -116,14 +117,14 @@ def test_other_bits_the_second_time_are_found(monkeypatch):
 
 @needs_native
 def test_a_split_that_is_off_by_one_is_found(monkeypatch):
-    right = native.otsu
+    right = native_otsu.otsu
 
     def wrong(values, most):
         mask, count, threshold = right(values, most)
         count[7] += 1
         return mask, count, threshold
 
-    monkeypatch.setattr(native, "otsu", wrong)
+    monkeypatch.setattr(native_otsu, "otsu", wrong)
     rows = verify.run("cpu", lambda row: None)
     assert bad(rows) == {("otsu", "native", "ieee"), ("otsu", "native", "float64")}
 

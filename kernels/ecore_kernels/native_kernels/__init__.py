@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from ecore_kernels import native
+from ecore_kernels.native_kernels import otsu
+from ecore_kernels.refusals import no_gradient_to_words
 
 TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Half precision is converted before and after: a CPU computes it in float32."""
@@ -123,3 +125,36 @@ def graph_arguments(
         batch, resolutions, words, emotions, address(word_mask), address(emotion_mask), 0,
         address(emotion_weight), address(correlation), correlation_stride,
     )  # fmt: skip
+
+
+def _edge_attention(query: Any = None, key: Any = None, value: Any = None, *_: Any, **__: Any) -> list[str]:
+    return why_not(*(() if query is None else (query, key, value)))
+
+
+def _graph_attention(
+    query: Any = None, key: Any = None, value: Any = None, graph: Any = None, history: Any = (), **_: Any
+) -> list[str]:
+    past = [x for update in history for x in (update.query, update.key)]
+    reasons = why_not(*(() if query is None else (query, key, value, *past)))
+    return reasons + no_gradient_to_words(graph)
+
+
+def _edge_readout(graph: Any = None, history: Any = (), **_: Any) -> list[str]:
+    past = [x for update in history for x in (update.query, update.key)]
+    return why_not(*(() if graph is None else (past or [graph.emotion_weight])))
+
+
+def _otsu(values: Tensor | None = None, *_: Any, **__: Any) -> list[str]:
+    if values is None:
+        return [] if native.available() else [native.unavailable_reason()]
+    reason = otsu.why_not(values)
+    return [] if reason is None else [reason]
+
+
+REFUSALS: dict[str, Callable[..., list[str]]] = {
+    "edge_attention": _edge_attention,
+    "graph_attention": _graph_attention,
+    "edge_readout": _edge_readout,
+    "otsu": _otsu,
+}
+"""By operator: the reasons against a call with these arguments; without any, against all calls on this machine."""

@@ -8,9 +8,14 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from ecore_kernels.dtypes import node_type
+from ecore_kernels.refusals import no_gradient_to_words
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Whether Triton's interpreter stands in for a GPU: it runs the kernels on CPU tensors, for tests."""
@@ -131,3 +136,61 @@ def why_not(*tensors: Tensor, kind: torch.dtype | None = None) -> list[str]:
     elif largest > LARGEST_HEAD[kind]:
         reasons.append(f"takes heads of {name} up to {LARGEST_HEAD[kind]} wide, not {largest}")
     return reasons
+
+
+def _edge_attention(
+    query: Any = None,
+    key: Any = None,
+    value: Any = None,
+    edge: Any = None,
+    *_: Any,
+    gate: Any = None,
+    **__: Any,
+) -> list[str]:
+    if query is None:
+        return why_not()
+    nodes = [query, key, value]
+    return why_not(*nodes, kind=node_type(nodes, edge, gate))
+
+
+def _graph_attention(
+    query: Any = None, key: Any = None, value: Any = None, graph: Any = None, history: Any = (), **_: Any
+) -> list[str]:
+    if query is None:
+        return why_not()
+    past = [x for update in history for x in (update.query, update.key)]
+    nodes = [query, key, value, *past]
+    kind = node_type(nodes, graph.word_weight, *_weights(graph, history))
+    reasons = why_not(*nodes, kind=kind)
+    if past:
+        reasons += too_deep("graph_attention", len(history), _widest(nodes), kind)
+    return reasons + no_gradient_to_words(graph)
+
+
+def _edge_readout(graph: Any = None, history: Any = (), **_: Any) -> list[str]:
+    if graph is None:
+        return why_not()
+    past = [x for update in history for x in (update.query, update.key)]
+    nodes = past or [graph.emotion_weight[:, :1]]
+    kind = node_type(nodes, *_weights(graph, history))
+    reasons = why_not(graph.emotion_weight[:, :1], *past, kind=kind)
+    if past:
+        reasons += too_deep("edge_readout", len(history), _widest(past), kind)
+    return reasons
+
+
+def _weights(graph: Any, history: Any) -> list[Tensor | None]:
+    """What decides, beside queries, keys and values, the type that those are multiplied in."""
+    return [graph.emotion_weight, graph.correlation, *(update.gate for update in history)]
+
+
+def _widest(nodes: list[Tensor]) -> int:
+    return max(tensor.shape[-1] for tensor in nodes)
+
+
+REFUSALS: dict[str, Callable[..., list[str]]] = {
+    "edge_attention": _edge_attention,
+    "graph_attention": _graph_attention,
+    "edge_readout": _edge_readout,
+}
+"""By operator: the reasons against a call with these arguments; without any, against all calls on this machine."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ecore_kernels import EdgeUpdate, EmotionGraph, edge_attention, edge_readout, graph_attention
-from ecore_kernels.attention import row_factor
+from ecore_kernels.operators.history import row_factor
 
 pytest.importorskip("triton", reason="the kernels are written in it")
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ecore_kernels import EmotionGraph, graph_attention, reference
-from ecore_kernels.attention import row_factor
+from ecore_kernels.operators.history import row_factor
 from ecore_kernels.triton_kernels import graph_attention as kernels
 from ecore_kernels.triton_kernels import launch
 

@@ -1,4 +1,4 @@
-"""What the operators refuse before they run, and the scale of their scores."""
+"""What the operators refuse before they run."""
 
 from __future__ import annotations
 
@@ -9,22 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MOST_SIGNATURES = 4096
-"""Signatures whose checks are remembered, an operator: with sizes that never repeat they would fill the memory."""
-
-
-def signature(values: Sequence[Any]) -> tuple[Any, ...]:
-    """Return what the checks of a call depend on: of a tensor all but its numbers, of another value its class."""
-    return tuple(
-        [
-            (x.__class__, x.shape, x.stride(), x.dtype, x.device, x.requires_grad)
-            if isinstance(x, Tensor) and x.layout is torch.strided
-            else (x.__class__, x.layout)
-            if isinstance(x, Tensor)
-            else x.__class__
-            for x in values
-        ]
-    )
+from ecore_kernels.graph import EmotionGraph
+from ecore_kernels.operators.history import EdgeUpdate
 
 
 def check_tensors(operator: str, **tensors: Any) -> None:
@@ -86,3 +72,58 @@ def check_saveable(operator: str, **tensors: Any) -> None:
                 f"{operator}: {name}: an inference tensor cannot be saved for the backward: clone it outside of "
                 "inference mode, or call the operator inside of it"
             )
+
+
+def check_graph(operator: str, graph: Any) -> None:
+    """Raise ValueError unless ``graph`` is an EmotionGraph of dense tensors."""
+    if not isinstance(graph, EmotionGraph):
+        raise ValueError(f"{operator}: graph: expected an EmotionGraph, got {type(graph).__name__}")
+
+
+def check_updates(operator: str, history: Any) -> None:
+    """Raise ValueError unless ``history`` is a sequence of EdgeUpdate."""
+    if isinstance(history, EdgeUpdate):
+        raise ValueError(
+            f"{operator}: history: expected a sequence of EdgeUpdate, got a single one: [update]"
+        )
+    if not isinstance(history, (list, tuple)):
+        raise ValueError(
+            f"{operator}: history: expected a sequence of EdgeUpdate, got {type(history).__name__}"
+        )
+    for layer, update in enumerate(history):
+        if not isinstance(update, EdgeUpdate):
+            raise ValueError(
+                f"{operator}: history[{layer}]: expected EdgeUpdate(query, key, gate, edge_scale), got "
+                f"{type(update).__name__}"
+            )
+
+
+def check_history(operator: str, history: Any, leading: tuple[int, int, int], dim: int | None = None) -> None:
+    """Raise ValueError unless every update has queries and keys [B, K, N, d] of one d and a gate [B, K, N] or none.
+
+    Args:
+        dim: the d that they must have; default that of the first.
+    """
+    check_updates(operator, history)
+    for layer, update in enumerate(history):
+        name = f"history[{layer}]"
+        check_floats(operator, **{f"{name}.query": update.query, f"{name}.key": update.key})
+        if update.query.dim() != 4:
+            raise ValueError(
+                f"{operator}: {name}.query: expected [B, K, N, d], got {list(update.query.shape)}"
+            )
+        shape = (*leading, history[0].query.shape[3] if dim is None else dim)
+        for part, tensor in (("query", update.query), ("key", update.key)):
+            check_shape(operator, f"{name}.{part}", tensor, shape)
+        check_gate(operator, f"{name}.", update.gate, update.edge_scale, leading)
+
+
+def check_gate(operator: str, where: str, gate: Any, edge_scale: Any, leading: tuple[int, int, int]) -> None:
+    """Raise ValueError unless there are a gate [B, K, N] and a scalar edge scale, or neither."""
+    if (gate is None) != (edge_scale is None):
+        what = f"{where.removesuffix('.')}: " if where else ""
+        raise ValueError(f"{operator}: {what}expected gate and edge_scale both given or both left out")
+    if gate is not None:
+        check_tensors(operator, **{f"{where}gate": gate})
+        check_shape(operator, f"{where}gate", gate, leading)
+        check_scalar(operator, f"{where}edge_scale", edge_scale)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ecore_kernels import backends, native, reference
-from ecore_kernels.fused import dispatches
+from ecore_kernels import backends, reference
+from ecore_kernels.native_kernels import otsu as native_otsu
+from ecore_kernels.operators.batching import Fold, batch_of
+from ecore_kernels.operators.registration import dispatches, library
 
 
 class OtsuSplit(NamedTuple):
@@ -25,7 +28,6 @@ class OtsuSplit(NamedTuple):
     threshold: Tensor
 
 
-library = torch.library.Library("ecore_kernels", "FRAGMENT")
 library.define("otsu(Tensor values, int? max_relevant, str backend) -> (Tensor, Tensor, Tensor)")
 
 
@@ -41,7 +43,7 @@ def _check(values: Tensor, max_relevant: int | None) -> None:
 
 def _otsu(values: Tensor, max_relevant: int | None, backend: str) -> tuple[Tensor, Tensor, Tensor]:
     _check(values, max_relevant)  # the registered operator can be called by itself
-    run = native.otsu if backend == "native" else reference.otsu
+    run = native_otsu.otsu if backend == "native" else reference.otsu
     return run(values, max_relevant)
 
 
@@ -55,7 +57,18 @@ def _otsu_fake(values: Tensor, max_relevant: int | None, backend: str) -> tuple[
 
 
 library.impl("otsu", _otsu, "CompositeExplicitAutograd")
+
+
 torch.library.register_fake("ecore_kernels::otsu", _otsu_fake, lib=library)
+
+
+def _rule(info: Any, dims: Sequence[Any], values: Tensor, max_relevant: int | None, backend: str) -> Any:
+    fold = Fold(info.batch_size, batch_of(values, dims[0]))
+    results = torch.ops.ecore_kernels.otsu(fold.fold(values, dims[0]), max_relevant, backend)
+    return tuple(map(fold.unfold, results)), (0, 0, 0)
+
+
+torch.library.register_vmap("ecore_kernels::otsu", _rule, lib=library)
 
 
 def otsu(values: Tensor, max_relevant: int | None = 5, *, backend: str | None = None) -> OtsuSplit:
@@ -85,3 +98,6 @@ def otsu(values: Tensor, max_relevant: int | None = 5, *, backend: str | None = 
     if dispatches((values,)):
         return OtsuSplit(*torch.ops.ecore_kernels.otsu(values, max_relevant, name))
     return OtsuSplit(*_otsu(values, max_relevant, name))
+
+
+backends.register("otsu", otsu, None)

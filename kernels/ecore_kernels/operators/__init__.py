@@ -1,0 +1,1 @@
+"""The operators, one file each: schemas, shapes of results, derivatives, batching rules, and the public function."""

@@ -1,0 +1,342 @@
+"""What the model reads out of the last edges: their emotion columns (Eq. 8)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ecore_kernels import backends, reference
+from ecore_kernels.dtypes import kernel_type, node_type, weight_type
+from ecore_kernels.graph import EmotionGraph
+from ecore_kernels.layout import empty_rows
+from ecore_kernels.operators import registration
+from ecore_kernels.operators.batching import Fold, batch_of, unfolded
+from ecore_kernels.operators.checks import (
+    check_graph,
+    check_history,
+    check_one_device,
+)
+from ecore_kernels.operators.history import EdgeUpdate, autocast_history, row_factor
+from ecore_kernels.operators.plans import (
+    Plan,
+    direct_forward,
+    flat,
+    runs_at_once,
+    score_scale,
+    settled,
+    without_autocast,
+)
+
+# In plain PyTorch ------------------------------------------------------------------------------------------
+
+
+registration.library.define(
+    "edge_readout(Tensor word_weight, Tensor word_mask, Tensor emotion_weight, Tensor correlation, "
+    "Tensor? emotion_mask, Tensor[] history_query, Tensor[] history_key, Tensor? row_factor, float scale, "
+    "bool per_word) -> (Tensor, Tensor)"
+)
+
+
+def _composite(
+    word_weight: Tensor,
+    word_mask: Tensor,
+    emotion_weight: Tensor,
+    correlation: Tensor,
+    emotion_mask: Tensor | None,
+    history_query: list[Tensor],
+    history_key: list[Tensor],
+    row_factor: Tensor | None,
+    scale: float,
+    per_word: bool,
+) -> tuple[Tensor, Tensor]:
+    graph = EmotionGraph(word_weight, word_mask, emotion_weight, correlation, emotion_mask)
+    return reference.edge_readout(graph, history_query, history_key, row_factor, scale, per_word)
+
+
+registration.library.impl("edge_readout", _composite, "CompositeImplicitAutograd")
+
+
+registration.library.impl("edge_readout", _composite, "FuncTorchBatchedDecomposition")
+
+
+# On fused kernels -------------------------------------------------------------------------------------------
+
+
+registration.library.define(
+    "fused_edge_readout(Tensor word_mask, Tensor emotion_weight, Tensor correlation, Tensor? emotion_mask, "
+    "Tensor[] history_query, Tensor[] history_key, Tensor? row_factor, float scale, bool per_word, str precision, "
+    "str backend) -> (Tensor, Tensor)"
+)
+
+
+registration.library.define(
+    "fused_edge_readout_backward(Tensor grad_word_to_emotion, Tensor grad_emotion_to_emotion, Tensor word_mask, "
+    "Tensor emotion_weight, Tensor correlation, Tensor? emotion_mask, Tensor[] history_query, Tensor[] history_key, "
+    "Tensor? row_factor, float scale, bool per_word, bool[] needs, str precision, str backend) -> Tensor[]"
+)
+
+
+def _forward_results(word_mask, emotion_weight, *rest):
+    per_word = rest[-3]
+    batch, _, words = word_mask.shape
+    emotions = emotion_weight.shape[1]
+    shape = (batch, words, emotions) if per_word else (batch, emotions)
+    return emotion_weight.new_empty(shape), emotion_weight.new_empty((batch, emotions, emotions))
+
+
+def _gradients(
+    grad_word_to_emotion, grad_emotion_to_emotion, word_mask, emotion_weight, correlation, emotion_mask,
+    history_query, history_key, row_factor, scale, per_word, needs, precision, backend,
+):  # fmt: skip
+    past = (*history_query, *history_key)
+    gradients = [
+        empty_rows(past[0], x.shape[2], x.shape[3], x.dtype)
+        for x, needed in zip(past, needs, strict=False)
+        if needed
+    ]
+    rest = (row_factor, emotion_weight, correlation)
+    return gradients + [x.new_empty(x.shape) for x, needed in zip(rest, needs[-3:], strict=True) if needed]
+
+
+registration.register("fused_edge_readout", "edge_readout", "forward", _forward_results)
+
+
+registration.register("fused_edge_readout_backward", "edge_readout", "backward", _gradients)
+
+
+class _Tensors(NamedTuple):
+    """The flat tensors of edge_readout."""
+
+    history_query: list[Tensor]
+    history_key: list[Tensor]
+    row_factor: Tensor | None
+    emotion_weight: Tensor
+    correlation: Tensor
+    word_mask: Tensor
+    emotion_mask: Tensor | None
+
+    @classmethod
+    def of(cls, layers: int, tensors: Sequence[Any]) -> _Tensors:
+        past = list(tensors[: 2 * layers])
+        return cls(past[:layers], past[layers:], *tensors[2 * layers :])
+
+    def arguments(self) -> tuple[Any, ...]:
+        """The registered operators' arguments from word_mask to row_factor."""
+        graph = (self.word_mask, self.emotion_weight, self.correlation, self.emotion_mask)
+        return (*graph, self.history_query, self.history_key, self.row_factor)
+
+
+def _forward(setting, tensors):
+    layers, *rest = setting
+    of = _Tensors.of(layers, tensors)
+    return registration.run("edge_readout", "forward", tensors, (*of.arguments(), *rest))
+
+
+def _backward(setting, needs, gradients, tensors, kept):
+    layers, scale, per_word, precision, backend = setting
+    of = _Tensors.of(layers, tensors)
+    to_word, to_emotion = gradients
+    batch, _, words = of.word_mask.shape
+    emotions = of.emotion_weight.shape[1]
+    if to_word is None:
+        to_word = to_emotion.new_zeros((batch, words, emotions) if per_word else (batch, emotions))
+    if to_emotion is None:
+        to_emotion = to_word.new_zeros((batch, emotions, emotions))
+    arguments = (
+        to_word, to_emotion, *of.arguments(), scale, per_word, list(needs[: 3 + 2 * layers]), precision, backend,
+    )  # fmt: skip
+    return registration.run("edge_readout", "backward", (*gradients, *tensors), arguments)
+
+
+def _reference(setting, tensors):
+    layers, scale, per_word, _, _ = setting
+    of = _Tensors.of(layers, tensors)
+    words = of.emotion_weight.new_zeros((of.word_mask.shape[0], of.word_mask.shape[2]))  # not read
+    graph = EmotionGraph(words, of.word_mask, of.emotion_weight, of.correlation, of.emotion_mask)
+    return reference.edge_readout(graph, of.history_query, of.history_key, of.row_factor, scale, per_word)
+
+
+registration.OPERATORS["edge_readout"] = registration.FusedOperator(
+    _forward,
+    _backward,
+    _reference,
+    2,
+    (),
+    lambda layers: [*registration.past_names(layers), *_Tensors._fields[2:]],
+)
+
+
+def _fused(
+    graph: EmotionGraph,
+    history_query: list[Tensor],
+    history_key: list[Tensor],
+    row_factor: Tensor | None,
+    scale: float,
+    per_word: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """:func:`ecore_kernels.edge_readout` on a backend's fused kernels; arguments as the reference's."""
+    past = [*history_query, *history_key]
+    kind = node_type(past or [graph.emotion_weight], graph.emotion_weight, graph.correlation, row_factor)
+    kind = kernel_type(kind, backend)
+    number = weight_type(kind)
+    to_word, to_emotion = registration.apply(
+        "edge_readout",
+        (len(history_query), scale, per_word, registration.precision(backend), backend),
+        *registration.apart(past, kind),
+        None if row_factor is None else registration.as_type(row_factor, number),
+        registration.as_type(graph.emotion_weight, number),
+        registration.as_type(graph.correlation, number),
+        graph.word_mask,
+        graph.emotion_mask,
+    )
+    return to_word, to_emotion
+
+
+# Under torch.vmap --------------------------------------------------------------------------------------------
+
+
+def _readout_arguments(fold: Fold, dims: Sequence[Any], arguments: Sequence[Any], apart: bool) -> list[Any]:
+    """The arguments from word_mask to row_factor, folded."""
+    return [
+        *fold.fold_all(arguments[:2], dims[:2]),
+        fold.correlation(arguments[2], dims[2], apart),
+        fold.fold(arguments[3], dims[3]),
+        *(fold.fold_all(x, d) for x, d in zip(arguments[4:6], dims[4:6], strict=True)),
+        fold.fold(arguments[6], dims[6]),
+    ]
+
+
+def _forward_rule(info: Any, dims: Sequence[Any], *arguments: Any) -> Any:
+    fold = Fold(info.batch_size, batch_of(arguments[0], dims[0]))
+    results = torch.ops.ecore_kernels.fused_edge_readout(
+        *_readout_arguments(fold, dims, arguments, apart=False), *arguments[7:]
+    )
+    return tuple(map(fold.unfold, results)), (0, 0)
+
+
+def _backward_rule(info: Any, dims: Sequence[Any], *arguments: Any) -> Any:
+    fold = Fold(info.batch_size, batch_of(arguments[2], dims[2]))
+    needs = arguments[11]
+    shared = arguments[4].dim() - (dims[4] is not None) == 2
+    gradients = torch.ops.ecore_kernels.fused_edge_readout_backward(
+        *fold.fold_all(arguments[:2], dims[:2]),
+        *_readout_arguments(fold, dims[2:], arguments[2:], apart=needs[-1]),
+        *arguments[9:],
+    )
+    return unfolded(fold, gradients, needs[-1] and shared)
+
+
+torch.library.register_vmap("ecore_kernels::fused_edge_readout", _forward_rule, lib=registration.library)
+torch.library.register_vmap(
+    "ecore_kernels::fused_edge_readout_backward", _backward_rule, lib=registration.library
+)
+
+
+# The public function -----------------------------------------------------------------------------------------
+
+
+def edge_readout(
+    graph: EmotionGraph,
+    history: Sequence[EdgeUpdate],
+    *,
+    scale: Tensor | float | None = 1.0,
+    per_word: bool = False,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The weights of the edges that emotions send, after the layers of ``history``, summed over resolutions (Eq. 8).
+
+    Args:
+        graph: who hears whom, and E0.
+        history: one :class:`EdgeUpdate` per layer, first layer first.
+        scale: factor on the scores, as in the layers' attention: a number, a tensor of one, or None for 1 / sqrt(d).
+        per_word: keep the words apart instead of adding them up.
+        backend: "reference", "native", "triton"; None takes the fastest that can run the call.
+
+    Returns:
+        word_to_emotion: [B, P], sum over resolutions k and words i of E_ij for every emotion j; [B, M, P], the sum
+            over resolutions alone, with ``per_word``.
+        emotion_to_emotion: [B, P, P], sum over k of E_ij: row i is what emotion i receives from emotion j; the diagonal
+            is 0, for no emotion hears itself.
+        Both are float32 at least.
+
+    Gradients reach the history's queries, keys, gates and edge scales, and the graph's emotion_weight and correlation.
+    They reach a scale in a tensor, too, and all of them twice if asked.
+
+    Raises:
+        ValueError: a shape or a type that does not fit.
+        RuntimeError: the named backend cannot run the call.
+    """
+    tensors = flat("edge_readout", (), graph, history)
+    plan = settled(_plans, tensors, (per_word, backend), lambda: _plan(graph, history, per_word, backend))
+    if scale.__class__ is float and runs_at_once(plan):
+        if plan.bound is not None:
+            graph_and_past = (*tensors[1:5], *tensors[5::4], *tensors[6::4])
+            return plan.bound(graph_and_past, tensors[7::4], tensors[8::4], scale)
+        factor = row_factor(history)
+        return plan.kernels.forward(
+            *tensors[1:5], tensors[5::4], tensors[6::4], factor, scale, per_word, registration.precision(plan.backend),
+        )  # fmt: skip
+    kind = plan.autocast
+    past = history if kind is None else autocast_history(history, kind)
+    history_query, history_key = [u.query for u in past], [u.key for u in past]
+    if scale.__class__ is not float:
+        dim = history_query[0].shape[3] if history_query else 1
+        scale, history_query = score_scale("edge_readout", scale, dim, history_query)
+    with without_autocast(graph.word_weight.device, kind):
+        factor = row_factor(history)
+        if plan.backend != "reference":
+            return _fused(graph, history_query, history_key, factor, scale, per_word, plan.backend)
+        return torch.ops.ecore_kernels.edge_readout(
+            graph.word_weight,
+            graph.word_mask,
+            graph.emotion_weight,
+            graph.correlation,
+            graph.emotion_mask,
+            list(history_query),
+            history_key,
+            factor,
+            scale,
+            per_word,
+        )
+
+
+_plans: dict[Any, Plan] = {}
+
+
+def _check(graph: Any, history: Any, **_: Any) -> None:
+    """Raise ValueError unless the arguments fit each other."""
+    check_graph("edge_readout", graph)
+    batch, resolutions, words, emotions = graph.shape
+    check_history("edge_readout", history, (batch, resolutions, words + emotions))
+
+
+def _plan(graph: EmotionGraph, history: Sequence[EdgeUpdate], per_word: bool, backend: str | None) -> Plan:
+    _check(graph, history)
+    kind = backends.autocast_type(graph.word_weight.device)
+    past = autocast_history(history, kind)
+    chosen = backends.choose("edge_readout", backend, graph, past)
+    if chosen != "reference":
+        # The readout does not read the words' weights.
+        check_one_device("edge_readout", *graph.tensors()[1:], *(x for u in past for x in u[:3]))
+    module = bound = None
+    if kind is None:
+        gates, scales = [u.gate for u in past], [u.edge_scale for u in past]
+        history_query, history_key = [u.query for u in past], [u.key for u in past]
+        module = direct_forward(
+            "edge_readout",
+            chosen,
+            [*history_query, *history_key] or [graph.emotion_weight],
+            (graph.emotion_weight, graph.correlation, *gates),
+            (graph.word_mask, graph.emotion_mask),
+            scales,
+        )
+    if module is not None and hasattr(module, "bind"):
+        bound = module.bind(*graph.tensors()[1:], history_query, history_key, gates, scales, per_word)
+    return Plan(chosen, kind, torch.float32, module, bound)
+
+
+backends.register("edge_readout", edge_readout, _check)

@@ -1,0 +1,113 @@
+"""What earlier layers did to the edges: the history of an operator, and r, the product of its gates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from ecore_kernels import backends
+
+
+class EdgeUpdate(NamedTuple):
+    """What one earlier layer did to the edges: E' = gate * edge_scale * E * (1 + scale * query . key) (Eqs. 5, 7).
+
+    Attributes:
+        query: [B, K, N, d].
+        key: [B, K, N, d].
+        gate: [B, K, N], one number W_V h_i per receiving node and resolution; None for a factor of 1.
+        edge_scale: scalar W_E; given if and only if ``gate`` is.
+    """
+
+    query: Tensor
+    key: Tensor
+    gate: Tensor | None = None
+    edge_scale: Tensor | float | None = None
+
+
+# A named tuple is a pytree already; the name is what exported programs are saved under.
+pytree._register_namedtuple(EdgeUpdate, serialized_type_name="ecore_kernels.EdgeUpdate")
+
+
+torch.serialization.add_safe_globals([EdgeUpdate])
+
+
+class _RowFactor(torch.autograd.Function):
+    """The product of gates [B, K, N] and scalar edge scales, given in turns.
+
+    A node that takes no part has a gradient of 0 and any gate, NaN included: times that gate it would spoil the other
+    gradients. So gates enter gradients as 0 where they are not finite; a node that does take part has a gradient of NaN
+    then.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*factors):
+        product = factors[0] * factors[1]
+        for gate, scale in zip(factors[2::2], factors[3::2], strict=True):
+            product = product * (gate * scale)
+        return product
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.numbers = [None if isinstance(x, Tensor) else x for x in inputs]
+        ctx.save_for_backward(*(x if isinstance(x, Tensor) else None for x in inputs))
+
+    @staticmethod
+    def backward(ctx, gradient):
+        factors = [x if n is None else n for x, n in zip(ctx.saved_tensors, ctx.numbers, strict=True)]
+        gates, scales = [x.nan_to_num(0.0, 0.0, 0.0) for x in factors[::2]], factors[1::2]
+        layers = [gate * scale for gate, scale in zip(gates, scales, strict=True)] if len(gates) > 1 else []
+        gradients = []
+        for layer, (gate, scale) in enumerate(zip(gates, scales, strict=True)):
+            rest = gradient
+            for other in (*layers[:layer], *layers[layer + 1 :]):
+                rest = rest * other
+            gradients.append(rest * scale if ctx.needs_input_grad[2 * layer] else None)
+            gradients.append((rest * gate).sum() if ctx.needs_input_grad[2 * layer + 1] else None)
+        return tuple(gradients)
+
+
+def _factors(history: Iterable[tuple[Any, ...]]) -> list[Any]:
+    """Gates [B, K, N] in float32 at least and their edge scales, in turns."""
+    factors: list[Any] = []
+    for _, _, gate, scale in history:
+        if gate is None:
+            continue
+        if gate.dtype is not torch.float32 and gate.dtype is not torch.float64:
+            gate = gate.to(torch.float32)
+        if isinstance(scale, Tensor):
+            if scale.dim():
+                scale = scale.reshape(())
+            if scale.dtype is not gate.dtype:
+                scale = scale.to(gate.dtype)
+        factors += (gate, scale)
+    return factors
+
+
+def row_factor(history: Iterable[tuple[Any, ...]]) -> Tensor | None:
+    """r = prod_m gate^m * edge_scale^m, [B, K, N] in float32 at least; None where no layer has a gate."""
+    factors = _factors(history)
+    if not factors:
+        return None
+    # Tensors of torch.func hide what requires a gradient. Forward mode is served by the derivatives of the product.
+    if torch.is_grad_enabled() and (
+        any(isinstance(x, Tensor) and x.requires_grad for x in factors)
+        or (not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active())
+    ):
+        return (
+            _RowFactor.forward(*factors) if backends.differentiates_forward() else _RowFactor.apply(*factors)
+        )
+    return _RowFactor.forward(*factors)
+
+
+def autocast_history(history: Sequence[EdgeUpdate], kind: torch.dtype | None) -> list[EdgeUpdate]:
+    """``history`` with its queries and keys in the type that :func:`backends.autocast_type` gave."""
+    return [
+        EdgeUpdate(backends.autocast(u.query, kind), backends.autocast(u.key, kind), u.gate, u.edge_scale)
+        for u in history
+    ]

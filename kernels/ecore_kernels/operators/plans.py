@@ -1,0 +1,154 @@
+"""Plans: what the checks of a call have found, kept for all calls of the same signature; and the scale of scores."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ecore_kernels import backends
+from ecore_kernels.dtypes import kernel_type, node_type, weight_type
+from ecore_kernels.operators import registration
+from ecore_kernels.operators.checks import check_graph, check_number, check_scalar, check_updates
+
+try:
+    from torch.fx.experimental.symbolic_shapes import has_static_value
+except ImportError:  # older than torch 2.8, which compiles anew for every number
+
+    def has_static_value(a: Any) -> bool:
+        return True
+
+
+MOST_SIGNATURES = 4096
+
+
+"""Signatures whose checks are remembered, an operator: with sizes that never repeat they would fill the memory."""
+
+
+def signature(values: Sequence[Any]) -> tuple[Any, ...]:
+    """Return what the checks of a call depend on: of a tensor all but its numbers, of another value its class."""
+    return tuple(
+        [
+            (x.__class__, x.shape, x.stride(), x.dtype, x.device, x.requires_grad)
+            if isinstance(x, Tensor) and x.layout is torch.strided
+            else (x.__class__, x.layout)
+            if isinstance(x, Tensor)
+            else x.__class__
+            for x in values
+        ]
+    )
+
+
+class Plan(NamedTuple):
+    """Result of a call's checks, shared by all calls of the same signature."""
+
+    backend: str
+    autocast: torch.dtype | None
+    """Type that autocast asks queries, keys and values to have; None outside of it."""
+    result: torch.dtype
+    """Type of the output."""
+    kernels: Any
+    """The module with the backend's forward, where that takes the tensors as they are and no gradient is wanted."""
+    bound: Callable[..., Any] | None = None
+    """The forward of ``kernels`` for tensors in this layout, where the backend has that."""
+
+
+def settled(plans: dict[Any, Plan], tensors: Sequence[Any], options: Any, make: Callable[[], Plan]) -> Plan:
+    """The plan of a call: of the last one with its signature, or else made anew.
+
+    Raises:
+        ValueError, RuntimeError: the call is refused.
+    """
+    if backends.settles_every_call():
+        return make()
+    call = (signature(tensors), options, backends.situation())
+    plan = plans.get(call)
+    if plan is None:
+        plan = make()
+        if len(plans) >= MOST_SIGNATURES:
+            plans.clear()
+        plans[call] = plan
+    return plan
+
+
+def runs_at_once(plan: Plan) -> bool:
+    """Return True if a call can bypass autograd and torch's dispatcher: no gradients, dispatch modes or profilers."""
+    return plan.kernels is not None and not (
+        torch._C._len_torch_dispatch_stack() or torch.autograd._profiler_enabled()
+    )
+
+
+def direct_forward(
+    operator: str,
+    backend: str,
+    nodes: Sequence[Tensor],
+    weights: Sequence[Any],
+    masks: Sequence[Any],
+    scales: Sequence[Any],
+) -> Any:
+    """A backend's module if it takes queries, keys and values, edges and gates, and masks as they are; else None.
+
+    None too where one of them, or an edge scale, wants a gradient.
+    """
+    if backend == "reference" or backends.settles_every_call():
+        return None
+    if torch.is_grad_enabled() and any(
+        isinstance(x, Tensor) and x.requires_grad for x in (*nodes, *weights, *scales)
+    ):
+        return None
+    weights, masks = ([x for x in of if x is not None] for of in (weights, masks))
+    kind = kernel_type(node_type(nodes, *weights), backend)
+    as_they_are = (
+        all(type(x) in registration.PLAIN for x in (*nodes, *weights, *masks))
+        and all(x.dtype is kind for x in nodes)
+        and all(x.dtype is weight_type(kind) for x in weights)
+    )
+    return registration.kernels(backend, operator) if as_they_are else None
+
+
+def flat(operator: str, nodes: Sequence[Any], graph: Any, history: Any) -> list[Any]:
+    """The tensors of a call: ``nodes``, five of the graph, and four of each layer of history.
+
+    Raises:
+        ValueError: no graph, or a history that is none.
+    """
+    check_graph(operator, graph)
+    check_updates(operator, history)
+    tensors = [*nodes, *graph.tensors()]
+    for update in history:
+        tensors += update
+    return tensors
+
+
+def score_scale(
+    operator: str, scale: Any, dim: int, queries: Sequence[Tensor]
+) -> tuple[float, Sequence[Tensor]]:
+    """The factor on the scores as a number, and the queries that it leaves.
+
+    A scale in a tensor is multiplied into the queries instead, of which all share it: so autograd gives its gradient,
+    and no value is fetched from a GPU. So is a number that torch.compile has found to vary: as an argument of an
+    operator it would compile anew for every value.
+
+    Args:
+        scale: a number, a tensor of one number, or None for 1 / sqrt(dim).
+    """
+    if scale is None:
+        return max(dim, 1) ** -0.5, queries
+    if isinstance(scale, Tensor):
+        check_scalar(operator, "scale", scale)
+        one = scale.reshape(())
+        return 1.0, [(query * one).to(query.dtype) for query in queries]
+    check_number(operator, "scale", scale)
+    if torch.compiler.is_compiling() and not has_static_value(scale):
+        return 1.0, [query * scale for query in queries]
+    return scale, queries
+
+
+def without_autocast(
+    device: torch.device, kind: torch.dtype | None
+) -> contextlib.AbstractContextManager[None]:
+    """Keeps autocast out of an operator's arithmetic; ``kind`` is what :func:`backends.autocast_type` said."""
+    return contextlib.nullcontext() if kind is None else torch.autocast(device.type, enabled=False)

@@ -1,0 +1,265 @@
+"""Registered operators: a fused kernel a direction, and the autograd functions around the two.
+
+The ``autograd.Function`` stands outside the registered operators, so that autograd, ``torch.func``, ``torch.compile``
+and ``opcheck`` all see plain operators without derivatives of their own. Its tensors come flat, those that may need a
+gradient first, and none of them twice: tensors in a list would get no gradient, and torch.compile fails on a repeated
+one.
+
+A backend's package has a module an operator with the functions ``forward`` and ``backward``, which take the registered
+operators' arguments (without ``backend``).
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ecore_kernels.operators.checks import check_saveable
+
+_PACKAGES = {"triton": "ecore_kernels.triton_kernels", "native": "ecore_kernels.native_kernels"}
+
+
+library = torch.library.Library("ecore_kernels", "FRAGMENT")
+
+
+@functools.cache
+def kernels(backend: str, operator: str) -> ModuleType:
+    """The module of a backend's kernels, imported when first needed: Triton is optional and slow to import."""
+    return importlib.import_module(f"{_PACKAGES[backend]}.{operator}")
+
+
+@torch.compiler.assume_constant_result  # torch.compile cannot trace the question
+def _matmul_precision() -> str:
+    """How float32 matrices are to be multiplied on a GPU: as torch multiplies them."""
+    # Since torch 2.9 this knows both ways to ask for tf32; ``get_float32_matmul_precision`` raises after the newer one.
+    chosen = getattr(torch.backends.cuda.matmul, "fp32_precision", None)
+    if chosen is None:
+        chosen = "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    return "tf32" if chosen == "tf32" else "ieee"
+
+
+def precision(backend: str) -> str:
+    return "ieee" if backend == "native" else _matmul_precision()
+
+
+@torch.compiler.assume_constant_result
+def _inside_torch_func() -> bool:
+    return torch._C._are_functorch_transforms_active()
+
+
+class FusedOperator(NamedTuple):
+    """One fused operator, as functions of its setting and its flat tensors."""
+
+    forward: Callable[..., tuple[Tensor, ...]]
+    """(setting, tensors) -> results."""
+    backward: Callable[..., list[Tensor]]
+    """(setting, needs, gradients of results, tensors, kept results) -> gradients of those that need one."""
+    reference: Callable[..., tuple[Tensor, ...]]
+    """(setting, tensors) -> the results that have gradients, in plain PyTorch."""
+    differentiable: int
+    """How many of the results have gradients; the others are for the backward alone."""
+    kept: tuple[int, ...]
+    """The results that the backward wants."""
+    names: Callable[[Any], list[str]]
+    """(first of the setting) -> the flat tensors' names, for messages."""
+
+
+OPERATORS: dict[str, FusedOperator] = {}
+
+
+def _with_signature(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
+    """Class decorator: ``apply`` asks for the signature of ``forward`` at every call, and finding it takes its time."""
+    function.forward.__signature__ = inspect.signature(function.forward)  # type: ignore[attr-defined]
+    return function
+
+
+@_with_signature
+class _Fused(torch.autograd.Function):
+    """An operator's two kernels."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(name, setting, *tensors):
+        return OPERATORS[name].forward(setting, tensors)
+
+    @staticmethod
+    def setup_context(ctx, inputs, outputs):
+        name, setting, *tensors = inputs
+        ctx.name, ctx.setting, ctx.inputs = name, setting, len(tensors)
+        operator = OPERATORS[name]
+        ctx.set_materialize_grads(False)  # else zeros are made for outputs that have no gradient
+        ctx.save_for_backward(*tensors, *(outputs[i] for i in operator.kept))
+        ctx.mark_non_differentiable(*outputs[operator.differentiable :])
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        operator = OPERATORS[ctx.name]
+        gradients = gradients[: operator.differentiable]
+        needs = ctx.needs_input_grad[2:]
+        nothing = (None,) * (2 + len(needs))
+        if all(g is None for g in gradients) or not any(needs):
+            return nothing
+        saved = ctx.saved_tensors
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            found = _FusedBackward.apply(ctx.name, ctx.setting, needs, ctx.inputs, *gradients, *saved)
+        else:
+            tensors, kept = saved[: ctx.inputs], saved[ctx.inputs :]
+            found = operator.backward(ctx.setting, needs, gradients, tensors, kept)
+        found = iter(found)
+        return (None, None, *(next(found) if needed else None for needed in needs))
+
+
+@_with_signature
+class _FusedBackward(torch.autograd.Function):
+    """An operator's backward kernel where it may be differentiated again: by the reference, at the same inputs."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(name, setting, needs, inputs, *tensors):
+        operator = OPERATORS[name]
+        gradients, tensors = tensors[: operator.differentiable], tensors[operator.differentiable :]
+        return tuple(operator.backward(setting, needs, gradients, tensors[:inputs], tensors[inputs:]))
+
+    @staticmethod
+    def setup_context(ctx, inputs, outputs):
+        ctx.name, ctx.setting, ctx.needs, count, *tensors = inputs
+        ctx.save_for_backward(*tensors[: OPERATORS[ctx.name].differentiable + count])
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        operator, tensors = OPERATORS[ctx.name], ctx.saved_tensors
+        results = operator.differentiable
+        given = [i for i in range(results) if tensors[i] is not None]
+        asked = [i + results for i, needed in enumerate(ctx.needs) if needed]
+        # What the gradients depend on: the results' gradients, and every input of floats.
+        leaves = [i for i, x in enumerate(tensors) if x is not None and x.is_floating_point()]
+
+        def first(*values):
+            now = list(tensors)
+            for i, value in zip(leaves, values, strict=True):
+                now[i] = value
+
+            def outputs(*wanted):
+                at = list(now)
+                for i, value in zip(asked, wanted, strict=True):
+                    at[i] = value
+                found = operator.reference(ctx.setting, at[results:])
+                return tuple(found[i].to(tensors[i].dtype) for i in given)
+
+            _, pull = torch.func.vjp(outputs, *(now[i] for i in asked))
+            return pull(tuple(now[i] for i in given))
+
+        _, pull = torch.func.vjp(first, *(tensors[i] for i in leaves))
+        found = dict(zip(leaves, pull(tuple(gradients)), strict=True))
+        count = len(ctx.needs_input_grad) - 4
+        return (None, None, None, None, *(found.get(i) for i in range(count)))
+
+
+def apply(name: str, setting: tuple[Any, ...], *tensors: Tensor | None) -> tuple[Tensor, ...]:
+    """The operator's results, by ``_Fused.apply`` where something wants a gradient, else by its forward alone.
+
+    Not only cheaper: without gradients torch.compile hands a context to a forward that takes any number of tensors.
+
+    Raises:
+        ValueError: an inference tensor, which cannot be saved for the backward.
+        NotImplementedError: torch.func inside of compiled code, where nothing seems to require a gradient: derivatives
+            would be lost without a word.
+    """
+    if torch.compiler.is_compiling():
+        if _inside_torch_func():
+            raise NotImplementedError(
+                "no torch.func inside of compiled code for fused kernels; backend='reference' has it"
+            )
+        if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
+            return _Fused.apply(name, setting, *tensors)
+        return OPERATORS[name].forward(setting, tensors)
+    if torch._C._are_functorch_transforms_active():  # whose tensors hide what requires a gradient
+        return _Fused.apply(name, setting, *tensors)
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                try:
+                    return _Fused.apply(name, setting, *tensors)
+                except RuntimeError:
+                    check_saveable(name, **dict(zip(OPERATORS[name].names(setting[0]), tensors, strict=True)))
+                    raise
+    return OPERATORS[name].forward(setting, tensors)
+
+
+def apart(tensors: Sequence[Tensor], kind: torch.dtype) -> list[Tensor]:
+    """The tensors in type ``kind``; for torch.compile none of them the same object as another."""
+    result = [x if x.dtype is kind else x.to(kind) for x in tensors]
+    if torch.compiler.is_compiling():
+        for i, tensor in enumerate(result):
+            if any(tensor is other for other in result[:i]):
+                result[i] = tensor.view_as(tensor)
+    return result
+
+
+def as_type(tensor: Tensor, kind: torch.dtype) -> Tensor:
+    return tensor if tensor.dtype is kind else tensor.to(kind)
+
+
+PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def dispatches(tensors: Sequence[Tensor | None]) -> bool:
+    """Return True if a call on these must pass torch's dispatcher, where somebody may listen.
+
+    The dispatcher takes longer than a small call's kernels. It has nothing to do for plain tensors outside of
+    torch.compile, torch.func, dispatch modes (FakeTensorMode, FlopCounterMode, ...) and profilers.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch.autograd._profiler_enabled()
+        or any(x is not None and type(x) not in PLAIN for x in tensors)
+    )
+
+
+def run(operator: str, direction: str, tensors: Sequence[Tensor | None], arguments: tuple[Any, ...]) -> Any:
+    """Run a backend's kernels, through torch's dispatcher where it :func:`dispatches`.
+
+    Args:
+        tensors: those of the call.
+        arguments: those of the registered operator, the backend's name last.
+    """
+    if dispatches(tensors):
+        name = f"fused_{operator}" if direction == "forward" else f"fused_{operator}_backward"
+        return getattr(torch.ops.ecore_kernels, name)(*arguments)
+    *arguments, backend = arguments
+    return getattr(kernels(backend, operator), direction)(*arguments)
+
+
+def _arguments_of(name: str) -> list[Any]:
+    """The arguments of a registered operator."""
+    return getattr(torch.ops.ecore_kernels, name).default._schema.arguments
+
+
+def register(name: str, operator: str, direction: str, fake: Callable[..., Any]) -> None:
+    """Implement a registered operator by a backend's function of that direction."""
+
+    def run(*arguments: Any) -> Any:
+        *arguments, backend = arguments
+        for i in lists:
+            if arguments[i] is None:  # so AOTInductor passes an empty list
+                arguments[i] = []
+        return getattr(kernels(backend, operator), direction)(*arguments)
+
+    lists = [i for i, of in enumerate(_arguments_of(name)) if str(of.type) == "List[Tensor]"]
+    library.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"ecore_kernels::{name}", fake, lib=library)
+
+
+def past_names(layers: int) -> list[str]:
+    return [f"history[{layer}].{part}" for part in ("query", "key") for layer in range(layers)]
