@@ -35,7 +35,6 @@ KNOWN_SPILLS = {
         ("edge_attention_backward", "tf32", ""): 36,
         ("edge_attention_backward", "tf32", "shared edge"): 20,
     },
-    "3.7": {("graph_attention_forward", "half", ""): 28},
 }
 
 
@@ -107,6 +106,7 @@ if __name__ == "__main__":
         for direction in ("forward", "backward")
         for architecture in (80, 89, 90)
     ]
+    entries.append(compile.Entry("graph_attention_forward", "tf32", 100, 1, 90))
     print(json.dumps([compile.record(one) for one in compile.compile_all(entries)]))
 """
 
@@ -121,6 +121,9 @@ def test_the_other_architectures_compile(tmp_path):
     rows = json.loads(result.stdout)
     assert {row["architecture"] for row in rows} == {80, 89, 90}
     assert [f"{name(row)}: {row['problem']}" for row in rows if row["problem"]] == []
+    forwards = [row for row in rows if row["kernel"] == "graph_attention_forward"]
+    assert {row["arithmetic"] for row in forwards if row["architecture"] == 90} == {"half", "tf32"}
+    assert [f"{name(row)}: {row['spills']} bytes" for row in forwards if row["spills"]] == []
 
 
 SCALES = """
