@@ -175,7 +175,7 @@ def _sum_deltas(
 ):  # fmt: skip
     """One program: delta of BLOCK receivers of one (b, k), the sum of A (dO V^T) over those whom they hear.
 
-    Of the numbers that the backward has, and not dO O: see ``graph_attention._sum_deltas``.
+    Of the numbers that the backward has, and not dO O: see ``_sum_deltas`` of ``graph_attention``.
     """
     blocks = tl.cdiv(nodes, BLOCK)
     pair = (tl.program_id(0) // blocks).to(tl.int64)

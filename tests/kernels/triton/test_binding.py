@@ -39,7 +39,7 @@ from ecore_kernels.triton_kernels import edge_attention, edge_readout, graph_att
 
 def bind(kernel, grid, arguments, options, device):
     compiled = kernel.warmup(**arguments, grid=grid, **options)
-    print(kernel.fn.__module__.split(".")[-1] + kernel.fn.__name__, "ptx" in compiled.asm)
+    print(kernel.fn.__module__.split(".")[2] + kernel.fn.__name__, "ptx" in compiled.asm)
 
 
 launch.launch = bind
