@@ -8,7 +8,6 @@ missing, is named at the end, exit code 1.
 from __future__ import annotations
 
 import argparse
-import importlib
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ QUESTIONS = {
     "training": "How fast is a training step?",
     "generation": "How fast is an answer?",
 }
-"""The question that each benchmark answers, by its module's name."""
+"""The question that each benchmark answers, by its name."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -50,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments.data and name in ("training", "generation"):
             out += ["--data", str(arguments.data)]
         try:
-            importlib.import_module(f"benchmarks.{name}").main(["--device", device, *out])
+            harness.command(f"benchmarks.{name}")(["--device", device, *out])
         except SystemExit as stopped:
             if stopped.code not in (None, 0):
                 failures[name] = f"it ended with {stopped.code}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import functools
+import importlib
 import json
 import os
 import platform
@@ -203,6 +204,14 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     ]
     lines.insert(1, "|" + "|".join("-" * (w + 1) + ":" for w in widths) + "|")
     return "\n".join(lines)
+
+
+def command(module: str) -> Callable[[Sequence[str]], int | None]:
+    """Return the ``main`` that ``python -m module`` runs: a package's is in its ``__main__``."""
+    found = importlib.import_module(module)
+    if hasattr(found, "__path__"):
+        found = importlib.import_module(f"{module}.__main__")
+    return found.main
 
 
 def fail_for(left_out: Mapping[str, str]) -> None:

@@ -14,8 +14,9 @@ from collections.abc import Sequence
 
 import torch
 
-from benchmarks import candidates, harness, problems
-from benchmarks.problems import Problem
+from benchmarks import harness
+from benchmarks.operators import candidates, problems
+from benchmarks.operators.problems import Problem
 from ecore_kernels import native, otsu
 
 SMALL = Problem("", 77, batch=2, resolutions=2, emotions=7)

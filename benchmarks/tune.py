@@ -40,8 +40,9 @@ from typing import Any
 
 import torch
 
-from benchmarks import candidates, harness, problems
-from benchmarks.problems import Problem
+from benchmarks import harness
+from benchmarks.operators import candidates, problems
+from benchmarks.operators.problems import Problem
 
 Configuration = dict[str, Any]  # constants and options by name
 

@@ -144,9 +144,9 @@ def _steps(path: Path) -> str:
 
 
 def _operators(path: Path) -> str:
-    from benchmarks import operators
+    from benchmarks.operators import report
 
-    return operators.report(operators.load(path))
+    return report.report(report.load(path))
 
 
 def _otsu(path: Path) -> str:

@@ -123,7 +123,7 @@ def fill_operators(plan: Plan) -> list[Process]:
 
 def operators(session: Session, plan: Plan) -> None:
     """Times of the operators and their rivals; once more from where an error took the GPU away."""
-    from benchmarks.operators import LOST_DEVICE
+    from benchmarks.operators.runner import LOST_DEVICE
 
     out = session.result("operators")
     more: list[str] = []

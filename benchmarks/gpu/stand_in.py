@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
 import math
 import os
 import sys
@@ -25,6 +24,7 @@ from unittest import mock
 import torch
 from torch.overrides import TorchFunctionMode
 
+from benchmarks import harness
 from benchmarks.gpu.runner import Process, Session
 from benchmarks.gpu.stages import Plan
 from ecore.demo import sample_corpus
@@ -152,17 +152,13 @@ def stand_in(patches: contextlib.ExitStack) -> None:
     """Put everything in place, until ``patches`` is closed."""
     import ecore.config
     from benchmarks import (
-        candidates,
-        floors,
         generation,
-        harness,
-        operators,
         otsu,
-        problems,
         recorded,
         training,
         workload,
     )
+    from benchmarks.operators import candidates, floors, plan, problems, runner
     from ecore.training import trainer
 
     def put(where: Any, name: str, what: Any) -> None:
@@ -196,10 +192,10 @@ def stand_in(patches: contextlib.ExitStack) -> None:
     put(workload, "WORDS", 300)
     put(workload, "CONTEXT_WORDS", 12)
     put(workload, "RESPONSE_WORDS", 6)
-    patches.enter_context(mock.patch.dict(operators.NODES, {"cuda": (NODES,)}))
-    put(operators, "SECONDS_A_ROW", 0.01)
-    put(operators, "MEASUREMENTS", (2, 2))
-    put(operators, "BATCH", 2)
+    patches.enter_context(mock.patch.dict(plan.NODES, {"cuda": (NODES,)}))
+    put(runner, "SECONDS_A_ROW", 0.01)
+    put(runner, "MEASUREMENTS", (2, 2))
+    put(plan, "BATCH", 2)
     patches.enter_context(mock.patch.dict(problems.MOST_SETS, {"cuda": 2}))
     put(otsu, "ROWS", (16, 64))
     put(training, "SIZES", [(1, None), (2, 16)])
@@ -222,9 +218,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     with contextlib.ExitStack() as patches:
         stand_in(patches)
-        command = importlib.import_module("ecore.cli" if module == "ecore" else module)
+        command = harness.command("ecore.cli" if module == "ecore" else module)
         with mock.patch.object(sys, "argv", [module, *arguments]):
-            return command.main(arguments) or 0
+            return command(arguments) or 0
 
 
 if __name__ == "__main__":

@@ -5,11 +5,11 @@ import json
 
 import pytest
 
-from benchmarks import operators
 from benchmarks.gpu import stages
 from benchmarks.gpu.environment import build_extension, environment
 from benchmarks.gpu.runner import ROOT, STOPPED, Process, Session
 from benchmarks.gpu.stages import STAGES, Plan
+from benchmarks.operators.runner import LOST_DEVICE
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_training_is_the_command_line(session, commands, tmp_path):
 
 
 def test_operators_go_on_after_an_error_that_took_the_gpu_away(session, monkeypatch, python):
-    run, seen, codes = Session.run, [], [operators.LOST_DEVICE, operators.LOST_DEVICE, 0, 0]
+    run, seen, codes = Session.run, [], [LOST_DEVICE, LOST_DEVICE, 0, 0]
 
     def stand_in(self, process):
         seen.append(process.command)

@@ -28,8 +28,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import problems
-from benchmarks.problems import Problem
+from benchmarks.operators import problems
+from benchmarks.operators.problems import Problem
 from ecore_kernels.operators.history import row_factor
 
 NAMES = ("fused", "reference", "compiled", "flex")

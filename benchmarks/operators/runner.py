@@ -1,45 +1,19 @@
-"""The graph operators against plain PyTorch, torch.compile, FlexAttention and the physical floor.
-
-    python -m benchmarks.operators [--device cpu|cuda] [--operators graph_attention edge_readout edge_attention]
-        [--nodes 160 288 ...] [--depths 1 ...] [--precision tf32 bfloat16 ieee] [--masks all real]
-        [--seconds-budget S] [--out FILE.json]
-
-B 16 (1 from N = 2048 on), K 3, P 32, d 100. ``benchmarks/problems.py`` says how inputs are drawn (all words
-taking part, and masks as real data has them), ``benchmarks/candidates.py`` what each candidate does and why
-that is the same work, ``benchmarks/floors.py`` what the floor counts. graph_attention has one layer of history
-unless ``--depths`` says otherwise, edge_readout two; edge_attention is measured with (depth 1) and without (0)
-the edges' update.
-
-A candidate is timed only after its outputs, and where they are timed its gradients, passed the float64 oracle
-in this very run on the very inputs; otherwise its place says why. Times are medians of interleaved measurements
-over rotating sets of inputs, Python and launches included; on CUDA the same calls are replayed from a CUDA
-graph too, which leaves those out. Ratios are a rival's time over ours, of medians and of minima: where the
-medians' is below 1 we lose, and the row says so. Results are written after every row.
-"""
+"""Candidates checked and timed on one problem after another."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import gc
-import itertools
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks import candidates, floors, harness, problems
-from benchmarks.candidates import Candidate, UnsupportedError
-from benchmarks.problems import Problem
-
-# In the order in which a budget of time is spent on them.
-NODES = {"cuda": (160, 288, 96, 4096, 16384, 64, 1024, 2048), "cpu": (96, 160, 288, 64, 1024)}
-PRECISIONS = {"cuda": ("tf32", "bfloat16", "ieee"), "cpu": ("ieee",)}
-DEPTHS = {"graph_attention": (1,), "edge_readout": (2,), "edge_attention": (1, 0)}
-BATCH, SINGLE_FROM = 16, 2048
+from benchmarks import harness
+from benchmarks.operators import candidates, floors, problems
+from benchmarks.operators.candidates import Candidate, UnsupportedError
+from benchmarks.operators.problems import Problem
 
 SECONDS_A_ROW = 6.0
 MEASUREMENTS = (5, 25)
@@ -47,35 +21,6 @@ NO_TIME = "no time was left"
 LOST_DEVICE = 75  # exit code: the same command with --resume goes on
 # Beyond, launches hardly count, and a graph's own memory would.
 LARGEST_REPLAYED = 1024
-
-
-def plan(
-    device: str,
-    operators: Sequence[str],
-    nodes: Sequence[int] | None,
-    precisions: Sequence[str] | None,
-    depths: Sequence[int] | None,
-) -> list[tuple[Problem, str]]:
-    """Problems (masks aside) and directions, the most telling first, for a budget may end before the rest.
-
-    First comes graph_attention, forward and backward, at the sizes that dialogues have; then larger and smaller
-    sizes, the other operators and the forward pass alone take turns; all of ieee comes last.
-    """
-    found = []
-    sizes, kinds = nodes or NODES[device], precisions or PRECISIONS[device]
-    for operator in operators:
-        wanted = DEPTHS[operator]
-        if depths is not None and operator != "edge_attention":
-            wanted = tuple(d for d in depths if d or operator != "edge_readout") or wanted
-        for size, kind, depth in itertools.product(sizes, kinds, wanted):
-            batch = 1 if size >= SINGLE_FROM else BATCH
-            problem = Problem(operator, size, batch=batch, depth=depth, precision=kind)
-            for direction in problems.DIRECTIONS:
-                forward = direction == "forward"
-                turn = sizes.index(size) + 2 * operators.index(operator) + 2 * forward
-                rank = (kind == "ieee", turn, operators.index(operator), forward, kinds.index(kind))
-                found.append((rank, problem, direction))
-    return [(problem, direction) for _, problem, direction in sorted(found, key=lambda entry: entry[0])]
 
 
 def reason(error: Exception) -> str:
@@ -321,146 +266,3 @@ def _identity(result: dict[str, Any]) -> tuple[Any, ...]:
     """What was measured in a row."""
     names = [field.name for field in dataclasses.fields(Problem)]
     return tuple(result[name] for name in (*names, "direction", "device"))
-
-
-def load(path: Path) -> list[dict[str, Any]]:
-    """The results in a JSON file, as :func:`run` gave them."""
-    results = json.loads(path.read_text())["results"]
-    for entry in (entry for result in results for entry in result["candidates"].values()):
-        entry |= {kind: harness.Timing(**entry[kind]) for kind in ("timing", "replay") if kind in entry}
-    return results
-
-
-def report(results: Sequence[dict[str, Any]]) -> str:
-    """A table an operator, losses marked, and below each why candidates are missing."""
-    parts = []
-    for operator in dict.fromkeys(result["operator"] for result in results):
-        mine = [result for result in results if result["operator"] == operator]
-        measured = [result for result in mine if any("timing" in c for c in result["candidates"].values())]
-        parts.append(f"## {operator}\n")
-        if measured:
-            parts.append(harness.table(HEADER, [show(result) for result in measured]) + "\n")
-        notes: dict[str, list[str]] = {}
-        for result in mine:
-            shape = f"{result['nodes']} {result['masks']} {result['precision']}"
-            at = f"{shape} {result['direction']} depth {result['depth']}"
-            whys = {n: c["refused"] for n, c in result["candidates"].items() if "refused" in c}
-            if "refused" in result:
-                whys["not measured"] = result["refused"]
-            for name, why in whys.items():
-                notes.setdefault(f"{name}: {why}", []).append(at)
-        for note, places in notes.items():
-            more = f" and {len(places) - 3} more" if len(places) > 3 else ""
-            parts.append(f"- {note} [{'; '.join(places[:3])}{more}]")
-        parts.append("")
-    return "\n".join(parts)
-
-
-HEADER = [
-    *(
-        "N",
-        "words",
-        "type",
-        "pass",
-        "depth",
-        "ours (p20 – p80)",
-        "replayed",
-        "of floor",
-        "launches",
-        "memory",
-    ),
-    *(f"{rival} / ours: medians (minima)" for rival in candidates.NAMES[1:]),
-    "memory, reference / ours",
-    "",
-]
-
-
-def show(result: dict[str, Any]) -> list[str]:
-    """One line of the table; after a semicolon ratios of replayed graphs; without ours, rivals' times instead."""
-    entries, ratios = result["candidates"], result["ratios"]
-    ours = entries.get("fused", {})
-    passes = {"forward": "F", "forward+backward": "F+B"}[result["direction"]]
-    cells = [f"{result['nodes']:,}", result["masks"], result["precision"], passes, str(result["depth"])]
-    if "timing" in ours:
-        timing = ours["timing"]
-        low, middle, high = map(harness.duration, (timing.p20, timing.median, timing.p80))
-        best = "replay" if "replay" in ours else "timing"
-        cells += [
-            f"{middle} ({low} – {high})",
-            harness.duration(ours["replay"].median) if "replay" in ours else "–",
-            f"{100 * ours[f'{best}_floor_reached']:.1f} % ({result['floor']['bound']})",
-            str(ours.get("launches", "–")),
-            harness.memory(ours["peak_memory"]),
-        ]
-    else:
-        cells += ["–"] * 5
-    for rival in candidates.NAMES[1:]:
-        ratio = ratios.get(rival)
-        if ratio:
-            both = [
-                f"{ratio[k]:.2f} ({ratio[f'{k}_minimum']:.2f})" for k in ("timing", "replay") if k in ratio
-            ]
-            cells.append("; ".join(both))
-        elif "timing" in entries.get(rival, {}):
-            cells.append(harness.duration(entries[rival]["timing"].median))
-        else:
-            cells.append("–")
-    cells.append(f"{ratios['reference']['memory']:.1f}" if "reference" in ratios else "–")
-    lost = [name for name, ratio in ratios.items() if min(ratio["timing"], ratio.get("replay", 9.0)) < 1]
-    cells.append(f"LOST to {' and '.join(lost)}" if lost else "")
-    return cells
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.operators",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument(
-        "--operators", nargs="+", choices=problems.OPERATORS, default=list(problems.OPERATORS)
-    )
-    parser.add_argument("--nodes", nargs="+", type=int, help="N, the most telling first")
-    parser.add_argument(
-        "--depths", nargs="+", type=int, help="layers of history, where an operator takes any"
-    )
-    parser.add_argument("--precision", nargs="+", choices=problems.PRECISIONS)
-    parser.add_argument("--masks", nargs="+", choices=problems.MASKS, default=list(problems.MASKS))
-    parser.add_argument("--seconds-budget", type=float, help="start no new problem after so many seconds")
-    parser.add_argument("--compile-only", action="store_true", help="only fill torch.compile's cache on disk")
-    parser.add_argument("--out", type=Path, help="write the results as JSON")
-    parser.add_argument("--resume", action="store_true", help="keep the rows that --out has already")
-    arguments = parser.parse_args(argv)
-    device = arguments.device
-    if device == "cuda" and not torch.cuda.is_available():
-        parser.exit(2, "operators: there is no CUDA device\n")
-    if device == "cpu" and "tf32" in (arguments.precision or ()):
-        parser.exit(2, "operators: tf32 is a GPU's precision: use ieee or bfloat16 on the CPU\n")
-    smallest = Problem("graph_attention", 0).emotions + 1
-    if any(size < smallest for size in arguments.nodes or ()):
-        parser.exit(2, f"operators: --nodes: at least {smallest}: 32 emotions and one word\n")
-    wanted = plan(device, arguments.operators, arguments.nodes, arguments.precision, arguments.depths)
-    if arguments.compile_only:
-        for problem, direction in wanted:
-            for name, seconds in Runner(problem, direction, device, ("compiled", "flex")).compile():
-                print(
-                    problem.operator, problem.nodes, problem.precision, direction, name, seconds, flush=True
-                )
-        return
-
-    def done(results: list[dict[str, Any]]) -> None:
-        if arguments.out:
-            harness.write_json(arguments.out, "operators", results)
-
-    before = load(arguments.out) if arguments.resume and arguments.out and arguments.out.exists() else ()
-    budget = arguments.seconds_budget
-    try:
-        results = run(wanted, device, masks=arguments.masks, budget=budget, done=done, before=before)
-    except LostDeviceError:
-        parser.exit(LOST_DEVICE, "operators: an error took the GPU away; --resume goes on behind it\n")
-    print(report(results))
-
-
-if __name__ == "__main__":
-    main()

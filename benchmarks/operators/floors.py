@@ -24,8 +24,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks import problems
-from benchmarks.problems import Problem
+from benchmarks.operators import problems
+from benchmarks.operators.problems import Problem
 
 
 class Work(NamedTuple):

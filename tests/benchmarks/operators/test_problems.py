@@ -6,8 +6,8 @@ import functools
 import pytest
 import torch
 
-from benchmarks import candidates, floors, problems
-from benchmarks.problems import Problem
+from benchmarks.operators import candidates, floors, problems
+from benchmarks.operators.problems import Problem
 
 CASES = [
     ("graph_attention", 0),

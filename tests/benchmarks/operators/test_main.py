@@ -6,8 +6,12 @@ import json
 import pytest
 import torch
 
-from benchmarks import candidates, floors, harness, operators, problems
-from benchmarks.problems import Problem
+from benchmarks import harness
+from benchmarks.operators import candidates, floors, problems, runner
+from benchmarks.operators.__main__ import main
+from benchmarks.operators.plan import plan
+from benchmarks.operators.problems import Problem
+from benchmarks.operators.report import load, report, show
 
 TINY = Problem("graph_attention", 17, batch=2, resolutions=2, emotions=4, dim=6)
 
@@ -17,7 +21,7 @@ def quick(monkeypatch):
     """The reference in our kernels' place, no compiler, few measurements, ceilings that cost nothing."""
     monkeypatch.setattr(candidates, "FUSED_BACKEND", {"cpu": "reference", "cuda": "triton"})
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    monkeypatch.setattr(operators, "MEASUREMENTS", (3, 3))
+    monkeypatch.setattr(runner, "MEASUREMENTS", (3, 3))
     monkeypatch.setattr(problems, "INPUT_BYTES", 1)
     monkeypatch.setattr(floors, "ceilings", lambda device, precision: floors.Ceilings(1e10, 1e11))
     timed = harness.interleaved
@@ -35,7 +39,7 @@ def test_rows_say_everything(tmp_path):
         calls.append(len(results))
         harness.write_json(out, "operators", results)
 
-    results = operators.run(wanted, "cpu", done=done)
+    results = runner.run(wanted, "cpu", done=done)
     assert calls == [1, 2, 3, 4, 4]
     assert [(r["direction"], r["masks"]) for r in results] == [
         (direction, masks) for _, direction in wanted for masks in ("all", "real")
@@ -61,7 +65,7 @@ def test_rows_say_everything(tmp_path):
     document = json.loads(out.read_text())
     assert document["machine"]["packages"]["torch"]
     assert document["results"][0]["candidates"]["fused"]["timing"]["median"] > 0
-    assert operators.report(operators.load(out)) == operators.report(results)
+    assert report(load(out)) == report(results)
     assert not list(tmp_path.glob("*.part"))
 
 
@@ -84,16 +88,16 @@ def test_a_wrong_candidate_gets_no_time(monkeypatch, spoil, what):
 
     right = candidates.build
     monkeypatch.setattr(candidates, "build", build)
-    (result,) = operators.run([(TINY, "forward+backward")], "cpu", masks=("all",))
+    (result,) = runner.run([(TINY, "forward+backward")], "cpu", masks=("all",))
     ours = result["candidates"]["fused"]
     assert ours["refused"].startswith("wrong: ")
     assert what in ours["refused"]
     assert "timing" not in ours
     assert result["ratios"] == {}
     assert "timing" in result["candidates"]["reference"]
-    report = operators.report([result])
-    assert "fused: wrong" in report
-    assert "LOST" not in report
+    told = report([result])
+    assert "fused: wrong" in told
+    assert "LOST" not in told
 
 
 def test_a_failing_candidate_does_not_stop_the_others(monkeypatch):
@@ -101,7 +105,7 @@ def test_a_failing_candidate_does_not_stop_the_others(monkeypatch):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 7 GiB\nand so on")
 
     monkeypatch.setattr(problems, "plain", fail)
-    (result,) = operators.run([(TINY, "forward")], "cpu", masks=("real",))
+    (result,) = runner.run([(TINY, "forward")], "cpu", masks=("real",))
     assert result["candidates"]["compiled"]["refused"] == "out of memory"
     assert "timing" in result["candidates"]["flex"]
 
@@ -132,52 +136,52 @@ def test_losses_are_marked():
             "compiled": {"timing": 0.5, "timing_minimum": 1.1, "memory": 4.0},
         },
     }
-    cells = operators.show(result)
+    cells = show(result)
     assert cells[-1] == "LOST to compiled"
     assert cells[5:10] == ["2 ms (2 ms – 2 ms)", "–", "25.0 % (memory)", "1", "1 MiB"]
     assert cells[10:14] == ["4.00 (3.90); 6.00 (7.00)", "0.50 (1.10)", "–", "8.0"]
-    report = operators.report([result])
-    assert "- flex: out of memory [17 all ieee forward depth 1]" in report
+    told = report([result])
+    assert "- flex: out of memory [17 all ieee forward depth 1]" in told
 
 
 def test_no_time_left():
-    results = operators.run([(TINY, "forward")], "cpu", budget=-1.0)
+    results = runner.run([(TINY, "forward")], "cpu", budget=-1.0)
     assert [result["refused"] for result in results] == ["no time was left"]
-    assert "not measured: no time was left" in operators.report(results)
+    assert "not measured: no time was left" in report(results)
 
 
 def test_an_error_that_takes_the_gpu_away_costs_one_row(monkeypatch, tmp_path, capsys):
     """The row says so, those before it are kept, and the same command with --resume goes on behind it."""
     out, calls = tmp_path / "result.json", []
     flags = ["--operators", "edge_readout", "--nodes", "35", "--precision", "ieee", "--out", str(out)]
-    real = operators.Runner.row
+    real = runner.Runner.row
 
     def row(self, masks):
         calls.append((self.direction, masks))
         if len(calls) == 2:
-            monkeypatch.setattr(operators, "lost", lambda device: True)
+            monkeypatch.setattr(runner, "lost", lambda device: True)
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
         return real(self, masks)
 
-    monkeypatch.setattr(operators.Runner, "row", row)
+    monkeypatch.setattr(runner.Runner, "row", row)
     with pytest.raises(SystemExit) as stopped:
-        operators.main(flags)
-    assert stopped.value.code == operators.LOST_DEVICE
-    kept = operators.load(out)
+        main(flags)
+    assert stopped.value.code == runner.LOST_DEVICE
+    kept = load(out)
     assert [result.get("refused", "")[:10] for result in kept] == ["", "CUDA error"]
-    monkeypatch.setattr(operators, "lost", lambda device: False)
-    operators.main([*flags, "--resume"])
+    monkeypatch.setattr(runner, "lost", lambda device: False)
+    main([*flags, "--resume"])
     assert len(calls) == len(set(calls)) == 4
-    assert operators.load(out)[:2] == kept
-    assert [result.get("refused") for result in operators.load(out)[2:]] == [None, None]
+    assert load(out)[:2] == kept
+    assert [result.get("refused") for result in load(out)[2:]] == [None, None]
     # Of what had no time the row goes when it is measured.
-    results = operators.run([(TINY, "forward")], "cpu", budget=-1.0)
-    (result,) = operators.run([(TINY, "forward")], "cpu", masks=("real",), before=results)
+    results = runner.run([(TINY, "forward")], "cpu", budget=-1.0)
+    (result,) = runner.run([(TINY, "forward")], "cpu", masks=("real",), before=results)
     assert "refused" not in result
 
 
 def test_plan_begins_with_what_tells_most():
-    wanted = operators.plan("cuda", problems.OPERATORS, None, None, None)
+    wanted = plan("cuda", problems.OPERATORS, None, None, None)
     first = [(p.operator, p.nodes, p.precision, p.depth, direction) for p, direction in wanted[:4]]
     assert first == [
         ("graph_attention", nodes, precision, 1, "forward+backward")
@@ -191,7 +195,7 @@ def test_plan_begins_with_what_tells_most():
     assert ieee == sorted(ieee)
     assert {problem.batch for problem, _ in wanted if problem.nodes >= 2048} == {1}
     assert {p.depth for p, _ in wanted if p.operator == "edge_attention"} == {0, 1}
-    deeper = operators.plan("cuda", ["graph_attention", "edge_readout"], [160], ["tf32"], [0, 2])
+    deeper = plan("cuda", ["graph_attention", "edge_readout"], [160], ["tf32"], [0, 2])
     assert {(p.operator, p.depth) for p, _ in deeper} == {
         ("graph_attention", 0),
         ("graph_attention", 2),
@@ -208,20 +212,20 @@ def test_plan_begins_with_what_tells_most():
 )
 def test_bad_arguments(capsys, arguments, message):
     with pytest.raises(SystemExit) as stopped:
-        operators.main(["--device", "cpu", *arguments])
+        main(["--device", "cpu", *arguments])
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
 
 
 def test_command_line(capsys, tmp_path):
     out = tmp_path / "result.json"
-    operators.main(["--operators", "edge_readout", "--nodes", "35", "--masks", "real", "--out", str(out)])
+    main(["--operators", "edge_readout", "--nodes", "35", "--masks", "real", "--out", str(out)])
     assert "## edge_readout" in capsys.readouterr().out
     assert len(json.loads(out.read_text())["results"]) == 2
 
 
 def test_compile_only(capsys):
-    operators.main(["--operators", "edge_attention", "--nodes", "34", "--compile-only"])
+    main(["--operators", "edge_attention", "--nodes", "34", "--compile-only"])
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     # FlexAttention's forward without the update is the only one that it can do here.
     assert sorted((line[3], line[4]) for line in lines) == [
@@ -245,7 +249,7 @@ def test_peak_memory_of_a_call():
 @pytest.mark.gpu
 def test_on_a_gpu():
     problem = Problem("graph_attention", 77, batch=2, precision="tf32")
-    (result,) = operators.run([(problem, "forward+backward")], "cuda", masks=("real",))
+    (result,) = runner.run([(problem, "forward+backward")], "cuda", masks=("real",))
     for name in ("fused", "reference"):
         entry = result["candidates"][name]
         assert "refused" not in entry

@@ -1,0 +1,1 @@
+"""The graph operators against their rivals and against the physical floor."""
