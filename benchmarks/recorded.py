@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks import harness
-from benchmarks.training import WITHOUT, Steps
+from benchmarks.training.steps import WITHOUT, Steps
 from benchmarks.workload import Workload, workload
 from ecore.config import PRESETS
 from ecore.errors import InputError

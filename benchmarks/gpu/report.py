@@ -138,9 +138,9 @@ def _losses(path: Path) -> str:
 
 
 def _steps(path: Path) -> str:
-    from benchmarks import training_report
+    from benchmarks.training import report
 
-    return training_report.report(read(path)["results"][0])
+    return report.report(read(path)["results"][0])
 
 
 def _operators(path: Path) -> str:

@@ -155,10 +155,11 @@ def stand_in(patches: contextlib.ExitStack) -> None:
         generation,
         otsu,
         recorded,
-        training,
         workload,
     )
     from benchmarks.operators import candidates, floors, plan, problems, runner
+    from benchmarks.training import __main__ as training
+    from benchmarks.training import breakdown, steps
     from ecore.training import trainer
 
     def put(where: Any, name: str, what: Any) -> None:
@@ -178,7 +179,7 @@ def stand_in(patches: contextlib.ExitStack) -> None:
     # Devices.
     put(harness, "replayed", _replayed)
     put(harness, "launches", lambda call: 1)
-    put(training, "CudaGraphs", Recordings)
+    put(steps, "CudaGraphs", Recordings)
     put(trainer, "recorder", lambda config, *_, **__: Recordings() if config.cuda_graphs else None)
     patches.enter_context(mock.patch.dict(candidates.FUSED_BACKEND, {"cuda": "reference"}))
     # Sizes.
@@ -198,7 +199,7 @@ def stand_in(patches: contextlib.ExitStack) -> None:
     put(plan, "BATCH", 2)
     patches.enter_context(mock.patch.dict(problems.MOST_SETS, {"cuda": 2}))
     put(otsu, "ROWS", (16, 64))
-    put(training, "SIZES", [(1, None), (2, 16)])
+    put(breakdown, "SIZES", [(1, None), (2, 16)])
     for name, sizes in {"BATCHES": (1, 4), "CONTEXTS": (8, 16), "BEAMS": (1, 2), "SAID": (1, 5)}.items():
         put(generation, name, sizes)
     put(generation, "COMPARED", (1, 4))

@@ -119,7 +119,7 @@ def test_caches_are_filled_beside_the_smoke_test(session, monkeypatch, commands)
         if "benchmarks.training" in process.command:
             shared = process.command[: process.command.index("--compile-only")]
             assert measured[: len(shared)] == shared
-    from benchmarks.training import configurations
+    from benchmarks.training.steps import configurations
 
     named = {value(p, "--only") for p in processes if "--only" in p.command}
     assert named <= set(configurations(True, "cuda"))

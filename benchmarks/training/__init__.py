@@ -1,0 +1,1 @@
+"""Training steps: their time, what each improvement is worth, where the time goes, how it grows."""

@@ -1,0 +1,117 @@
+"""Where a training step's time and memory go, and how its time grows with batches and contexts."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.autograd import DeviceType
+
+from benchmarks.training.steps import WITHOUT, Steps, configurations
+from benchmarks.workload import Workload, made_up_batch, wait
+
+PARTS = {
+    "matrix products": ("::mm", "::addmm", "::bmm", "::baddbmm", "::addmv", "::linear", "mkldnn"),
+    "graph operators": ("ecore_kernels::",),
+    "attention": ("scaled_dot_product",),
+    "random numbers": ("bernoulli", "random_", "native_dropout"),
+    "optimiser": ("_adam_", "_foreach_"),
+    "softmax, logarithms": ("softmax", "::exp", "::log", "::logsumexp", "::amax"),
+    "filling, copying, adding": (
+        "::fill_",
+        "::zero_",
+        "::copy_",
+        "::cat",
+        "::add",
+        "::index",
+        "::embedding",
+        "::where",
+    ),
+}
+"""What kernels belong to which part of a step, by pieces of their names; the first that fits."""
+
+
+def where_time_goes(
+    work: Workload, parts: Sequence[str], device: str = "cpu", steps: int = 8
+) -> dict[str, float]:
+    """Seconds a step in each of :data:`PARTS`, and the rest, by PyTorch's profiler (which adds some of its own).
+
+    On a GPU they are the GPU's, in the kernels that an operation launches.
+    """
+    one = Steps(work, parts, device)
+    for number in range(steps):
+        one.take_number(number)
+    kinds = [torch.profiler.ProfilerActivity.CPU]
+    if device == "cuda":
+        kinds.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=kinds) as profile:
+        for number in range(steps):
+            one.take_number(number)
+        wait(device)
+    seconds = dict.fromkeys([*PARTS, "the rest"], 0.0)
+    for event in profile.key_averages():
+        if event.device_type != DeviceType.CPU:  # a kernel, whose time its operation has too
+            continue
+        spent = event.self_cpu_time_total if device == "cpu" else event.self_device_time_total
+        part = next((p for p, names in PARTS.items() if any(n in event.key for n in names)), "the rest")
+        seconds[part] += spent / 1e6 / steps
+    return seconds
+
+
+SIZES: list[tuple[int, int | None]] = [
+    *((rows, None) for rows in (1, 4, 16, 64, 256)),
+    *((4, words) for words in (32, 128, 512, 2048)),
+]
+"""Batch sizes and words of context (None: as in the data) at which growth is measured."""
+
+
+def growth(work: Workload, device: str = "cpu", repeats: int = 3) -> list[dict[str, Any]]:
+    """Seconds a step with all on, by batch size (real-length contexts) and by words of context."""
+    one, results = Steps(work, list(WITHOUT), device), []
+    for rows, words in SIZES:
+        times = []
+        for turn in range(repeats + 1):
+            batch, tokens = made_up_batch(rows, turn, words, len(one.model.vocabulary))
+            batch = batch.to(device)
+            wait(device)
+            begin = time.perf_counter()
+            one.take(batch, tokens)
+            wait(device)
+            times.append((time.perf_counter() - begin) / rows)
+        results.append(
+            {"batch": rows, "context_words": words, "seconds_a_sample": statistics.median(times[1:])}
+        )
+    return results
+
+
+def peak_memory(preset: str, data: Path | None, configuration: str) -> float:
+    """MiB that a process takes at most in 40 steps of a configuration, everything that it imports included."""
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.training",
+        "--preset",
+        preset,
+        "--memory-of",
+        configuration,
+    ]
+    if data:
+        command += ["--data", str(data)]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return float(printed.strip().splitlines()[-1])
+
+
+def peak_memory_here(work: Workload, configuration: str) -> float:
+    """MiB that this process has taken at most after 40 steps of a configuration."""
+    one = Steps(work, configurations(True)[configuration])
+    for turn in range(40):
+        one.take(*work.batches[turn % len(work.batches)])
+    # Not getrusage: that starts from the parent's peak.
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 2**10
