@@ -174,9 +174,9 @@ def _evaluation(path: Path) -> str:
 
 
 def _generate(path: Path) -> str:
-    from benchmarks import generation, generation_report
+    from benchmarks.generation import report, runner
 
-    return generation_report.report(read(path)["results"][0], generation.WORDS_EACH)
+    return report.report(read(path)["results"][0], runner.WORDS_EACH)
 
 
 TABLES: dict[str, Callable[[Path], str]] = {

@@ -152,12 +152,13 @@ def stand_in(patches: contextlib.ExitStack) -> None:
     """Put everything in place, until ``patches`` is closed."""
     import ecore.config
     from benchmarks import (
-        generation,
         otsu,
         recorded,
         workload,
     )
-    from benchmarks.operators import candidates, floors, plan, problems, runner
+    from benchmarks.generation import runner as generation_runner
+    from benchmarks.operators import candidates, floors, plan, problems
+    from benchmarks.operators import runner as operators_runner
     from benchmarks.training import __main__ as training
     from benchmarks.training import breakdown, steps
     from ecore.training import trainer
@@ -194,16 +195,16 @@ def stand_in(patches: contextlib.ExitStack) -> None:
     put(workload, "CONTEXT_WORDS", 12)
     put(workload, "RESPONSE_WORDS", 6)
     patches.enter_context(mock.patch.dict(plan.NODES, {"cuda": (NODES,)}))
-    put(runner, "SECONDS_A_ROW", 0.01)
-    put(runner, "MEASUREMENTS", (2, 2))
+    put(operators_runner, "SECONDS_A_ROW", 0.01)
+    put(operators_runner, "MEASUREMENTS", (2, 2))
     put(plan, "BATCH", 2)
     patches.enter_context(mock.patch.dict(problems.MOST_SETS, {"cuda": 2}))
     put(otsu, "ROWS", (16, 64))
     put(breakdown, "SIZES", [(1, None), (2, 16)])
     for name, sizes in {"BATCHES": (1, 4), "CONTEXTS": (8, 16), "BEAMS": (1, 2), "SAID": (1, 5)}.items():
-        put(generation, name, sizes)
-    put(generation, "COMPARED", (1, 4))
-    put(generation, "WORDS_EACH", 6)
+        put(generation_runner, name, sizes)
+    put(generation_runner, "COMPARED", (1, 4))
+    put(generation_runner, "WORDS_EACH", 6)
     put(floors, "ceilings", lambda device, precision: floors.Ceilings(1e9, 1e9))
     try:
         from benchmarks import tune

@@ -5,7 +5,8 @@ import sys
 import pytest
 
 from benchmarks import __main__ as all_of_them
-from benchmarks import generation, harness, otsu
+from benchmarks import harness, otsu
+from benchmarks.generation import __main__ as generation
 from benchmarks.operators import __main__ as operators
 
 

@@ -1,0 +1,48 @@
+"""Every way to take a step decodes the same, and a wrong one is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from benchmarks.generation import steppers
+from benchmarks.generation.runner import Contexts
+from ecore.data.batches import Batch
+from ecore.generation import Decoding, generate
+from ecore.model import ECore
+from ecore.model import decoder as decoder_module
+
+
+def contexts(rows: int) -> Batch:
+    return Contexts(None, 23_000, "cpu")(rows)
+
+
+def test_configurations_decode_the_same(model: ECore) -> None:
+    batch = contexts(3)
+    expected = generate(model, batch, Decoding(max_length=4))
+    found = steppers.configurations(model, compiled=False)
+    assert list(found)[-1].startswith("all")
+    for stepper, parts in found.values():
+        with steppers.only(parts):
+            steppers.check(model, stepper, batch)
+            assert generate(stepper, batch, Decoding(max_length=4)) == expected
+
+
+def test_only_takes_the_others_out(model: ECore) -> None:
+    project, attend = decoder_module.project, decoder_module.attend
+    with steppers.only(("small attention",)):
+        assert decoder_module.project is F.linear
+        assert decoder_module.attend is attend
+    with steppers.only(("split products",)):
+        assert decoder_module.project is project
+        assert decoder_module.attend is not attend
+    assert (decoder_module.project, decoder_module.attend) == (project, attend)
+
+
+def test_a_wrong_step_is_not_timed(model: ECore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoder_module, "project", lambda x, weight, bias: F.linear(x, weight))
+    with torch.no_grad():
+        model.decoder.blocks[0].feed_forward[2].bias.add_(1.0)
+    with pytest.raises(SystemExit, match="word 1 has not the logits"):
+        steppers.check(model, model, contexts(2))
