@@ -88,12 +88,8 @@ def keep_freed_memory() -> None:
     torch.empty(31 * 2**20, dtype=torch.uint8)  # blocks of 32 MiB and more do not count
 
 
-def replayed(call: Callable[[int], object], calls: int) -> Callable[[], None]:
-    """The first ``calls`` calls as one CUDA graph: what their kernels take without Python and launches in between.
-
-    Returns:
-        Replays the graph.
-    """
+def replayed(call: Callable[[int], object], calls: int) -> Callable[[int], object]:
+    """Return one call that replays the first ``calls`` calls as a CUDA graph, without Python between them."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -104,10 +100,10 @@ def replayed(call: Callable[[int], object], calls: int) -> Callable[[], None]:
     with torch.cuda.graph(graph):
         kept = [call(number) for number in range(calls)]
 
-    def replay() -> None:
+    def replay(number: int) -> object:
         graph.replay()
+        return kept  # what the graph writes has to stay alive
 
-    replay.results = kept  # what the graph writes has to stay alive
     return replay
 
 

@@ -178,7 +178,7 @@ def tests(session: Session, plan: Plan) -> None:
     """The tests that need a GPU. In a rehearsal they are collected, and skipped."""
     lines = session.sources.setdefault("tests", session.scratch / "tests.jsonl")
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-v", "--tb=short", "-p", "no:cacheprovider"]
-    command += ["-p", "benchmarks.pytest_lines", "--lines", str(lines), "--continue-on-collection-errors"]
+    command += ["-p", "benchmarks.gpu.pytest_lines", "--lines", str(lines), "--continue-on-collection-errors"]
     if cores() >= 8 and importlib.util.find_spec("xdist"):
         command += ["-n", str(cores() * 5 // 8)]
     # What tells most.

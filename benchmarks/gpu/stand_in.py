@@ -100,10 +100,10 @@ def _nothing(*_: Any, **__: Any) -> Iterator[None]:
     yield
 
 
-def _replayed(call: Callable[[int], object], calls: int) -> Callable[[], None]:
-    def replay() -> None:
-        for number in range(calls):
-            call(number)
+def _replayed(call: Callable[[int], object], calls: int) -> Callable[[int], object]:
+    def replay(number: int) -> None:
+        for index in range(calls):
+            call(index)
 
     return replay
 
@@ -207,11 +207,12 @@ def stand_in(patches: contextlib.ExitStack) -> None:
     put(generation_runner, "WORDS_EACH", 6)
     put(floors, "ceilings", lambda device, precision: floors.Ceilings(1e9, 1e9))
     try:
-        from benchmarks import tune
+        from benchmarks.tune import __main__ as tune
+        from benchmarks.tune import search
     except ImportError:  # without Triton; then it is its command that fails
         return
-    put(tune, "NODES", (NODES,))
-    put(tune, "GRID", {"num_warps": (4, 8)})
+    put(search, "NODES", (NODES,))
+    put(search, "GRID", {"num_warps": (4, 8)})
     put(tune, "Pool", _Pool)
 
 

@@ -98,7 +98,8 @@ class Runner:
         result["judged"] = "all rows" if chosen is None else f"{len(chosen)} receivers of each head"
         calls: dict[str, Callable[[int], object]] = {}
         for name, candidate in self.candidates.items():
-            entry = result["candidates"][name] = {}
+            entry: dict[str, Any] = {}
+            result["candidates"][name] = entry
             try:
                 entry |= self._check(name, candidate, oracle, first)
                 if "refused" not in entry:
@@ -176,7 +177,7 @@ class Runner:
                 result["candidates"][name]["replay_refused"] = reason(error)
         if not replays:
             return
-        for name, timing in timed({n: lambda _, r=r: r() for n, r in replays.items()}).items():
+        for name, timing in timed(replays).items():
             per_call = {x: getattr(timing, x) / sets for x in ("minimum", "median", "p20", "p80")}
             result["candidates"][name]["replay"] = dataclasses.replace(timing, **per_call)
 

@@ -28,7 +28,7 @@ def test_hangs():
 
 
 def pytest_command(lines, folder, *more):
-    command = [sys.executable, "-m", "pytest", "-p", "benchmarks.pytest_lines", "--lines", str(lines)]
+    command = [sys.executable, "-m", "pytest", "-p", "benchmarks.gpu.pytest_lines", "--lines", str(lines)]
     command += ["--continue-on-collection-errors", "-p", "no:cacheprovider", "--rootdir", str(folder)]
     return [*command, "-c", os.devnull, *more, str(folder)]
 

@@ -1,6 +1,6 @@
 """A pytest plugin for runs that may be killed: what tells most runs first, and outcomes are written at once.
 
-``python -m pytest -p benchmarks.pytest_lines --lines FILE`` writes a JSON object a line: ``test``, ``outcome``
+``python -m pytest -p benchmarks.gpu.pytest_lines --lines FILE`` writes a JSON object a line: ``test``, ``outcome``
 ("passed", "skipped", "failed"), ``seconds``, and why it failed. ``--first PATH``, perhaps several times, lets the tests
 of a file or folder run before all others, those of the first PATH before those of the second.
 """
