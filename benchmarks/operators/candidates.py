@@ -112,13 +112,14 @@ def _flex(problem: Problem, device: str, backward: bool) -> Candidate:
         history = problems.history_of(problem, tensors)
         for update in history:
             edge = edge * (1.0 + problem.scale * (update.query @ update.key.mT).float())
-        return edge * row_factor(history)[..., None]
+        factor = row_factor(history)  # [B, K, N]
+        return edge if factor is None else edge * factor[..., None]
 
     def attend(tensors: dict[str, Any], edge: Tensor) -> tuple[Tensor, ...]:
         def weigh(score: Tensor, batch: Tensor, head: Tensor, receiver: Tensor, sender: Tensor) -> Tensor:
             return score * edge[batch, head, receiver, sender]
 
-        nodes = [tensors[name] for name in ("query", "key", "value")]
+        nodes = tensors["query"], tensors["key"], tensors["value"]
         return (flex_attention(*nodes, score_mod=weigh, block_mask=tensors["mask"], scale=problem.scale),)
 
     def finish(tensors: dict[str, Any], gradients: dict[str, Tensor]) -> dict[str, Tensor]:

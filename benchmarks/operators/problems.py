@@ -80,9 +80,9 @@ def draw_sets(problem: Problem, device: str) -> list[dict[str, Tensor]]:
 
 def plain(problem: Problem, tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
     """The reference without the checks and the registration around it: what a compiler sees through."""
-    nodes = [tensors.get(name) for name in ("query", "key", "value")]
     if problem.operator == "edge_attention":
         gate, edge_scale = tensors.get("gate"), tensors.get("edge_scale")
+        nodes = tensors["query"], tensors["key"], tensors["value"]
         output, new_edge = reference.edge_attention(
             *nodes, tensors["edge"], tensors["neighbors"], gate, edge_scale, problem.scale
         )
@@ -92,6 +92,7 @@ def plain(problem: Problem, tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
     past = [update.query for update in history], [update.key for update in history], row_factor(history)
     if problem.operator == "edge_readout":
         return reference.edge_readout(graph, *past, problem.scale, False)
+    nodes = tensors["query"], tensors["key"], tensors["value"]
     return (reference.graph_attention(*nodes, graph, *past, problem.scale, False).to(problem.dtype),)
 
 
@@ -178,11 +179,14 @@ def oracle(problem: Problem, tensors: dict[str, Tensor], backward: bool) -> Orac
             narrow = {n: x.float() if x.is_floating_point() else x for n, x in wide.items()}
             edge, neighbors = map(rows, graph_of(narrow).dense())
             edge = edge.double()
-        for update in history_of(problem, wide) if problem.operator == "graph_attention" else ():
-            _, edge = reference.edge_attention(
-                rows(update.query), update.key, update.key, edge, neighbors, rows(update.gate),
-                update.edge_scale, problem.scale,
+        for layer in range(problem.depth if problem.operator == "graph_attention" else 0):
+            key = wide[f"key{layer}"]
+            _, updated = reference.edge_attention(
+                rows(wide[f"query{layer}"]), key, key, edge, neighbors, rows(wide[f"gate{layer}"]),
+                wide[f"edge_scale{layer}"], problem.scale,
             )  # fmt: skip
+            assert updated is not None, "a gate updates the edges"
+            edge = updated
         gate = rows(wide["gate"]) if "gate" in wide else None
         found = reference.edge_attention(
             rows(wide["query"]), wide["key"], wide["value"], edge, neighbors, gate, wide.get("edge_scale"),
@@ -194,12 +198,13 @@ def oracle(problem: Problem, tensors: dict[str, Tensor], backward: bool) -> Orac
         return Oracle(receivers, sent, outputs, {}, {})
     if receivers is not None:
         sent = [torch.zeros_like(x).index_copy_(2, receivers, rows(x)) for x in sent]
-    found = torch.autograd.grad(outputs, [wide[name] for name in leaves], [rows(x).double() for x in sent])
-    gradients = dict(zip(leaves, found, strict=True))
+    wanted = [wide[name] for name in leaves]
+    gradients = torch.autograd.grad(outputs, wanted, [rows(x).double() for x in sent])
+    by_name = dict(zip(leaves, gradients, strict=True))
     # edge_scale's gradient adds up those of all gates, times the gates.
     sums = {}
     for name in leaves:
         if name.startswith("edge_scale"):
-            gate = name.replace("edge_scale", "gate")
-            sums[name] = float(torch.linalg.vector_norm(wide[gate].detach() * gradients[gate]))
-    return Oracle(receivers, sent, [x.detach() for x in outputs], gradients, sums)
+            its_gate = name.replace("edge_scale", "gate")
+            sums[name] = float(torch.linalg.vector_norm(wide[its_gate].detach() * by_name[its_gate]))
+    return Oracle(receivers, sent, [x.detach() for x in outputs], by_name, sums)
