@@ -200,6 +200,7 @@ def stand_in(patches: contextlib.ExitStack) -> None:
     put(plan, "BATCH", 2)
     patches.enter_context(mock.patch.dict(problems.MOST_SETS, {"cuda": 2}))
     put(otsu, "ROWS", (16, 64))
+    put(breakdown, "PROFILED_STEPS", 1)
     put(breakdown, "SIZES", [(1, None), (2, 16)])
     for name, sizes in {"BATCHES": (1, 4), "CONTEXTS": (8, 16), "BEAMS": (1, 2), "SAID": (1, 5)}.items():
         put(generation_runner, name, sizes)

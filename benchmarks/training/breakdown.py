@@ -16,6 +16,7 @@ from torch.autograd import DeviceType
 from benchmarks.training.steps import WITHOUT, Steps, configurations
 from benchmarks.workload import Workload, made_up_batch, wait
 
+PROFILED_STEPS = 8
 PARTS = {
     "matrix products": ("::mm", "::addmm", "::bmm", "::baddbmm", "::addmv", "::linear", "mkldnn"),
     "graph operators": ("ecore_kernels::",),
@@ -37,21 +38,19 @@ PARTS = {
 """What kernels belong to which part of a step, by pieces of their names; the first that fits."""
 
 
-def where_time_goes(
-    work: Workload, parts: Sequence[str], device: str = "cpu", steps: int = 8
-) -> dict[str, float]:
+def where_time_goes(work: Workload, parts: Sequence[str], device: str = "cpu") -> dict[str, float]:
     """Seconds a step in each of :data:`PARTS`, and the rest, by PyTorch's profiler (which adds some of its own).
 
     On a GPU they are the GPU's, in the kernels that an operation launches.
     """
     one = Steps(work, parts, device)
-    for number in range(steps):
+    for number in range(PROFILED_STEPS):
         one.take_number(number)
     kinds = [torch.profiler.ProfilerActivity.CPU]
     if device == "cuda":
         kinds.append(torch.profiler.ProfilerActivity.CUDA)
     with torch.profiler.profile(activities=kinds) as profile:
-        for number in range(steps):
+        for number in range(PROFILED_STEPS):
             one.take_number(number)
         wait(device)
     seconds = dict.fromkeys([*PARTS, "the rest"], 0.0)
@@ -60,7 +59,7 @@ def where_time_goes(
             continue
         spent = event.self_cpu_time_total if device == "cpu" else event.self_device_time_total
         part = next((p for p, names in PARTS.items() if any(n in event.key for n in names)), "the rest")
-        seconds[part] += spent / 1e6 / steps
+        seconds[part] += spent / 1e6 / PROFILED_STEPS
     return seconds
 
 

@@ -15,6 +15,7 @@ from benchmarks.training.steps import WITHOUT, Steps, configurations
 
 def test_report(small, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "workload", lambda *_: small)
+    monkeypatch.setattr(breakdown, "PROFILED_STEPS", 1)
     monkeypatch.setattr(breakdown, "peak_memory", lambda *_: 123.0)
     monkeypatch.setattr(runner, "unit", lambda *_: 0.01)
     monkeypatch.setattr(
