@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import harness
-from ecore.data.batches import PreparedData
+from ecore.data.prepared import PreparedData
 from ecore.errors import InputError
 
 QUESTIONS = {

@@ -23,7 +23,7 @@ from benchmarks.training.steps import WITHOUT, Steps
 from benchmarks.workload import Workload, workload
 from ecore.config import PRESETS
 from ecore.errors import InputError
-from ecore.training.captured import Recorder
+from ecore.training.cuda_graphs import Recorder
 
 TOLERANCE = {"float32": 1e-3, "tf32": 5e-3, "bfloat16": 2e-2}
 """Largest relative difference of two losses of the same step, by precision; in the order of measuring."""

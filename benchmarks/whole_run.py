@@ -20,9 +20,9 @@ import torch
 
 from benchmarks import harness
 from ecore.config import PRESETS
-from ecore.data.batches import PreparedData
+from ecore.data.prepared import PreparedData
 from ecore.errors import InputError
-from ecore.training.metrics_log import read_metrics
+from ecore.training.journal import read_metrics
 from ecore.training.trainer import train
 
 PAPER_STEPS = 26_000

@@ -14,20 +14,12 @@ import torch
 import torch.nn.functional as F
 
 from ecore.config import PRESETS
-from ecore.data.batches import (
-    CLS_STATE,
-    LISTENER,
-    SPEAKER,
-    Batch,
-    PreparedData,
-    ResidentSplit,
-    Widths,
-    WordTables,
-    length_buckets,
-)
+from ecore.data.batches import CLS_STATE, LISTENER, SPEAKER, Batch, ResidentSplit, Widths, length_buckets
+from ecore.data.prepared import PreparedData
 from ecore.data.vocabulary import CLS, EOS, PAD, SPECIAL_WORDS, Vocabulary
+from ecore.data.word_tables import WordTables
 from ecore.model import ECore
-from ecore.training.captured import LEAST_WIDTH, widened
+from ecore.training.cuda_graphs import LEAST_WIDTH, widened
 
 WORDS, EMOTIONS = 23_714, 32
 """Of EmpatheticDialogues under the `literature` vocabulary."""

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ecore.model import ECore
+    from ecore.pipeline import ECore
 
 __all__ = ["ECore"]
 
@@ -11,7 +11,7 @@ __all__ = ["ECore"]
 def __getattr__(name: str) -> Any:
     # On demand: importing torch takes seconds, and `ecore --help` should not.
     if name == "ECore":
-        from ecore.model import ECore
+        from ecore.pipeline import ECore
 
         return ECore
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

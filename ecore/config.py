@@ -17,6 +17,19 @@ from ecore.errors import InputError
 ABLATIONS = ("graph", "co-p", "co-g", "co-loss", "gate-g", "gen-loss")
 """Names of the ablations, as the paper has them (Tables 4 and 8)."""
 
+WORD_LEVEL = (
+    "encoder_blocks",
+    "decoder_blocks",
+    "heads",
+    "attention_dim",
+    "feed_forward",
+    "tie_embeddings",
+    "copy",
+    "emotion_start",
+    "commonsense",
+)
+"""Settings of the word-level encoder and decoder, which a backbone has no use for."""
+
 
 def setting(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
     """A dataclass field that :func:`add_arguments` makes a flag of."""

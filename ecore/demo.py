@@ -11,11 +11,12 @@ from typing import Any
 import torch
 
 from ecore.config import PRESETS
-from ecore.data.batches import PreparedData
 from ecore.data.prepare import prepare
+from ecore.data.prepared import PreparedData
+from ecore.data.statistics import describe
 from ecore.errors import InputError
 from ecore.evaluation.report import evaluate_run
-from ecore.model import ECore
+from ecore.pipeline import ECore
 from ecore.training.trainer import train
 from ecore_kernels import explain, graph_attention, otsu
 from ecore_kernels.graph import EmotionGraph
@@ -66,7 +67,7 @@ def run(
     prepared, run_folder = out / "prepared", out / "run"
 
     _title("1. Prepare the sample corpus (448 short conversations, 32 emotions)")
-    prepare(sample_corpus(), prepared, vocabulary="train", progress=progress)
+    print(describe(prepare(sample_corpus(), prepared, vocabulary="train", progress=progress)))
 
     _title("2. Train a tiny model")
     data = PreparedData.load(prepared)

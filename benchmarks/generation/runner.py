@@ -15,9 +15,11 @@ import torch
 
 from benchmarks.generation.steppers import WITHOUT, Modules, Whole, check, configurations, only
 from benchmarks.workload import CONTEXT_WORDS, made_up_batch, unit, workload
-from ecore.data.batches import Batch, PreparedData
+from ecore.data.batches import Batch
+from ecore.data.prepared import PreparedData
 from ecore.data.vocabulary import EOS
-from ecore.generation import Decoding, generate
+from ecore.generation.decoding import Decoding
+from ecore.generation.search import generate
 from ecore.model import ECore
 from ecore.model import decoder as decoder_module
 from ecore.model import ecore as model_module

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from ecore.data.batches import Batch
 from ecore.data.vocabulary import BOS
+from ecore.generation.cuda_graph import StaticCache
 from ecore.model import ECore, Encoding
 from ecore.model import decoder as decoder_module
 from ecore.model import ecore as model_module
 from ecore.model.decoder import DecoderBlock, DecoderCache
-from ecore.model.step_graph import StaticCache
 
 LOGITS_TOLERANCE = 1e-3
 
@@ -114,7 +114,7 @@ def _attention() -> contextlib.AbstractContextManager[Any]:
 
 
 def _no_graphs() -> contextlib.AbstractContextManager[Any]:
-    return mock.patch("ecore.model.step_graph.step_graph", return_value=None)
+    return mock.patch("ecore.generation.cuda_graph.step_graph", return_value=None)
 
 
 WITHOUT: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {

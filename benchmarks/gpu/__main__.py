@@ -134,7 +134,7 @@ def check_data(folder: Path) -> Path:
     Raises:
         BadArgument: it cannot be used.
     """
-    from ecore.data.batches import PreparedData
+    from ecore.data.prepared import PreparedData
     from ecore.errors import InputError
 
     try:

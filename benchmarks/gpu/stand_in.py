@@ -28,7 +28,7 @@ from benchmarks import harness
 from benchmarks.gpu.runner import Process, Session
 from benchmarks.gpu.stages import Plan
 from ecore.demo import sample_corpus
-from ecore.training.captured import Taken, Work
+from ecore.training.cuda_graphs import Taken, Work
 
 NODES = 40
 

@@ -22,8 +22,9 @@ from torch import Tensor
 
 from ecore.errors import InputError
 from ecore.files import read_json, write_json
-from ecore.model import ECore
-from ecore.model.pretrained import CHECKPOINTS, CONFIG, VOCABULARY, read_config, read_weights, weights_file
+from ecore.model import pretrained
+from ecore.model.pretrained import CHECKPOINTS, CONFIG, VOCABULARY, read_config, weights_file
+from ecore.model.weights import read_weights
 
 PART_BYTES, MOST_PARTS = 14 * 10**6, 4
 JOINED = "checkpoint-joined"
@@ -50,7 +51,7 @@ def split(run: Path, out: Path) -> list[Path]:
     """
     config, vocabulary = read_config(run), read_json(run / VOCABULARY)
     path = weights_file(run, "best")
-    parameters = dict(ECore.from_pretrained(run, "best").named_parameters())
+    parameters = dict(pretrained.load(run, "best").named_parameters())
     tensors = {
         name: value.bfloat16() if name in parameters and value.is_floating_point() else value
         for name, value in read_weights(path).items()

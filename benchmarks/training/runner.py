@@ -12,7 +12,7 @@ import torch
 from benchmarks import harness
 from benchmarks.training.steps import Steps
 from benchmarks.workload import Workload, unit, wait
-from ecore.training.captured import Recorder
+from ecore.training.cuda_graphs import Recorder
 
 NO_TIME = "no time was left"
 """The reason given for a configuration that was not reached."""

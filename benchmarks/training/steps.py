@@ -17,7 +17,7 @@ from ecore.model import ecore as model_module
 from ecore.model.dropout import Dropout
 from ecore.model.encoder import Embedding
 from ecore.precision import LowWeights, autocast, float32_products
-from ecore.training.captured import CapturedStep, CudaGraphs, Recorder, Taken
+from ecore.training.cuda_graphs import CapturedStep, CudaGraphs, Recorder, Taken
 from ecore.training.objective import objective
 from ecore.training.schedule import adam
 from ecore_kernels import use_backend

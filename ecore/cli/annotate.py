@@ -14,7 +14,7 @@ from ecore.errors import InputError
 if TYPE_CHECKING:
     import threading
 
-    from ecore.annotation.annotators import Annotator
+    from ecore.paper.annotation.annotators import Annotator
 
 KEY = "OPENAI_API_KEY"
 
@@ -106,7 +106,7 @@ def _declare_run(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     import threading
 
-    from ecore.annotation import pipeline
+    from ecore.paper.annotation import pipeline
 
     _check_flags(arguments)
     conversations, emotions = pipeline.read_conversations(arguments.data, arguments.split)
@@ -164,14 +164,14 @@ def _annotator(
     arguments: argparse.Namespace, emotions: tuple[str, ...], stopped: threading.Event
 ) -> Annotator:
     if arguments.annotator == "lexicon":
-        from ecore.annotation.lexicon import LexiconAnnotator
+        from ecore.paper.annotation.lexicon import LexiconAnnotator
 
         return LexiconAnnotator(emotions)
     if arguments.annotator == "file":
-        from ecore.annotation.annotators import FileAnnotator
+        from ecore.paper.annotation.annotators import FileAnnotator
 
         return FileAnnotator(arguments.labels, emotions, arguments.votes or 1)
-    from ecore.annotation.endpoint import EndpointAnnotator
+    from ecore.paper.annotation.endpoint import EndpointAnnotator
 
     cache = arguments.out / "answers.jsonl"
     key = os.environ.get(KEY) or None
@@ -179,7 +179,7 @@ def _annotator(
 
 
 def _summary(summary: dict[str, Any], split: str) -> str:
-    from ecore.annotation.pipeline import PAPER
+    from ecore.paper.published import APPENDIX_H
 
     rows = [
         (f"dialogues of {split}", "conversations"),
@@ -188,11 +188,11 @@ def _summary(summary: dict[str, Any], split: str) -> str:
         ("the true one among them", "screened"),
     ]
     lines = [f"{'by ' + summary['annotator']:<27}{'here':>9}{'the paper':>12}"]
-    lines += [f"{name:<27}{summary[key]:>9,}{_number(PAPER.get(key)):>12}" for name, key in rows]
-    lines.append(f"{'after review':<27}{'-':>9}{PAPER['reviewed']:>12,}")
+    lines += [f"{name:<27}{summary[key]:>9,}{_number(APPENDIX_H.get(key)):>12}" for name, key in rows]
+    lines.append(f"{'after review':<27}{'-':>9}{APPENDIX_H['reviewed']:>12,}")
     mean = summary["labels_per_sample"]
     shown = "-" if mean is None else f"{mean:.2f}"
-    lines.append(f"{'emotions each':<27}{shown:>9}{PAPER['labels_per_sample']:>12.2f}")
+    lines.append(f"{'emotions each':<27}{shown:>9}{APPENDIX_H['labels_per_sample']:>12.2f}")
     return "\n".join(lines)
 
 
@@ -227,10 +227,10 @@ def _declare_review(parser: argparse.ArgumentParser) -> None:
 
 
 def _review(arguments: argparse.Namespace) -> int:
-    from ecore.annotation.agreement import alpha
-    from ecore.annotation.review import decisions, read_sheet, strike
     from ecore.evaluation.multi_emotion import read_multi_emotion, write_labels
     from ecore.files import expect_file
+    from ecore.paper.annotation.agreement import alpha
+    from ecore.paper.annotation.review import decisions, read_sheet, strike
 
     expect_file(arguments.out)
     labels = read_multi_emotion(arguments.folder / "labels.jsonl")
@@ -271,8 +271,8 @@ def _declare_agreement(parser: argparse.ArgumentParser) -> None:
 
 
 def _agreement(arguments: argparse.Namespace) -> int:
-    from ecore.annotation.agreement import label_agreement
     from ecore.evaluation.multi_emotion import read_labels
+    from ecore.paper.annotation.agreement import label_agreement
 
     names = [str(path) for path in arguments.files]
     if len(set(names)) < len(names):

@@ -14,13 +14,13 @@ from ecore.config import add_arguments, overrides
 from ecore.errors import InputError
 
 if TYPE_CHECKING:
-    from ecore.model import ECore
+    from ecore.pipeline import ECore
 
 SHOWN_EMOTIONS = 3
 
 
 def _add_decoding(parser: argparse.ArgumentParser) -> None:
-    from ecore.generation import Decoding
+    from ecore.generation.decoding import Decoding
 
     parser.add_argument("folder", type=Path, metavar="RUN", help="folder made by `ecore train`")
     parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help="which weights")
@@ -29,7 +29,7 @@ def _add_decoding(parser: argparse.ArgumentParser) -> None:
 
 
 def _decoding(arguments: argparse.Namespace) -> dict[str, Any]:
-    from ecore.generation import Decoding
+    from ecore.generation.decoding import Decoding
 
     options = overrides(arguments, Decoding)
     Decoding(**options)  # what is out of range should be said before a model is loaded
@@ -37,7 +37,7 @@ def _decoding(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _load(arguments: argparse.Namespace) -> ECore:
-    from ecore.model import ECore
+    from ecore.pipeline import ECore
 
     return ECore.from_pretrained(arguments.folder, arguments.checkpoint, device(arguments))
 
@@ -83,14 +83,14 @@ def run_generate(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.out is None:
         raise InputError("--out: expected a file for the answers of --split")
-    from ecore.data.batches import PreparedData
+    from ecore.data.prepared import PreparedData
     from ecore.evaluation.predictions import write_predictions
-    from ecore.generation import Decoding
+    from ecore.generation.decoding import Decoding
     from ecore.training.run_folder import read_settings
 
     folder = arguments.data or Path(str(read_settings(arguments.folder).data.get("folder")))
     data = PreparedData.load(folder)
-    model = _load(arguments)
+    model = _load(arguments).model
     if data.vocabulary.fingerprint != model.vocabulary.fingerprint:
         raise InputError(f"{folder}: not the vocabulary that {arguments.folder} was trained with")
     records = write_predictions(

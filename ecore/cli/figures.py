@@ -45,7 +45,7 @@ def declare_figures(parser: argparse.ArgumentParser) -> None:
 def run_figures(arguments: argparse.Namespace) -> int:
     if arguments.text is not None and (arguments.sample is not None or arguments.split is not None):
         raise InputError("figures: expected either --text or --sample and --split")
-    from ecore.figures import FIGURES, draw_run
+    from ecore.paper.figures import FIGURES, draw_run
 
     draw_run(
         arguments.folder,

@@ -62,7 +62,7 @@ def run_human(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from ecore.evaluation.human import KEY, export
+    from ecore.paper.human.study import KEY, export
 
     systems: dict[str, Path] = {}
     for given in arguments.systems:
@@ -83,8 +83,8 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _score(arguments: argparse.Namespace) -> int:
-    from ecore.evaluation.human import KEY, format_scores, score
     from ecore.files import expect_file, write_json
+    from ecore.paper.human.study import KEY, format_scores, score
 
     out = arguments.out or arguments.folder / "scores.json"
     if out.resolve() in [Path(path).resolve() for path in (arguments.folder / KEY, *arguments.sheets)]:

@@ -5,9 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-INTENSITIES = ("vader", "sentiwordnet", "vad", "skep", "none")
-VOCABULARIES = ("literature", "train")
-
 
 def declare_prepare(parser: argparse.ArgumentParser) -> None:
     """Turn a corpus into a prepared folder: words, vocabulary, emotion intensities, word vectors. Done once.
@@ -22,6 +19,9 @@ def declare_prepare(parser: argparse.ArgumentParser) -> None:
       ecore prepare --data my_corpus --out prepared --vocabulary train --min-count 3
       ecore prepare --data my_corpus --out prepared --intensity vad --intensity-file vad.tsv
     """
+    from ecore.data.intensity import SOURCES
+    from ecore.data.vocabulary import VOCABULARIES
+
     parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="the corpus")
     parser.add_argument("--out", type=Path, required=True, metavar="PREPARED", help="folder to make")
     parser.add_argument("--download", action="store_true", help="fetch EmpatheticDialogues into FOLDER first")
@@ -34,9 +34,7 @@ def declare_prepare(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="word vectors (.txt, .gz, .zip, .npz); several files stand side by side (default: none)",
     )
-    parser.add_argument(
-        "--intensity", choices=INTENSITIES, default="vader", help="source of word intensities"
-    )
+    parser.add_argument("--intensity", choices=SOURCES, default="vader", help="source of word intensities")
     parser.add_argument(
         "--intensity-file",
         type=Path,
@@ -66,10 +64,11 @@ def declare_prepare(parser: argparse.ArgumentParser) -> None:
 def run_prepare(arguments: argparse.Namespace) -> int:
     from ecore.data.corpus import download
     from ecore.data.prepare import prepare
+    from ecore.data.statistics import describe
 
     if arguments.download:
         download(arguments.data)
-    prepare(
+    meta = prepare(
         arguments.data,
         arguments.out,
         glove=arguments.glove,
@@ -81,5 +80,6 @@ def run_prepare(arguments: argparse.Namespace) -> int:
         relations=arguments.relations,
         skip_bad=arguments.skip_bad,
     )
+    print(describe(meta))
     print(f"next: ecore train --data {arguments.out} --out RUN --preset paper")
     return 0

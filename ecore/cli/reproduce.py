@@ -11,12 +11,6 @@ from ecore.cli.common import add_device, device
 from ecore.config import PRESETS, ModelConfig, TrainingConfig, add_arguments, overrides
 from ecore.errors import InputError
 
-EXPERIMENTS = (
-    *(f"table{n}" for n in (1, 3, 4, 6, 7, 8, 9)),
-    *(f"figure{n}" for n in (2, 4, 5, 6)),
-    "cases",
-)
-
 
 def declare_reproduce(parser: argparse.ArgumentParser) -> None:
     """The paper's experiments: train what a table or figure needs, and write it beside the paper's numbers.
@@ -42,6 +36,8 @@ def declare_reproduce(parser: argparse.ArgumentParser) -> None:
       ecore reproduce table6 --data prepared --out paper --backbone microsoft/DialoGPT-small
       ecore reproduce table1 --data prepared --out letter --no-graph-norm --score-scale 1
     """
+    from ecore.paper.published import EXPERIMENTS
+
     parser.add_argument(
         "what",
         nargs="+",
@@ -103,8 +99,8 @@ def run_reproduce(arguments: argparse.Namespace) -> int:
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise InputError(f"--{name}: expected at least 1, got {value}")
-    from ecore.experiments.plan import Settings
-    from ecore.experiments.reproduce import reproduce
+    from ecore.paper.experiments.plan import Settings
+    from ecore.paper.experiments.reproduce import reproduce
 
     model, training = PRESETS[arguments.preset]
     changes = overrides(arguments, ModelConfig)
@@ -149,7 +145,10 @@ def run_reproduce(arguments: argparse.Namespace) -> int:
 
 
 def _source_and_file(text: str) -> tuple[str, Path]:
+    from ecore.data.intensity import FILE_SOURCES
+
     source, equals, file = text.partition("=")
-    if not equals or source not in ("skep", "vad", "sentiwordnet"):
-        raise argparse.ArgumentTypeError(f"expected skep=FILE, vad=FILE or sentiwordnet=FILE, got {text!r}")
+    if not equals or source not in FILE_SOURCES:
+        *first, last = (f"{name}=FILE" for name in FILE_SOURCES)
+        raise argparse.ArgumentTypeError(f"expected {', '.join(first)} or {last}, got {text!r}")
     return source, Path(file)

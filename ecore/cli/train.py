@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ecore.cli.common import add_device, device
-from ecore.config import ABLATIONS, PRESETS, ModelConfig, TrainingConfig, add_arguments, overrides
+from ecore.config import ABLATIONS, PRESETS, WORD_LEVEL, ModelConfig, TrainingConfig, add_arguments, overrides
 from ecore.errors import InputError
 
 if TYPE_CHECKING:
-    from ecore.data.batches import PreparedData
+    from ecore.data.prepared import PreparedData
     from ecore.training.run_folder import Settings
 
 
@@ -70,7 +70,7 @@ def declare_train(parser: argparse.ArgumentParser) -> None:
 def run_train(arguments: argparse.Namespace) -> int:
     if arguments.data is None and not arguments.resume:
         raise InputError("--data: expected a folder made by `ecore prepare`")
-    from ecore.data.batches import PreparedData
+    from ecore.data.prepared import PreparedData
     from ecore.training import distributed
     from ecore.training.run_folder import read_settings
     from ecore.training.trainer import train
@@ -127,9 +127,7 @@ def run_train(arguments: argparse.Namespace) -> int:
 
 def _check_backbone(given: dict[str, Any]) -> None:
     """Refuse flags that a backbone has no use for."""
-    from ecore.backbone.model import UNUSED
-
-    for name in UNUSED:
+    for name in WORD_LEVEL:
         if name in given:
             raise InputError(f"--{name.replace('_', '-')}: of no use with --backbone, which has its own")
 

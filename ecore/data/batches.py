@@ -1,10 +1,9 @@
-"""Tensors for the model, from a prepared folder or from raw text."""
+"""Tensors for the model: samples of a split, or raw text."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,12 +14,9 @@ from torch import Tensor
 from ecore.data.concepts import select_related
 from ecore.data.text import tokenize
 from ecore.data.vocabulary import CLS, EOS, PAD, Vocabulary
+from ecore.data.word_tables import WordTables
 from ecore.errors import InputError
-from ecore.files import read_json
 
-FORMAT = 1
-"""Version of the prepared folder; another one is refused."""
-SPLITS = ("train", "valid", "test")
 MAX_CONTEXT_WORDS = 512
 """Words of a context that are kept, ``[CLS]`` not counted: the latest ones."""
 MAX_RESPONSE_WORDS = 4095
@@ -29,18 +25,6 @@ NO_STATE, SPEAKER, LISTENER, CLS_STATE, RELATED_STATE = range(5)
 """Dialogue states of a word (Eq. 1); the model itself gives related words their own."""
 POOL_BATCHES = 50
 """Batches whose samples are sorted by length together: a larger pool pads less and mixes less."""
-
-
-class WordTables(NamedTuple):
-    """What is known of every word, beside its embedding; torch tensors.
-
-    ``intensity`` float32 [V]: c of Section 3.2. ``related`` int32 [V, R]: related words, best first,
-    PAD-padded; R may be 0. ``related_score`` float32 [V, R]: their scores, 0 where padded.
-    """
-
-    intensity: Tensor
-    related: Tensor
-    related_score: Tensor
 
 
 class Batch(NamedTuple):
@@ -103,6 +87,27 @@ def _padded(rows: list[list[int]]) -> Tensor:
     return torch.tensor([row + [PAD] * (width - len(row)) for row in rows], dtype=torch.int64)
 
 
+class SplitArrays(NamedTuple):
+    """The files of one split; C is 0 where the data has no relations.
+
+    Attributes:
+        words: int32 [W], the words of all conversations in a row.
+        states: uint8 [W], who said each.
+        samples: int64 [n, 6], where a context starts, where its response starts and ends in ``words``, the emotion, the
+            conversation and the turn.
+        concepts: int32 [n, C], related words of each context, padded with PAD.
+        text_offsets: int64 [conversations + 1], the byte of ``texts`` at which each conversation starts.
+        texts: uint8, the conversations as written, JSON lines.
+    """
+
+    words: npt.NDArray[Any]
+    states: npt.NDArray[Any]
+    samples: npt.NDArray[Any]
+    concepts: npt.NDArray[Any]
+    text_offsets: npt.NDArray[Any]
+    texts: npt.NDArray[np.uint8]
+
+
 class Split:
     """The samples of one split: every listener turn with all turns before it.
 
@@ -110,30 +115,11 @@ class Split:
     the response begins.
     """
 
-    def __init__(self, folder: Path, name: str, emotions: Sequence[str]) -> None:
-        self.name = name
+    def __init__(self, name: str, arrays: SplitArrays, emotions: Sequence[str]) -> None:
+        self.name, self.arrays = name, arrays
         self._emotions = tuple(emotions)
-        self._words = _load(folder, f"{name}.words.npy", 1)
-        self._states = _load(folder, f"{name}.states.npy", 1)
-        samples = _load(folder, f"{name}.samples.npy", 2)
-        self._concepts = _load(folder, f"{name}.concepts.npy", 2)
-        self._text_offsets = _load(folder, f"{name}.text_offsets.npy", 1)
-        text_file = folder / f"{name}.texts.jsonl"
-        try:
-            self._texts = np.memmap(text_file, dtype=np.uint8, mode="r")
-        except (OSError, ValueError) as error:
-            raise _broken(text_file, error) from None
-        if len(samples) == 0 or samples.shape[1] != 6:
-            raise _broken(folder / f"{name}.samples.npy", f"shape {samples.shape}")
-        columns = np.ascontiguousarray(samples.T)
+        columns = np.ascontiguousarray(arrays.samples.T)
         self._start, self._response, self._end, self._emotion, self._conversation, self._turn = columns
-        if (
-            self._end.max() > min(len(self._words), len(self._states))
-            or len(self._concepts) != len(samples)
-            or self._conversation.max() + 2 > len(self._text_offsets)
-            or self._text_offsets[-1] != len(self._texts)
-        ):
-            raise _broken(folder / f"{name}.*", "its arrays do not fit together")
         self.context_lengths = self._response - self._start + 1
         """Words of each context, ``[CLS]`` counted."""
         self.response_lengths = self._end - self._response + 1
@@ -146,38 +132,38 @@ class Split:
         """The samples of ``indices``, in that order."""
         rows = np.asarray(indices, dtype=np.int64)
         start, begin, end = self._start[rows], self._response[rows], self._end[rows]
-        last = len(self._words) - 1
+        last = len(self.arrays.words) - 1
 
         lengths = begin - start + 1
         columns = np.arange(lengths.max())
         inside = columns < lengths[:, None]
         # Column 0 is [CLS]: it and padded places read some word that is then overwritten.
         source = np.clip(start[:, None] + columns - 1, 0, last)
-        context = np.where(inside, self._words[source], PAD)
-        state = np.where(inside, self._states[source], NO_STATE)
+        context = np.where(inside, self.arrays.words[source], PAD)
+        state = np.where(inside, self.arrays.states[source], NO_STATE)
         context[:, 0], state[:, 0] = CLS, CLS_STATE
 
         words = end - begin
         columns = np.arange(words.max() + 1)
         source = np.minimum(begin[:, None] + columns, last)
-        response = np.where(columns < words[:, None], self._words[source], PAD)
+        response = np.where(columns < words[:, None], self.arrays.words[source], PAD)
         response[np.arange(len(rows)), words] = EOS
 
-        concepts = self._concepts[rows]
+        concepts = self.arrays.concepts[rows]
         concepts = concepts[:, : (concepts != PAD).sum(1).max(initial=0)]
         arrays = (context, state, lengths, concepts, response, self._emotion[rows])
         return Batch(*(torch.from_numpy(array.astype(np.int64)) for array in arrays))
 
     def response(self, index: int) -> list[int]:
         """Ids of the response's words of sample ``index``, without EOS."""
-        words: list[int] = self._words[self._response[index] : self._end[index]].tolist()
+        words: list[int] = self.arrays.words[self._response[index] : self._end[index]].tolist()
         return words
 
     def texts(self, index: int) -> dict[str, Any]:
         """Sample ``index`` as written: ``conv_id``, ``turn``, ``context``, ``response``, ``emotion``."""
         conversation, turn = int(self._conversation[index]), int(self._turn[index])
-        begin, end = self._text_offsets[conversation : conversation + 2]
-        record = json.loads(self._texts[begin:end].tobytes())
+        begin, end = self.arrays.text_offsets[conversation : conversation + 2]
+        record = json.loads(self.arrays.texts[begin:end].tobytes())
         return {
             "conv_id": record["conv_id"],
             "turn": turn,
@@ -210,9 +196,10 @@ class ResidentSplit:
             return torch.from_numpy(np.array(array)).to(device)
 
         self._split, self._device = split, torch.device(device)
-        self._concept_counts = (np.asarray(split._concepts) != PAD).sum(1)
+        self._concept_counts = (np.asarray(split.arrays.concepts) != PAD).sum(1)
         self.concepts = int(self._concept_counts.max(initial=0))
-        self._words, self._states, self._concepts = map(copy, (split._words, split._states, split._concepts))
+        arrays = split.arrays
+        self._words, self._states, self._concepts = map(copy, (arrays.words, arrays.states, arrays.concepts))
         self._start, self._response, self._end, self._emotion = (
             copy(column.astype(np.int64))
             for column in (split._start, split._response, split._end, split._emotion)
@@ -243,7 +230,7 @@ class ResidentSplit:
     def gather(self, rows: Tensor, widths: Widths) -> Batch:
         """The samples of ``rows``, int64 [B] on the device, padded to ``widths``, which are theirs or more.
 
-        Of tensors' values it asks nothing: it can be captured, and then gathers whatever ``rows`` holds.
+        No value is read on the host: it can be captured, and then gathers whatever ``rows`` holds.
         """
         start, begin, end = self._start[rows], self._response[rows], self._end[rows]
         last = len(self._words) - 1
@@ -265,81 +252,6 @@ class ResidentSplit:
         return Batch(context, state, lengths, concepts, response, self._emotion[rows])
 
 
-class PreparedData:
-    """A folder made by :func:`ecore.data.prepare.prepare`; large arrays stay on disk, memory-mapped."""
-
-    folder: Path
-    vocabulary: Vocabulary
-    tables: WordTables
-    embeddings: npt.NDArray[np.float32] | None
-    """[V, G], NaN where a word has no vector; None where no GloVe file was given."""
-    meta: dict[str, Any]
-    train: Split
-    valid: Split
-    test: Split
-
-    @classmethod
-    def load(cls, folder: Path | str) -> PreparedData:
-        """Open a prepared folder.
-
-        Raises:
-            InputError: the folder is missing, is no prepared folder, has another format, or is damaged.
-        """
-        self = cls()
-        self.folder = folder = Path(folder)
-        if not folder.is_dir():
-            raise InputError(f"{folder}: no such folder; expected one made by `ecore prepare`")
-        if not (folder / "meta.json").is_file():
-            raise InputError(f"{folder}: not a prepared folder (no meta.json); make one with `ecore prepare`")
-        self.meta = read_json(folder / "meta.json")
-        version = self.meta.get("format") if isinstance(self.meta, dict) else None
-        if version != FORMAT:
-            raise InputError(
-                f"{folder / 'meta.json'}: folder of format {version}, expected {FORMAT}; prepare it again"
-            )
-        for key in ("vocabulary_fingerprint", "intensity", "thresholds", "glove"):
-            if key not in self.meta:
-                raise _broken(folder / "meta.json", f"no {key}")
-        self.vocabulary = Vocabulary.load(folder / "vocabulary.json")
-        if self.vocabulary.fingerprint != self.meta["vocabulary_fingerprint"]:
-            raise InputError(
-                f"{folder / 'vocabulary.json'}: not the vocabulary that the folder was prepared with"
-            )
-        names = {"intensity": 1, "related": 2, "related_score": 2}
-        tables = {name: _load(folder, f"{name}.npy", ndim) for name, ndim in names.items()}
-        self.embeddings = _load(folder, "embeddings.npy", 2) if self.meta["glove"] else None
-        sized = tables if self.embeddings is None else {**tables, "embeddings": self.embeddings}
-        for name, array in sized.items():
-            if len(array) != len(self.vocabulary):
-                raise _broken(folder / f"{name}.npy", f"{len(array)} rows for {len(self.vocabulary)} words")
-        self.tables = WordTables(**{name: torch.from_numpy(array.copy()) for name, array in tables.items()})
-        self.train, self.valid, self.test = (Split(folder, name, self.vocabulary.emotions) for name in SPLITS)
-        return self
-
-    def thresholds(self, literal: Sequence[float], use_literal: bool = False) -> tuple[float, ...]:
-        """The thresholds to use for the paper's ``literal`` ones on this data's intensities.
-
-        Lexicons differ in how they spread, so 0.075 and 0.15 become the thresholds that the same shares of
-        words pass under this one (:func:`ecore.data.intensity.matched_thresholds`). Source ``skep``, the
-        paper's, is taken literally, and with ``none`` all are 0 (Table 9).
-
-        Raises:
-            InputError: a threshold that has no match here.
-        """
-        if self.meta["intensity"] == "none":
-            return (0.0,) * len(literal)
-        if use_literal or self.meta["intensity"] == "skep":
-            return tuple(map(float, literal))
-        matched = {0.0: 0.0} | {float(key): value for key, value in self.meta["thresholds"].items()}
-        for value in literal:
-            if value not in matched:
-                known = ", ".join(str(v) for v in matched)
-                raise InputError(
-                    f"thresholds: no match for {value} in {self.folder} (known: {known}); take it literally"
-                )
-        return tuple(matched[value] for value in literal)
-
-
 def length_buckets(split: Split, batch_size: int, seed: int, epoch: int) -> list[npt.NDArray[np.int64]]:
     """Every sample once, in batches of similar length and random order; the same for the same seed and epoch.
 
@@ -354,21 +266,3 @@ def length_buckets(split: Split, batch_size: int, seed: int, epoch: int) -> list
         pool = pool[np.lexsort((split.response_lengths[pool], split.context_lengths[pool]))]
         batches += [pool[i : i + batch_size] for i in range(0, len(pool), batch_size)]
     return [batches[i] for i in random.permutation(len(batches))]
-
-
-def _load(folder: Path, name: str, ndim: int) -> npt.NDArray[Any]:
-    path = folder / name
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise _broken(path, error) from None
-    if array.ndim != ndim:
-        raise _broken(path, f"{array.ndim} dimensions, expected {ndim}")
-    return array
-
-
-def _broken(path: Path, why: object) -> InputError:
-    reason = str(why).replace("\n", " ")
-    return InputError(
-        f"{path}: missing or damaged ({reason}); expected what `ecore prepare` wrote, prepare it again"
-    )

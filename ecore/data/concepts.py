@@ -16,7 +16,7 @@ from ecore.data.vocabulary import PAD, SPECIAL_WORDS
 from ecore.errors import InputError
 
 if TYPE_CHECKING:
-    from ecore.data.batches import WordTables
+    from ecore.data.word_tables import WordTables
 
 MOST_CONCEPTS = 10
 """Related words kept for a word, and shown with a context."""

@@ -17,7 +17,7 @@ from ecore.errors import InputError
 from ecore.packages import needed
 
 SOURCES = ("vader", "sentiwordnet", "vad", "skep", "none")
-FILE_SOURCES = ("sentiwordnet", "vad", "skep")
+FILE_SOURCES = ("skep", "vad", "sentiwordnet")
 """Sources that a user brings as a file; each also takes one of two columns, word and η."""
 NLTK_SENTIWORDNET = "corpora/sentiwordnet/SentiWordNet_3.0.0.txt"
 """Where NLTK's downloader puts it, under one of ``nltk.data.path``."""

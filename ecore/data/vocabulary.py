@@ -14,6 +14,8 @@ from ecore.files import read_json, write_json
 
 PAD, UNK, BOS, EOS, CLS = 0, 1, 2, 3, 4
 SPECIAL_WORDS = ("<pad>", "<unk>", "<bos>", "<eos>", "<cls>")
+VOCABULARIES = ("literature", "train")
+"""Which words of a corpus a vocabulary may hold (:func:`ecore.data.prepare.prepare`)."""
 
 
 class Vocabulary:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ecore.errors import InputError
-from ecore.evaluation.metrics import recall_at
 from ecore.files import atomic_path
+from ecore.metrics import recall_at
 
 if TYPE_CHECKING:
     from ecore.data.batches import Split

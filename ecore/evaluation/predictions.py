@@ -31,14 +31,16 @@ from ecore.data.batches import Split
 from ecore.data.text import tokenize
 from ecore.data.vocabulary import UNK, Vocabulary
 from ecore.errors import InputError
-from ecore.evaluation.metrics import accuracy, distinct, mean_length
 from ecore.evaluation.multi_emotion import multi_emotion_recall, read_multi_emotion
 from ecore.files import atomic_path, expect_file
-from ecore.generation import Decoding, generate
+from ecore.generation.decoding import Decoding
+from ecore.generation.search import generate
+from ecore.metrics import accuracy, distinct, mean_length
 from ecore.progress import tqdm
 
 if TYPE_CHECKING:
-    from ecore.model.ecore import ECore, Encoding
+    from ecore.model.ecore import ECore
+    from ecore.model.outputs import Encoding
 
 TOP_EMOTIONS = 5
 TOKENS = ("prediction_tokens", "reference_tokens")

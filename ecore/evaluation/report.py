@@ -10,14 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ecore.data.batches import SPLITS, PreparedData
+from ecore.data.prepared import SPLITS, PreparedData
 from ecore.errors import InputError
-from ecore.evaluation.metrics import (
-    accuracy_by_emotion,
-    accuracy_by_length,
-    perplexity,
-    recall_at,
-)
 from ecore.evaluation.multi_emotion import (
     RECALL_AT,
     format_multi_emotion,
@@ -28,8 +22,9 @@ from ecore.evaluation.multi_emotion import (
 from ecore.evaluation.predictions import Record, has_emotions, predict, text_metrics, write_records
 from ecore.evaluation.yardsticks import yardsticks as count_yardsticks
 from ecore.files import write_json
-from ecore.generation import Decoding
-from ecore.model.ecore import ECore
+from ecore.generation.decoding import Decoding
+from ecore.metrics import accuracy_by_emotion, accuracy_by_length, perplexity, recall_at
+from ecore.model import pretrained
 from ecore.model.pretrained import read_config, weights_file
 from ecore.precision import PRODUCTS, float32_products
 
@@ -75,7 +70,7 @@ def evaluate_run(
         raise InputError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
     if precision not in PRODUCTS:
         raise InputError(f"precision: expected one of {', '.join(PRODUCTS)}, got {precision!r}")
-    model = ECore.from_pretrained(run, device=device)
+    model = pretrained.load(run, device=device)
     prepared = PreparedData.load(_data_folder(run, data))
     if prepared.vocabulary.fingerprint != model.vocabulary.fingerprint:
         raise InputError(

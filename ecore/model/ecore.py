@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,14 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ecore.config import ModelConfig
-from ecore.data.batches import MAX_RESPONSE_WORDS, Batch, Split, WordTables, context_batch
+from ecore.data.batches import MAX_RESPONSE_WORDS, Batch, Split, context_batch
 from ecore.data.vocabulary import BOS, PAD, Vocabulary
+from ecore.data.word_tables import WordTables
 from ecore.errors import InputError
-from ecore.model import pretrained
 from ecore.model.decoder import Decoded, Decoder, DecoderCache
 from ecore.model.encoder import Embedding, Encoder
 from ecore.model.graph_network import Correlation, EmotionAttention, FirstPass, GraphNetwork
 from ecore.model.losses import Losses, correlation_loss, vocabulary_losses
+from ecore.model.outputs import ECoreOutput, Encoding, Scores
 from ecore.model.perceptron import Perception, Perceptron
 from ecore.model.pointer import Copyable, Copying, Pointer, mixed
 from ecore.model.transformer import project
@@ -27,49 +26,6 @@ from ecore_kernels import EmotionGraph, otsu
 
 SOFT_RELEVANT = 3
 """How many emotions count as co-occurring under the soft strategy (Sec. 3.4)."""
-
-
-class Encoding(NamedTuple):
-    """A batch of contexts, encoded and perceived.
-
-    Attributes:
-        memory: [B, S, D], h_X of the words and of the related words behind them.
-        memory_mask: [B, S] bool.
-        guidance: [B, D], the node sum of Eq. 24 (or what an ablation puts in its place, or None).
-        perception: h^g, [B, P].
-        main: h^m, [B, P], logits of the emotion categories.
-        attention: h_emo, [B, P].
-        relevant: [B, P] bool, V': the co-occurring emotions.
-        gate: sigma(W_e h^g), [B, P].
-        copyable: the context's words for copying, [B, S]; None without.
-
-    Under strategy "none" those from ``guidance`` to ``gate`` are None.
-    """
-
-    memory: Tensor
-    memory_mask: Tensor
-    guidance: Tensor | None
-    perception: Tensor | None = None
-    main: Tensor | None = None
-    attention: Tensor | None = None
-    relevant: Tensor | None = None
-    gate: Tensor | None = None
-    copyable: Copyable | None = None
-
-
-class ECoreOutput(NamedTuple):
-    """logits [B, T, V] of the response's words (with copying their log-probabilities), and the encoding."""
-
-    logits: Tensor
-    encoding: Encoding
-
-
-class Scores(NamedTuple):
-    """nll [B], summed over each response's words, without label smoothing; tokens [B]; the encoding."""
-
-    nll: Tensor
-    tokens: Tensor
-    encoding: Encoding
 
 
 def _shifted(batch: Batch) -> Tensor:
@@ -84,19 +40,6 @@ def _word_places(response: Tensor, tokens: int | None) -> Tensor:
     if tokens is None:
         return (~padding).nonzero().squeeze(1)
     return padding.to(torch.uint8).argsort(stable=True)[:tokens]
-
-
-class Reply(str):
-    """An answer, with the emotions perceived in what it answers to.
-
-    Attributes:
-        emotions: (name, probability) by falling probability: Softmax(h^m), Eq. 10. Empty where the model perceives
-            none.
-        relevant: names of the co-occurring emotions V', by falling attention h_emo; likewise.
-    """
-
-    emotions: list[tuple[str, float]]
-    relevant: list[str]
 
 
 class ECore(nn.Module):
@@ -412,70 +355,3 @@ class ECore(nn.Module):
             contexts = torch.arange(cache.contexts, device=words.device)
             copyable = copyable.rows(contexts.repeat_interleave(cache.width))
         return mixed(logits, self.pointer(states, scores, copyable))
-
-    # Files and answers ------------------------------------------------------------------------------------------
-
-    def save_parts(self, folder: Path) -> None:
-        """Write what ``folder`` needs besides configuration and weights."""
-        self.vocabulary.save(folder / pretrained.VOCABULARY)
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write configuration, vocabulary and weights to ``folder``, for :meth:`from_pretrained`."""
-        pretrained.save(self, Path(folder))
-
-    @classmethod
-    def from_pretrained(
-        cls, folder: str | Path, which: str = "best", device: str | torch.device | None = None
-    ) -> ECore:
-        """Load a model from a run's folder or from :meth:`save_pretrained`'s, ready to answer (in eval mode).
-
-        Args:
-            folder: the folder.
-            which: "best" (by validation perplexity; the last where there was no validation) or "last".
-            device: where to put it; None means CPU.
-
-        Raises:
-            InputError: something in the folder is missing, damaged or does not fit together.
-        """
-        return pretrained.load(cls, Path(folder), which).to(device or "cpu").eval()
-
-    @torch.no_grad()
-    def respond(self, turns: Sequence[str], **decoding: Any) -> Reply:
-        """Answer a dialogue.
-
-        Args:
-            turns: what was said so far, the speaker first, then listener and speaker in turn.
-            **decoding: fields of :class:`ecore.generation.Decoding`, e.g. ``method="beam"``; greedy by default.
-
-        Raises:
-            InputError: no turn, an empty turn, or a decoding option out of range.
-        """
-        from ecore.generation import Decoding, generate  # above this module: it needs a model
-
-        if isinstance(turns, str) or not turns:
-            raise InputError("respond: expected a list of turns with at least one")
-        for i, turn in enumerate(turns):
-            if not turn.strip():
-                raise InputError(f"respond: turn {i + 1} is empty")
-        batch = self.read([list(turns)]).to(self.device)
-        settings, training = Decoding(**decoding), self.training
-        if training:  # going through all modules takes as long as some words
-            self.eval()
-        try:
-            encoding = self.encode(batch)
-            words = generate(self, batch, settings, encoding)[0]
-        finally:
-            if training:
-                self.train()
-        reply = Reply(self.vocabulary.text(words))
-        reply.emotions, reply.relevant = [], []
-        if encoding.main is None:
-            return reply
-        # As lists, because every look at an element would wait for a GPU.
-        probability = encoding.main[0].float().softmax(-1)
-        names, shares = self.vocabulary.emotions, probability.tolist()
-        reply.emotions = [(names[i], shares[i]) for i in probability.argsort(descending=True).tolist()]
-        relevant = encoding.relevant[0].tolist()
-        ranked = encoding.attention[0].argsort(descending=True).tolist()
-        reply.relevant = [names[i] for i in ranked if relevant[i]]
-        return reply

@@ -7,20 +7,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from ecore.config import ModelConfig, from_dict, to_dict
-from ecore.data.batches import WordTables
+from ecore.data.prepared import PreparedData
 from ecore.data.vocabulary import Vocabulary
+from ecore.data.word_tables import WordTables
 from ecore.errors import InputError
-from ecore.files import atomic_path, read_json, write_json
-
-if TYPE_CHECKING:
-    from ecore.model.ecore import ECore
+from ecore.files import read_json, write_json
+from ecore.model import backbone
+from ecore.model.ecore import ECore
+from ecore.model.gpt2 import BackboneECore
+from ecore.model.weights import load_weights, read_weights, save_weights
 
 FORMAT = 2
 CONFIG, VOCABULARY, CHECKPOINTS = "config.json", "vocabulary.json", "checkpoints.json"
@@ -62,63 +62,34 @@ def weights_file(folder: Path, which: str) -> Path:
     return folder / f"{name}.safetensors"
 
 
-def save_weights(model: ECore, path: Path) -> None:
-    """Write every weight and word table to ``path``, atomically. Tied weights are written once."""
-    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    if model.config.tie_embeddings:
-        del state["output.weight"]
-    with atomic_path(path) as temporary:
-        save_file(state, temporary)
-
-
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a ``.safetensors`` file.
-
-    Raises:
-        InputError: missing or damaged.
-    """
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not a readable safetensors file ({error})") from None
-
-
-def load_weights(model: ECore, path: Path) -> None:
-    """Fill ``model`` from :func:`save_weights`'s file.
-
-    Raises:
-        InputError: missing, damaged, or of a model of other shapes.
-    """
-    state = read_weights(path)
-    if model.config.tie_embeddings and "embedding.word.weight" in state:
-        state["output.weight"] = state["embedding.word.weight"]
-    expected = {name: value.shape for name, value in model.state_dict().items()}
-    for name in [*expected, *state]:
-        if name not in state or name not in expected or state[name].shape != expected[name]:
-            found = list(state[name].shape) if name in state else "nothing"
-            wanted = list(expected[name]) if name in expected else "nothing"
-            raise InputError(f"{path}: does not fit this model: {name}: expected {wanted}, got {found}")
-    model.load_state_dict(state)
-
-
 def save(model: ECore, folder: Path) -> None:
     """Write a model folder."""
     folder.mkdir(parents=True, exist_ok=True)
     data = {"vocabulary_fingerprint": model.vocabulary.fingerprint}
     write_json(folder / CONFIG, {"format": FORMAT, "model": to_dict(model.config), "data": data})
-    model.save_parts(folder)
+    save_parts(model, folder)
     save_weights(model, folder / "checkpoint-final.safetensors")
     write_json(folder / CHECKPOINTS, {"best": None, "last": "checkpoint-final"})
 
 
-def load(cls: type[ECore], folder: Path, which: str) -> ECore:
-    """Read a model folder, on CPU."""
-    told = read_config(folder)
-    config = from_dict(ModelConfig, told["model"])
+def save_parts(model: ECore, folder: Path) -> None:
+    """Write what ``folder`` needs besides configuration and weights: the vocabulary, and what is kept of a backbone."""
+    if isinstance(model, BackboneECore):
+        model.vocabulary.words.save(folder / VOCABULARY)
+        backbone.keep(model, folder)
+    else:
+        model.vocabulary.save(folder / VOCABULARY)
+
+
+def load(folder: Path, which: str = "best", device: str | torch.device = "cpu") -> ECore:
+    """Read the model of a run's or model's folder, in eval mode.
+
+    Raises:
+        InputError: something in the folder is missing, damaged or does not fit together.
+    """
+    config = read_config(folder)
     vocabulary = Vocabulary.load(folder / VOCABULARY)
-    expected = told["data"].get("vocabulary_fingerprint")
+    expected = config["data"].get("vocabulary_fingerprint")
     if vocabulary.fingerprint != expected:
         raise InputError(
             f"{folder / VOCABULARY}: of another model: {vocabulary.fingerprint}, expected {expected}"
@@ -134,11 +105,28 @@ def load(cls: type[ECore], folder: Path, which: str) -> ECore:
             f"{folder / VOCABULARY}"
         )
     tables = WordTables(*(state[name] for name in WordTables._fields))
-    if config.backbone is None:
-        model = cls(config, vocabulary, tables)
-    else:
-        from ecore.backbone import restore  # it needs transformers
-
-        model = restore(config, vocabulary, tables, folder)
+    model = _bare(from_dict(ModelConfig, config["model"]), vocabulary, tables, folder)
     load_weights(model, path)
-    return model
+    return model.to(device).eval()
+
+
+def build(config: ModelConfig, data: PreparedData, run: Path) -> ECore:
+    """Make the model of a run: with fresh weights or, where the run has a checkpoint, with weights still to be loaded.
+
+    A backbone comes from where ``config`` says; that of a run with a checkpoint from what the run keeps of it.
+
+    Raises:
+        InputError: the backbone cannot be used.
+    """
+    if config.backbone is None:
+        return ECore(config, data.vocabulary, data.tables, data.embeddings)
+    if (run / CHECKPOINTS).exists():
+        return _bare(config, data.vocabulary, data.tables, run)
+    return backbone.build(config, data.vocabulary, data.tables, config.backbone, weights=True)
+
+
+def _bare(config: ModelConfig, vocabulary: Vocabulary, tables: WordTables, folder: Path) -> ECore:
+    """Make a model whose weights are still to be loaded, with the backbone that ``folder`` keeps."""
+    if config.backbone is None:
+        return ECore(config, vocabulary, tables)
+    return backbone.restore(config, vocabulary, tables, folder)

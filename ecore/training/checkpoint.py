@@ -24,7 +24,8 @@ from torch.optim import Optimizer
 from ecore.errors import InputError
 from ecore.files import atomic_path, write_json
 from ecore.model import ECore
-from ecore.model.pretrained import CHECKPOINTS, load_weights, save_weights, weights_file
+from ecore.model.pretrained import CHECKPOINTS, weights_file
+from ecore.model.weights import load_weights, save_weights
 
 _ADAM = ("exp_avg", "exp_avg_sq", "step")
 

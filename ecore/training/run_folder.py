@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from ecore.config import ModelConfig, TrainingConfig, from_dict, to_dict
-from ecore.data.batches import PreparedData
+from ecore.data.prepared import PreparedData
 from ecore.data.vocabulary import Vocabulary
 from ecore.errors import InputError
 from ecore.files import write_json
 from ecore.model.pretrained import CHECKPOINTS, CONFIG, FORMAT, VOCABULARY, read_config, weights_file
 from ecore.training.checkpoint import stray_files
-from ecore.training.metrics_log import read_metrics
+from ecore.training.journal import read_metrics
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def noam(step: int, dim: int, warmup: int, factor: float = 1.0) -> float:
 def set_rate(optimizer: Optimizer, rate: float) -> None:
     """Let the next step learn at ``rate``.
 
-    A rate that lies in a tensor (:class:`ecore.training.captured.CapturedStep`) is overwritten there.
+    A rate that lies in a tensor (:class:`ecore.training.cuda_graphs.CapturedStep`) is overwritten there.
     """
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):

@@ -17,17 +17,18 @@ import torch
 from torch import Tensor
 
 from ecore.config import ModelConfig, TrainingConfig
-from ecore.data.batches import Batch, PreparedData, ResidentSplit, Split, length_buckets
+from ecore.data.batches import Batch, ResidentSplit, Split, length_buckets
+from ecore.data.prepared import PreparedData
 from ecore.errors import InputError
-from ecore.model import ECore
+from ecore.model import ECore, pretrained
 from ecore.precision import LowWeights, autocast, float32_products
 from ecore.progress import BARS, tqdm
 from ecore.training import checkpoint, run_folder, validation
-from ecore.training.captured import CapturedStep, Recorder, Taken, recorder
 from ecore.training.checkpoint import Progress
+from ecore.training.cuda_graphs import CapturedStep, Recorder, Taken, recorder
 from ecore.training.distributed import Processes
 from ecore.training.interrupt import Interrupt
-from ecore.training.metrics_log import MetricsLog, read_metrics
+from ecore.training.journal import MetricsLog, read_metrics
 from ecore.training.objective import objective
 from ecore.training.run_folder import Settings
 from ecore.training.schedule import adam, noam, set_rate
@@ -108,11 +109,11 @@ def train(
     if settings.training.compile and processes.count > 1:
         raise InputError(f"--compile: expected one process, these are {processes.count}")
     torch.manual_seed(settings.training.seed)
-    model = _model(settings.model, data, run).to(device)
+    model = pretrained.build(settings.model, data, run).to(device)
     if not resume and processes.first:  # only now: settings that make no model should leave no folder
         run_folder.start(run, data, settings)
     if processes.first:
-        model.save_parts(run)
+        pretrained.save_parts(model, run)
     processes.wait()
     trainer = Trainer(run, data, model, settings, device, progress and processes.first, processes, captures)
     try:
@@ -121,14 +122,6 @@ def train(
         return asdict(trainer.run())
     finally:
         trainer.close()
-
-
-def _model(config: ModelConfig, data: PreparedData, run: Path) -> ECore:
-    if config.backbone is None:
-        return ECore(config, data.vocabulary, data.tables, data.embeddings)
-    from ecore.backbone import build  # it needs transformers
-
-    return build(config, data, run)
 
 
 class Trainer:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ecore.data.batches import Split
-from ecore.evaluation.metrics import perplexity
+from ecore.metrics import perplexity
 from ecore.model import ECore
 
 

@@ -111,7 +111,7 @@ def test_every_setting_is_a_flag_with_help_and_default():
 def test_the_package_offers_the_model():
     import ecore
     from ecore import ECore
-    from ecore.model import ECore as same
+    from ecore.pipeline import ECore as same
 
     assert ECore is same
     with pytest.raises(AttributeError, match="nothing"):

@@ -14,7 +14,7 @@ from ecore.data.prepare import prepare
 from ecore.demo import sample_corpus
 from ecore.errors import InputError
 from ecore.packages import needed
-from ecore.training.metrics_log import read_metrics
+from ecore.training.journal import read_metrics
 
 ROOT = Path(__file__).parents[2]
 OPTIONAL = (

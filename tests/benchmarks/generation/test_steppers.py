@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from benchmarks.generation import steppers
 from benchmarks.generation.runner import Contexts
 from ecore.data.batches import Batch
-from ecore.generation import Decoding, generate
+from ecore.generation.decoding import Decoding
+from ecore.generation.search import generate
 from ecore.model import ECore
 from ecore.model import decoder as decoder_module
 

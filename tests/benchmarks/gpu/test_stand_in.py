@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.gpu import stand_in
 from benchmarks.gpu.stages import Plan
-from ecore.data.batches import PreparedData
+from ecore.data.prepared import PreparedData
 
 
 @pytest.fixture

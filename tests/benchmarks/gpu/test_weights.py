@@ -8,11 +8,11 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.gpu import weights
 from ecore.config import ModelConfig, TrainingConfig
-from ecore.data.batches import PreparedData
 from ecore.data.prepare import prepare
+from ecore.data.prepared import PreparedData
 from ecore.demo import sample_corpus
 from ecore.evaluation.report import evaluate_run
-from ecore.model import ECore
+from ecore.model import pretrained
 from ecore.model.pretrained import weights_file
 from ecore.training.trainer import train
 
@@ -41,7 +41,7 @@ def test_parts_are_safetensors_of_about_the_same_size(run, parts):
     names = [name for tensors in found for name in tensors]
     original = load_file(weights_file(run, "best"))
     assert sorted(names) == sorted(original)
-    parameters = dict(ECore.from_pretrained(run).named_parameters())
+    parameters = dict(pretrained.load(run).named_parameters())
     for tensors in found:
         for name, value in tensors.items():
             expected = torch.bfloat16 if name in parameters else original[name].dtype
@@ -57,7 +57,7 @@ def test_joined_parts_are_the_run(run, parts, tmp_path, capsys):
     joined = tmp_path / "joined"
     assert weights.main(["join", str(tmp_path), "--out", str(joined)]) == 0
     assert f"ecore evaluate {joined}" in capsys.readouterr().out
-    mine, theirs = ECore.from_pretrained(joined).state_dict(), ECore.from_pretrained(run).state_dict()
+    mine, theirs = pretrained.load(joined).state_dict(), pretrained.load(run).state_dict()
     assert mine.keys() == theirs.keys()
     for name, value in theirs.items():
         assert mine[name].dtype == value.dtype

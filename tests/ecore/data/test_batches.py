@@ -6,8 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ecore.data.batches import Batch, PreparedData, ResidentSplit, Widths, context_batch, length_buckets
+from ecore.data.batches import Batch, ResidentSplit, Widths, context_batch, length_buckets
 from ecore.data.prepare import prepare
+from ecore.data.prepared import PreparedData
 from ecore.data.text import tokenize
 from ecore.data.vocabulary import CLS, EOS, PAD
 from ecore.errors import InputError

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from ecore.data.batches import WordTables
 from ecore.data.concepts import MOST_CONCEPTS, related_words, select_related
 from ecore.data.vocabulary import PAD, SPECIAL_WORDS, UNK
+from ecore.data.word_tables import WordTables
 from ecore.errors import InputError
 
 WORDS = (*SPECIAL_WORDS, "dog", "happy", "animal", "beast", "the", "sad", "pet", "of")

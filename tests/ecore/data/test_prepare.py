@@ -4,9 +4,10 @@ import time
 import numpy as np
 import pytest
 
-from ecore.data import prepare as module
-from ecore.data.batches import PreparedData
+from ecore.data import prepared
 from ecore.data.prepare import prepare
+from ecore.data.prepared import PreparedData
+from ecore.data.statistics import describe
 from ecore.data.vocabulary import SPECIAL_WORDS, Vocabulary
 from ecore.errors import InputError
 
@@ -61,7 +62,8 @@ def test_meta_is_written_and_counts(jsonl_folder, tmp_path, glove, relations, ca
     assert meta["splits"]["train"]["related_words"] == 0.5
     assert meta["glove"] == ["glove.txt", "glove.txt"]
     assert 0 < meta["glove_coverage"]["types"] < meta["glove_coverage"]["tokens"] < 1
-    printed = capsys.readouterr().out
+    assert not capsys.readouterr().out
+    printed = describe(meta)
     assert "vocabulary (literature)" in printed
     assert "matched to 0.15" in printed
 
@@ -146,7 +148,7 @@ def test_interrupted_it_leaves_nothing(error, jsonl_folder, tmp_path, monkeypatc
         assert list(folder.iterdir())
         raise error
 
-    monkeypatch.setattr(module, "fingerprint", interrupted)
+    monkeypatch.setattr(prepared, "fingerprint", interrupted)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(error):
         run(jsonl_folder, tmp_path / "deep" / "out")
@@ -171,24 +173,24 @@ def test_bad_options(options, match, jsonl_folder, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_skipped_lines_are_counted_and_told(jsonl_folder, tmp_path, capsys):
+def test_skipped_lines_are_counted_and_told(jsonl_folder, tmp_path):
     with open(jsonl_folder / "train.jsonl", "a") as file:
         file.write("{torn")
     with pytest.raises(InputError, match=r"train\.jsonl:5: not valid JSON"):
         run(jsonl_folder, tmp_path / "out")
     meta = run(jsonl_folder, tmp_path / "out", skip_bad=True)
     assert meta["skipped_lines"]["train.jsonl"] == 1
-    assert "bad lines skipped: 1" in capsys.readouterr().out
+    assert "bad lines skipped: 1" in describe(meta)
 
 
-def test_long_contexts_lose_their_oldest_words(jsonl_folder, tmp_path, capsys):
+def test_long_contexts_lose_their_oldest_words(jsonl_folder, tmp_path):
     turns = [" ".join(f"w{i}" for i in range(400)), "mid " * 100, "last " * 100, "fine"]
     utterances = [{"speaker": ("speaker", "listener")[i % 2], "text": t} for i, t in enumerate(turns)]
     record = {"conv_id": "long", "emotion": "sad", "situation": "", "utterances": utterances}
     (jsonl_folder / "test.jsonl").write_text(json.dumps(record))
     meta = run(jsonl_folder, tmp_path / "out")
     assert meta["splits"]["test"]["truncated_contexts"] == 1
-    assert "cut to their last 512 words: 1" in capsys.readouterr().out
+    assert "cut to their last 512 words: 1" in describe(meta)
     data = PreparedData.load(tmp_path / "out")
     batch = data.test.batch([0, 1])
     assert batch.lengths.tolist() == [401, 513]

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from ecore.config import ModelConfig
-from ecore.data.batches import PreparedData
 from ecore.data.prepare import prepare
+from ecore.data.prepared import PreparedData
 from ecore.data.text import detokenize, tokenize
 from ecore.demo import sample_corpus
 from ecore.errors import InputError
@@ -22,7 +22,8 @@ from ecore.evaluation.predictions import (
     write_predictions,
 )
 from ecore.evaluation.report import format_file
-from ecore.generation import Decoding, generate
+from ecore.generation.decoding import Decoding
+from ecore.generation.search import generate
 from ecore.model import ECore
 
 KEYS = {

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from ecore.data.batches import PreparedData
+from ecore.data.prepared import PreparedData
 from ecore.data.vocabulary import Vocabulary
 from ecore.errors import InputError
 from ecore.evaluation import report
@@ -19,7 +19,7 @@ from ecore.evaluation.predictions import evaluate_file
 from ecore.evaluation.report import evaluate_run, format_run, run_metrics
 from ecore.evaluation.yardsticks import yardsticks
 from ecore.files import read_json, write_json
-from ecore.model import ECore
+from ecore.model import ECore, pretrained
 from ecore.precision import float32_products
 
 from .test_predictions import tiny_model
@@ -28,7 +28,7 @@ from .test_predictions import tiny_model
 @pytest.fixture
 def run(prepared: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "run"
-    tiny_model(PreparedData.load(prepared), "hard").save_pretrained(folder)
+    pretrained.save(tiny_model(PreparedData.load(prepared), "hard"), folder)
     config = read_json(folder / "config.json")
     write_json(folder / "config.json", {**config, "data": {**config["data"], "folder": str(prepared)}})
     return folder

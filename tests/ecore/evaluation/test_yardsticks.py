@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from ecore.data.batches import Batch, PreparedData
+from ecore.data.batches import Batch
+from ecore.data.prepared import PreparedData
 from ecore.data.vocabulary import BOS, CLS, EOS, PAD, SPECIAL_WORDS, Vocabulary
 from ecore.evaluation import yardsticks
 from ecore.evaluation.yardsticks import naive_bayes, ngram_probabilities

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from ecore.config import ModelConfig
-from ecore.data.batches import CLS_STATE, LISTENER, SPEAKER, Batch, WordTables
+from ecore.data.batches import CLS_STATE, LISTENER, SPEAKER, Batch
 from ecore.data.vocabulary import CLS, EOS, SPECIAL_WORDS, Vocabulary
+from ecore.data.word_tables import WordTables
 from ecore.model import ECore
 
 EMOTIONS = ("afraid", "angry", "content", "furious", "joyful", "proud", "sad", "terrified")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ecore import pipeline
+
 both_strategies = pytest.mark.parametrize("strategy", ["soft", "hard"])
 GRAPH = ("graph.", "perceptron.")
 
@@ -125,5 +127,5 @@ def test_the_plain_transformer_knows_no_emotions(make):
     assert all(p.grad is not None for p in model.parameters())
     other = batch._replace(emotion=(batch.emotion + 1) % 8)
     assert torch.equal(model.loss(other).total, losses.total)
-    reply = model.respond(["word1 word2"])
+    reply = pipeline.ECore(model).respond(["word1 word2"])
     assert reply.emotions == reply.relevant == []

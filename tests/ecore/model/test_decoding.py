@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ecore import pipeline
 from ecore.data.vocabulary import BOS
 from ecore.errors import InputError
-from ecore.model import Reply
+from ecore.pipeline import Reply
 
 SETTINGS = [
     {},
@@ -95,9 +96,9 @@ def test_no_room_left(make):
 
 def test_respond(make):
     model = make.model(strategy="hard")
-    reply = model.respond(["word1 word2 sad", "word3", "word4"], max_length=6)
+    reply = pipeline.ECore(model).respond(["word1 word2 sad", "word3", "word4"], max_length=6)
     assert isinstance(reply, Reply)
-    assert reply == model.respond(["word1 word2 sad", "word3", "word4"], max_length=6)
+    assert reply == pipeline.ECore(model).respond(["word1 word2 sad", "word3", "word4"], max_length=6)
     assert 1 <= len(reply.split()) <= 6
     names, probabilities = zip(*reply.emotions, strict=True)
     assert sorted(names) == sorted(model.vocabulary.emotions)
@@ -106,11 +107,14 @@ def test_respond(make):
     assert 1 <= len(reply.relevant) <= 5
     # Dropout is off while it answers, and on again afterwards.
     model.train()
-    assert model.respond(["word1 word2 sad", "word3", "word4"], max_length=6).emotions == reply.emotions
+    assert (
+        pipeline.ECore(model).respond(["word1 word2 sad", "word3", "word4"], max_length=6).emotions
+        == reply.emotions
+    )
     assert model.training
 
 
 @pytest.mark.parametrize("turns", [[], "word1", ["word1", "  "]])
 def test_respond_refuses(make, turns):
     with pytest.raises(InputError, match="respond: "):
-        make.model().respond(turns)
+        pipeline.ECore(make.model()).respond(turns)

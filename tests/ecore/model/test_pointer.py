@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from ecore.config import ModelConfig, from_dict, to_dict
 from ecore.data.vocabulary import BOS, CLS, EOS, PAD, UNK
 from ecore.errors import InputError
-from ecore.generation import Decoding, generate
+from ecore.generation.cuda_graph import StaticCache
+from ecore.generation.decoding import Decoding
+from ecore.generation.search import generate
 from ecore.model import losses
 from ecore.model.losses import vocabulary_losses
 from ecore.model.pointer import Copyable, Copying, mixed
-from ecore.model.step_graph import StaticCache
 from ecore.model.transformer import mean_scores
 
 # Contexts with a word twice, unknown words and padding; and one without anything to copy.

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from ecore.config import ModelConfig
 from ecore.data.vocabulary import Vocabulary
 from ecore.errors import InputError
-from ecore.model import ECore
+from ecore.model import ECore, pretrained
 
 
 @pytest.mark.parametrize(
@@ -23,9 +23,9 @@ from ecore.model import ECore
 @torch.no_grad()
 def test_round_trip(make, tmp_path, settings):
     model, batch = make.model(**settings), make.batch()
-    model.save_pretrained(tmp_path / "model")
+    pretrained.save(model, tmp_path / "model")
     for which in ("best", "last"):
-        loaded = ECore.from_pretrained(str(tmp_path / "model"), which)
+        loaded = pretrained.load(tmp_path / "model", which)
         assert loaded.config == model.config
         assert loaded.vocabulary.words == model.vocabulary.words
         assert not loaded.training
@@ -40,20 +40,20 @@ def test_tied_weights(make, tmp_path):
     assert make.model().output.weight is not make.model().embedding.word.weight
     tied = sum(p.numel() for p in model.parameters())
     assert tied == sum(p.numel() for p in make.model().parameters()) - model.output.weight.numel()
-    model.save_pretrained(tmp_path)
-    loaded = ECore.from_pretrained(tmp_path)
+    pretrained.save(model, tmp_path)
+    loaded = pretrained.load(tmp_path)
     assert loaded.output.weight is loaded.embedding.word.weight
     size = model.output.weight.numel() * 4
     (weights,) = tmp_path.glob("*.safetensors")
-    make.model().save_pretrained(tmp_path / "untied")
+    pretrained.save(make.model(), tmp_path / "untied")
     (untied,) = (tmp_path / "untied").glob("*.safetensors")
     assert untied.stat().st_size - weights.stat().st_size >= size
 
 
 def test_the_folder_travels(make, tmp_path):
-    make.model().save_pretrained(tmp_path / "here")
+    pretrained.save(make.model(), tmp_path / "here")
     shutil.move(tmp_path / "here", tmp_path / "there")
-    ECore.from_pretrained(tmp_path / "there")
+    pretrained.load(tmp_path / "there")
 
 
 def edit(path, change):
@@ -131,25 +131,25 @@ DAMAGES = {
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_is_told_in_one_line(make, tmp_path, damage):
     folder = tmp_path / "model"
-    make.model().save_pretrained(folder)
+    pretrained.save(make.model(), folder)
     break_it, message = DAMAGES[damage]
     break_it(folder)
     with pytest.raises(InputError, match=message) as caught:
-        ECore.from_pretrained(folder)
+        pretrained.load(folder)
     assert "\n" not in str(caught.value)
 
 
 def test_a_file_of_something_else(make, tmp_path):
-    make.model().save_pretrained(tmp_path)
+    pretrained.save(make.model(), tmp_path)
     save_file({"x": torch.zeros(3)}, tmp_path / "checkpoint-final.safetensors")
     with pytest.raises(InputError, match="does not hold an E-CORE model"):
-        ECore.from_pretrained(tmp_path)
+        pretrained.load(tmp_path)
 
 
 def test_unknown_checkpoint(make, tmp_path):
-    make.model().save_pretrained(tmp_path)
+    pretrained.save(make.model(), tmp_path)
     with pytest.raises(InputError, match="expected best or last, got 'first'"):
-        ECore.from_pretrained(tmp_path, "first")
+        pretrained.load(tmp_path, "first")
 
 
 # Word vectors -----------------------------------------------------------------------------------------------

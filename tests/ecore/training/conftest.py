@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from ecore.config import ModelConfig, TrainingConfig
-from ecore.data.batches import PreparedData
 from ecore.data.prepare import prepare
-from ecore.training.metrics_log import read_metrics
+from ecore.data.prepared import PreparedData
+from ecore.training.journal import read_metrics
 
 FEELINGS = {
     "afraid": ("a terrible noise scared me", "that sounds frightening"),

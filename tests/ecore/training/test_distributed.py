@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 from ecore.model.pretrained import weights_file
-from ecore.training.metrics_log import read_metrics
+from ecore.training.journal import read_metrics
 
 ROOT = Path(__file__).parents[3]
 # Batches of 5 of 48 samples: shares of 3 and 2, and a last batch of 3.

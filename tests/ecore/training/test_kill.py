@@ -18,10 +18,10 @@ import torch
 
 torch.set_num_threads(1)
 from ecore.config import ModelConfig, TrainingConfig
-from ecore.data.batches import PreparedData
+from ecore.data.prepared import PreparedData
 from ecore.model import pretrained
 from ecore.training import checkpoint
-from ecore.training.metrics_log import read_metrics
+from ecore.training.journal import read_metrics
 from ecore.training.trainer import train
 
 folder, prepared = Path(sys.argv[1]), sys.argv[2]

@@ -13,21 +13,21 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.tensorboard import SummaryWriter
 
 from ecore.config import TrainingConfig
-from ecore.data.batches import PreparedData
 from ecore.data.prepare import prepare
+from ecore.data.prepared import PreparedData
 from ecore.errors import InputError
 from ecore.files import read_json
-from ecore.model import ECore
+from ecore.model import ECore, pretrained
 from ecore.precision import float32_products
 from ecore.training import trainer
 from ecore.training.interrupt import Interrupt
-from ecore.training.metrics_log import read_metrics
+from ecore.training.journal import read_metrics
 from ecore.training.run_folder import summarize
 from ecore.training.trainer import NotFinite, Trainer, train
 
 
 def weights(run):
-    return ECore.from_pretrained(run, "last").state_dict()
+    return pretrained.load(run, "last").state_dict()
 
 
 def same(a, b):
@@ -105,7 +105,7 @@ def test_run_folder(reference):
 
 
 def test_validation_is_what_the_model_scores(reference, data):
-    model = ECore.from_pretrained(reference, "last")
+    model = pretrained.load(reference, "last")
     with torch.no_grad():
         scores = model.score(data.valid.batch(range(len(data.valid))))
     line = read_metrics(reference)[-1]
@@ -284,7 +284,7 @@ def test_early_stopping_and_the_best(quiet_train, settings, monkeypatch, tmp_pat
     assert (summary["step"], summary["best_step"], summary["best_ppl_per_sample"]) == (8, 4, 8.0)
     pointers = read_json(tmp_path / "run/checkpoints.json")
     assert pointers == {"best": "checkpoint-000004", "last": "checkpoint-000008"}
-    assert not same(weights(tmp_path / "run"), ECore.from_pretrained(tmp_path / "run").state_dict())
+    assert not same(weights(tmp_path / "run"), pretrained.load(tmp_path / "run").state_dict())
     assert quiet_train(tmp_path / "run", resume=True)["step"] == 8
 
 

@@ -1,0 +1,157 @@
+"""A decoder step as a CUDA graph: one launch instead of some hundred."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from ecore.data.vocabulary import PAD
+from ecore.model.decoder import DecoderCache
+from ecore.model.ecore import ECore
+from ecore.model.pointer import Copyable
+
+_KEPT = 8
+"""Graphs kept for each model, the latest ones: each holds a cache and logits."""
+_ROOM, _CONTEXT = 8, 64
+"""Room for words and the contexts' length are rounded up to these, so that a graph serves many calls."""
+
+
+class StaticCache(DecoderCache):
+    """A cache whose tensors stay where they are and whose length is known on the device too.
+
+    Steps attend to all of its room, masked. It is for steps after the first. Contexts may branch, as many ways as
+    before; :meth:`select` would move tensors.
+    """
+
+    def __init__(self, cache: DecoderCache) -> None:
+        room, context = _rounded(cache)
+        memory = cache.memory.new_zeros(*cache.memory.shape[:4], context, cache.memory.shape[5])
+        mask = memory.new_zeros(cache.contexts, memory.shape[3], 1, context)
+        weights = [
+            w._replace(query_key_value=tuple(map(torch.empty_like, w.query_key_value))) for w in cache.weights
+        ]
+        guidance = None if cache.guidance is None else torch.empty_like(cache.guidance)
+        copyable = cache.copyable
+        if copyable is not None:
+            ids = copyable.words.new_zeros(cache.contexts, context)
+            copyable = Copyable(ids, ids.clone())
+        super().__init__(memory, mask, guidance, weights, room, copyable)
+        self.width = cache.width
+        self.words = memory.new_zeros(*cache.words.shape[:4], room, memory.shape[5])
+        self._places = torch.arange(room, device=memory.device)
+        self._position = self._places[:1].clone()
+        self._unseen = memory.new_zeros(room)
+        self.load(cache)
+
+    def load(self, cache: DecoderCache) -> None:
+        """Become ``cache``, of contexts and room that round to the same."""
+        filled, context = cache.length, cache.memory.shape[4]
+        # What is masked is set to 0 too: 0 times what an earlier call left there might be NaN.
+        self.words[..., filled:, :] = 0.0
+        self.words[..., :filled, :] = cache.words[..., :filled, :]
+        self.memory[..., context:, :] = 0.0
+        self.memory[..., :context, :] = cache.memory
+        self.mask.fill_(-torch.inf)
+        self.mask[..., :context] = 0.0 if cache.mask is None else cache.mask
+        if self.guidance is not None:
+            self.guidance.copy_(cache.guidance)
+        if self.copyable is not None:
+            for mine, given, rest in zip(self.copyable, cache.copyable, (PAD, 0), strict=True):
+                mine[:, context:] = rest
+                mine[:, :context] = given
+        for mine, given in zip(self.weights, cache.weights, strict=True):
+            for target, source in zip(mine.query_key_value, given.query_key_value, strict=True):
+                target.copy_(source)
+        self.length = filled
+        self._position.fill_(filled)
+        self._unseen.fill_(-torch.inf)
+        self._unseen[: filled + 1] = 0.0
+
+    @property
+    def position(self) -> Tensor:
+        """Index of the word that the next step reads, int64 [1]."""
+        return self._position
+
+    def append(self, block: int, keys_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        self.words[block].index_copy_(3, self._position, keys_values.unsqueeze(3))
+        keys, values = self.words[block].unbind(0)
+        return keys, values, self._unseen.view(1, 1, 1, -1)
+
+    def advance(self) -> None:
+        self.length += 1
+        self._position += 1
+        self._unseen.masked_fill_(self._places == self._position, 0.0)
+
+
+class StepGraph:
+    """``model.step`` on a :class:`StaticCache`, captured.
+
+    Attributes:
+        cache: where a call reads and writes.
+    """
+
+    def __init__(self, model: ECore, cache: DecoderCache) -> None:
+        self.cache = StaticCache(cache)
+        self._words = torch.zeros(cache.words.shape[2], dtype=torch.int64, device=cache.words.device)
+        with torch.cuda.device(cache.words.device):
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):  # warm up, so that no library sets itself up during the capture
+                for _ in range(3):
+                    model.step(self._words, self.cache)
+                    self.cache.load(cache)
+            torch.cuda.current_stream().wait_stream(stream)
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph):
+                self._logits = model.step(self._words, self.cache)
+        self.cache.load(cache)
+
+    def __call__(self, words: Tensor) -> Tensor:
+        """Logits [B, V] of the next word after ``words`` [B]; the next call overwrites them."""
+        self._words.copy_(words)
+        self._graph.replay()
+        self.cache.length += 1
+        return self._logits
+
+
+_graphs: WeakKeyDictionary[ECore, OrderedDict[object, StepGraph | None]] = WeakKeyDictionary()
+
+
+def step_graph(model: ECore, cache: DecoderCache) -> StepGraph | None:
+    """The graph of a step on ``cache``, which is copied into the graph's own; None where to go on without.
+
+    A capture takes as long as some ten steps, so a shape has to come twice before it gets one. Under autocast
+    there is none: its copies of the weights would not outlive the capture.
+    """
+    if not isinstance(cache, DecoderCache):  # a pre-trained backbone's
+        return None
+    if torch.is_autocast_enabled(cache.words.device.type):
+        return None
+    parts = [
+        part for part in (model.embedding, model.decoder, model.output, model.pointer) if part is not None
+    ]
+    # A graph reads the weights where they lay when it was captured.
+    places = tuple(x.data_ptr() for part in parts for x in (*part.parameters(), *part.buffers()))
+    key = (cache.contexts, cache.width, *_rounded(cache), cache.words.dtype, places)
+    graphs = _graphs.setdefault(model, OrderedDict())
+    if key not in graphs:
+        graphs[key] = None
+        graph = None
+    elif graphs[key] is None:
+        graph = graphs[key] = StepGraph(model, cache)
+    else:
+        graph = graphs[key]
+        graph.cache.load(cache)
+    graphs.move_to_end(key)
+    while len(graphs) > _KEPT:
+        graphs.popitem(last=False)
+    return graph
+
+
+def _rounded(cache: DecoderCache) -> tuple[int, int]:
+    """Room for words and length of the contexts, rounded up."""
+    room, context = cache.words.shape[4], cache.memory.shape[4]
+    return -(-room // _ROOM) * _ROOM, -(-context // _CONTEXT) * _CONTEXT

@@ -1,0 +1,46 @@
+"""How answers are decoded, as settings; light, for the command line."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ecore.config import setting
+from ecore.errors import InputError
+
+METHODS = ("greedy", "beam", "sample")
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How answers are decoded.
+
+    Raises:
+        InputError: a value out of range, or ``top_k``, ``top_p`` or ``temperature`` where nothing is sampled.
+    """
+
+    method: str = setting("greedy", "how words are chosen", METHODS)
+    beams: int = setting(4, "beam: hypotheses kept alive")
+    length_penalty: float = setting(1.0, "beam: power of the length that log-probabilities are divided by")
+    top_k: int = setting(0, "sample: only among the k likeliest words (0: all)")
+    top_p: float = setting(1.0, "sample: only among the likeliest words that together have this probability")
+    temperature: float = setting(1.0, "sample: divides the scores; under 1 is more certain")
+    max_length: int = setting(30, "words of an answer at most")
+    seed: int | None = setting(None, "sample: seed (default: from torch's own generator)")
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise InputError(f"method: expected one of {', '.join(METHODS)}, got {self.method!r}")
+        for name, least in (("beams", 1), ("max_length", 1), ("top_k", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+        if not 0.0 < self.top_p <= 1.0:
+            raise InputError(f"top_p: expected a number over 0, at most 1, got {self.top_p}")
+        if not 0.0 < self.temperature < math.inf:
+            raise InputError(f"temperature: expected a number over 0, got {self.temperature}")
+        if not math.isfinite(self.length_penalty):
+            raise InputError(f"length_penalty: expected a finite number, got {self.length_penalty}")
+        if self.method != "sample":
+            for name, unset in (("top_k", 0), ("top_p", 1.0), ("temperature", 1.0)):
+                if getattr(self, name) != unset:
+                    raise InputError(f"{name}: only for method 'sample', the method is {self.method!r}")

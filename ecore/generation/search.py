@@ -1,0 +1,194 @@
+"""Answers from a model: greedy, beam search and sampling over one cached decoder.
+
+No special word (PAD, UNK, BOS, CLS) is ever chosen, and EOS not as the first word: those options are taken
+off the scores before the softmax, so probabilities and beam scores are of the model given that rule.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ecore.data.batches import Batch
+from ecore.data.vocabulary import BOS, CLS, EOS, PAD, SPECIAL_WORDS, UNK
+from ecore.generation import cuda_graph
+from ecore.generation.decoding import Decoding
+from ecore.generation.sampling import row_numbers, sampled
+from ecore.model.ecore import ECore
+
+NEVER = [PAD, UNK, BOS, CLS]
+KEEP_ROWS = 0.75
+"""Finished rows leave the batch when less than this share is left: copying the cache costs about a step."""
+LOOK_EVERY = 8
+"""On a GPU, words between two looks at which answers are done."""
+
+
+@torch.no_grad()
+def generate(
+    model: ECore, batch: Batch, decoding: Decoding | None = None, encoding: Any = None
+) -> list[list[int]]:
+    """Answer every context of ``batch`` in at most ``decoding.max_length`` words.
+
+    Dropout in ``model.encode`` is the caller's: call ``model.eval()`` before. A sampled answer depends on its
+    own context and the seed alone, not on the rest of the batch (up to rounding in the model): the seed and
+    the context's words seed one ``torch.Generator`` per row.
+
+    Args:
+        model: has ``encode(batch)``, ``start(encoding, max_length)`` and ``step(words [B], cache)``, which
+            gives new logits [B, V]; its caches have ``select(contexts)`` and ``branch(parents)`` as
+            :class:`ecore.model.decoder.DecoderCache` has.
+        batch: B contexts; the responses in it are not read.
+        decoding: default greedy.
+        encoding: ``model.encode(batch)`` where it is at hand already.
+
+    Returns:
+        B lists of 1 to ``max_length`` word ids, none of them special.
+    """
+    decoding = decoding or Decoding()
+    encoding = model.encode(batch) if encoding is None else encoding
+    with torch.inference_mode():
+        steps = _Steps(model, model.start(encoding, decoding.max_length), batch.context.device)
+        if decoding.method == "beam":
+            return _beam_search(steps, len(batch.context), decoding)
+        if decoding.method == "greedy":
+            return _word_by_word(steps, len(batch.context), decoding, lambda scores, *_: scores.argmax(-1))
+        numbers = row_numbers(batch, decoding)
+
+        def sample(scores: Tensor, rows: Tensor, position: int) -> Tensor:
+            return sampled(scores, numbers[rows, position], decoding)
+
+        return _word_by_word(steps, len(batch.context), decoding, sample)
+
+
+class _Steps:
+    """The steps of one call of :func:`generate`: scores of the words that may come, and when to look for the end.
+
+    Attributes:
+        cache: of the responses.
+        device: where they are.
+        shrinks: whether rows may leave the batch.
+    """
+
+    def __init__(self, model: ECore, cache: Any, device: torch.device) -> None:
+        self.model, self.cache, self.device = model, cache, device
+        self.shrinks = True
+        self._graph: cuda_graph.StepGraph | None = None
+        self._never = torch.zeros(len(SPECIAL_WORDS), device=device)
+        self._never[NEVER] = -math.inf
+
+    def scores(self, words: Tensor, position: int) -> Tensor:
+        """After ``words`` [B]: [B, V] in float32 at least, minus infinity where the word may not come."""
+        if position == 1 and self.waits:
+            self._graph = cuda_graph.step_graph(self.model, self.cache)
+            if self._graph is not None:
+                self.cache, self.shrinks = self._graph.cache, False
+        logits = self.model.step(words, self.cache) if self._graph is None else self._graph(words)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits[:, : len(SPECIAL_WORDS)] += self._never if position else -math.inf
+        return logits
+
+    @property
+    def waits(self) -> bool:
+        """Whether looking at a value makes the host wait for the device."""
+        return self.device.type == "cuda"
+
+    def looks(self, position: int) -> bool:
+        """Whether to look which answers are done after the word at ``position``."""
+        return not self.waits or (position + 1) % LOOK_EVERY == 0
+
+
+def _collect(answers: list[list[int]], rows: Tensor, words: Tensor) -> None:
+    """``answers[rows[i]] = words[i]`` up to its EOS."""
+    for row, answer in zip(rows.tolist(), words.tolist(), strict=True):
+        answers[row] = answer[: [*answer, EOS].index(EOS)]
+
+
+def _word_by_word(
+    steps: _Steps, batch: int, decoding: Decoding, choose: Callable[[Tensor, Tensor, int], Tensor]
+) -> list[list[int]]:
+    """Extend every row by ``choose(scores [B, V], rows [B], position) -> words [B]`` until its EOS."""
+    rows = torch.arange(batch, device=steps.device)  # which answer each row of the cache belongs to
+    last = torch.full_like(rows, BOS)
+    words = torch.full((batch, decoding.max_length), EOS, device=steps.device)
+    answers: list[list[int]] = [[] for _ in range(batch)]
+    for position in range(decoding.max_length):
+        chosen = choose(steps.scores(last, position), rows, position)
+        last = chosen if position == 0 else torch.where(last == EOS, EOS, chosen)
+        words[:, position] = last
+        if not steps.looks(position):
+            continue
+        running = last != EOS
+        left = int(running.sum())
+        if left == 0:
+            break
+        if steps.shrinks and left < KEEP_ROWS * len(rows) and position + 1 < decoding.max_length:
+            _collect(answers, rows[~running], words[~running])
+            keep = running.nonzero().squeeze(1)
+            steps.cache.select(keep)
+            rows, words, last = rows[keep], words[keep], last[keep]
+    _collect(answers, rows, words)
+    return answers
+
+
+def _beam_search(steps: _Steps, batch: int, decoding: Decoding) -> list[list[int]]:
+    """Beam search for the highest  log P(Y) / |Y|^length_penalty.
+
+    |Y| counts the words scored: EOS too, where the answer has one; an answer cut at ``max_length`` is
+    scored as it stands. (Length normalisation as in Cho et al. 2014 and Jean et al. 2015, with the power as
+    in Wu et al. 2016, Section 7, without their constant 5.) A hypothesis that ends leaves the beam for
+    good, so one beam is greedy search. A row stops when no living hypothesis can still overtake its best
+    finished one: log P only falls, so the bound is its log P over the length that flatters it most. That
+    never changes the answer.
+    """
+    longest, power, device = decoding.max_length, decoding.length_penalty, steps.device
+    rows = torch.arange(batch, device=device)  # which answer each beam belongs to
+    # The hypotheses' log P [rows, width], minus infinity for a dead one, and words [rows, width, longest].
+    totals = torch.zeros(batch, 1, device=device)
+    words = torch.full((batch, 1, longest), EOS, device=device)
+    last = torch.full_like(rows, BOS)
+    best, best_words = torch.full((batch,), -math.inf, device=device), words[:, 0]
+    answers: list[list[int]] = [[] for _ in range(batch)]
+    for position in range(longest):
+        scores = steps.scores(last, position).log_softmax(-1)
+        vocabulary = scores.shape[-1]
+        scores = scores.view(len(rows), -1, vocabulary).add_(totals.unsqueeze(2)).flatten(1)
+        # Where there are fewer options than beams the surplus ones are dead: minus infinity.
+        options = min(decoding.beams, scores.shape[1])
+        totals, chosen = scores.topk(options, dim=-1)
+        if options < decoding.beams:
+            missing = (0, decoding.beams - options)
+            totals, chosen = F.pad(totals, missing, value=-math.inf), F.pad(chosen, missing)
+        parent, last = chosen // vocabulary, chosen % vocabulary
+        words = words.gather(1, parent.unsqueeze(2).expand(-1, -1, longest))
+        words[:, :, position] = last
+
+        done = (last == EOS) if position + 1 < longest else torch.ones_like(last, dtype=torch.bool)
+        ended, at = (totals / (position + 1) ** power).masked_fill(~done, -math.inf).max(1)
+        finished = words[torch.arange(len(rows), device=device), at]
+        best_words = torch.where((ended > best).unsqueeze(1), finished, best_words)
+        best = torch.maximum(best, ended)
+        totals = totals.masked_fill(done, -math.inf)
+        if position + 1 == longest:
+            break
+        steps.cache.branch(parent)
+        last = last.flatten()
+        if not steps.looks(position):
+            continue
+        flattering = max((position + 2) ** power, longest**power)
+        running = totals.max(1).values / flattering > best
+        left = int(running.sum())
+        if left == 0:
+            break
+        if steps.shrinks and left < KEEP_ROWS * len(rows):
+            _collect(answers, rows[~running], best_words[~running])
+            keep = running.nonzero().squeeze(1)
+            steps.cache.select(keep)
+            rows, totals, words, best, best_words = (x[keep] for x in (rows, totals, words, best, best_words))
+            last = words[:, :, position].flatten()
+    _collect(answers, rows, best_words)
+    return answers

@@ -1,0 +1,117 @@
+"""What a model's emotion graph makes of one dialogue: what Figures 5 and 6 draw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ecore.data.batches import MAX_CONTEXT_WORDS, context_batch
+from ecore.data.text import tokenize
+from ecore.errors import InputError
+from ecore.model.graph_network import GraphNetwork
+from ecore.paper.figures.drawing import NotDrawn
+from ecore_kernels import EmotionGraph
+
+if TYPE_CHECKING:
+    from ecore.model.ecore import ECore
+
+Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a model's graph makes of one dialogue; M words with ``[CLS]``, P emotions.
+
+    Attributes:
+        words: M, ``[CLS]`` first, as written in the (lower case, tokenized) dialogue.
+        turns: M, each word's turn, counted from 0; -1 for ``[CLS]``.
+        emotions: P names.
+        word_edges: [M, P], E^{w-e} as Eq. 8 sums it: what each word receives from each emotion, summed over
+            resolutions; 0 for ``[CLS]`` with ``graph_norm``.
+        emotion_edges: [P, P], E^{e-e} as Eq. 8 aggregates by it (``Perceptron.aggregation``): row i receives from
+            column j.
+        before: [P], the sum of ``word_edges`` over words.
+        after: [P], h^g = ``emotion_edges`` ``before`` (Eq. 8).
+        perceived_before: [P], Softmax(h^m) were ``before`` in h^g's place in Eq. 9.
+        perceived: [P], Softmax(h^m) (Eq. 10).
+        emotion: the true emotion, where it is known.
+    """
+
+    words: tuple[str, ...]
+    turns: tuple[int, ...]
+    emotions: tuple[str, ...]
+    word_edges: Array
+    emotion_edges: Array
+    before: Array
+    after: Array
+    perceived_before: Array
+    perceived: Array
+    emotion: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists and names, as JSON has them."""
+        return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in vars(self).items()}
+
+    @property
+    def heading(self) -> str:
+        """The perceived emotion and, where it is known, the true one."""
+        best = int(self.perceived.argmax())
+        told = f"perceived: {self.emotions[best]} ({100 * self.perceived[best]:.0f} %)"
+        return told if self.emotion is None else f"{told}   true: {self.emotion}"
+
+
+@torch.no_grad()
+def trace(model: ECore, turns: Sequence[str], emotion: str | None = None) -> Trace:
+    """Read the graph's edges after the first pass over one dialogue, the speaker's turn first.
+
+    Raises:
+        InputError: no turn, or a turn without words.
+        NotDrawn: a model without the emotion graph.
+    """
+    if model.config.backbone:
+        raise NotDrawn("the run has a pre-trained backbone, whose subwords this figure does not draw")
+    tokens = [tokenize(turn) for turn in turns]
+    if not tokens or not all(tokens):
+        raise InputError("dialogue: expected at least one turn, and words in each")
+    if not isinstance(model.graph, GraphNetwork):
+        raise NotDrawn("the run has no emotion graph (--ablate graph or --strategy none)")
+    model.eval()
+    batch = context_batch([list(turns)], model.vocabulary, model.tables).to(model.device)
+    encoding = model.encode(batch)
+
+    graph = EmotionGraph.from_intensity(
+        model.intensity[batch.context],
+        batch.lengths,
+        model.config.thresholds,
+        model.correlation().softmax(-1),
+    )
+    embedded = model.embedding(batch.context, batch.state)
+    emotions = model.embedding.look_up(model.emotion_words)[0]
+    first = model.graph.perceive(embedded, emotions, graph, per_word=True)
+    edges = first.word_to_emotion
+    before = edges.sum(1)
+
+    words = batch.context.shape[1]
+    mean = encoding.memory[:, :words].mean(1)
+    # Emotions that hear nobody else: their aggregate is what they were before.
+    alone = torch.zeros_like(first.emotion_to_emotion)
+    unaided = model.perceptron(before, alone, mean).main
+    emotion_edges = model.perceptron.aggregation(first.emotion_to_emotion)[0]
+    flat = [(word, i) for i, turn in enumerate(tokens) for word in turn][-MAX_CONTEXT_WORDS:]
+    return Trace(
+        words=("[CLS]", *(word for word, _ in flat)),
+        turns=(-1, *(turn for _, turn in flat)),
+        emotions=model.vocabulary.emotions,
+        word_edges=edges[0].cpu().numpy(),
+        emotion_edges=emotion_edges.cpu().numpy(),
+        before=before[0].cpu().numpy(),
+        after=encoding.perception[0].cpu().numpy(),
+        perceived_before=unaided[0].softmax(-1).cpu().numpy(),
+        perceived=encoding.main[0].softmax(-1).cpu().numpy(),
+        emotion=emotion,
+    )

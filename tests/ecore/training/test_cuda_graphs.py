@@ -1,0 +1,624 @@
+"""Captured steps: the same losses and weights as one launch at a time, from graphs that repeat what was recorded.
+
+On a CPU a stand-in does what a graph does: it writes a step's operations down without their effects, and repeats them
+on the same tensors, without the Python between them.
+"""
+
+import contextlib
+import os
+import signal
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ecore.config import TrainingConfig
+from ecore.data.batches import Batch, ResidentSplit, Widths
+from ecore.data.vocabulary import PAD
+from ecore.errors import InputError
+from ecore.files import read_json, write_json
+from ecore.model import ECore, pretrained
+from ecore.training import cuda_graphs, trainer
+from ecore.training.cuda_graphs import CapturedStep, CaptureFailed, CudaGraphs, Taken, recorder, widened
+from ecore.training.journal import read_metrics
+from ecore.training.schedule import adam, noam, set_rate
+from ecore.training.trainer import NotFinite, Trainer, train
+from ecore_kernels import use_backend
+
+
+class Writing(TorchDispatchMode):
+    """Keeps every operation with its tensors, and what the tensors held that it overwrote."""
+
+    def __init__(self, refused=None):
+        super().__init__()
+        self.operations, self.before, self.refused = [], {}, refused
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if operation.overloadpacket is self.refused:
+            raise CaptureFailed("operation not permitted when stream is capturing")
+        for argument, value in zip(operation._schema.arguments, args, strict=False):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                for tensor in tree_leaves(value):
+                    storage = tensor.untyped_storage()
+                    self.before.setdefault(storage.data_ptr(), (storage, storage.clone()))
+        result = operation(*args, **kwargs)
+        self.operations.append((operation, args, kwargs, result))
+        return result
+
+
+class Repeater:
+    """The stand-in for CUDA graphs; recording number ``failing`` fails where the optimiser is about to begin."""
+
+    def __init__(self, failing=None):
+        self.recorded = self.replayed = self.asked = 0
+        self.failing = failing
+
+    def warm_up(self, work):
+        return work()
+
+    def record(self, work):
+        self.asked += 1
+        random = torch.get_rng_state()
+        written = Writing(torch.ops.aten._fused_adam_ if self.asked == self.failing else None)
+        try:
+            with written:
+                taken = work()
+        finally:
+            torch.set_rng_state(random)
+            for storage, content in written.before.values():
+                storage.copy_(content)
+        self.recorded += 1
+
+        @torch.no_grad()
+        def replay():
+            for operation, args, kwargs, result in written.operations:
+                again = operation(*args, **kwargs)
+                for kept, new in zip(tree_leaves(result), tree_leaves(again), strict=True):
+                    if isinstance(kept, torch.Tensor) and kept.data_ptr() != new.data_ptr():
+                        kept.copy_(new)
+            self.replayed += 1
+            return taken
+
+        return replay
+
+
+class Again:
+    """No recording at all: the same steps, one by one."""
+
+    def warm_up(self, work):
+        return work()
+
+    def record(self, work):
+        return work
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    """Several shapes in a corpus of short texts."""
+    monkeypatch.setattr(cuda_graphs, "LEAST_WIDTH", 8)
+    monkeypatch.setattr(cuda_graphs, "LEAST_TOKENS", 16)
+
+
+@pytest.fixture
+def graphs(settings):
+    return replace(settings, cuda_graphs=True)
+
+
+@pytest.fixture
+def start(data, tiny, monkeypatch):
+    """Trains in a folder, steps through the given recorder where there is one."""
+
+    def run(folder, training=None, records=None, device="cpu", **options):
+        if not options.get("resume"):
+            options = {"model_config": tiny, "training": training} | options
+        with monkeypatch.context() as patched:
+            if records is not None:
+                patched.setattr(trainer, "recorder", lambda *_, **__: records)
+            return train(folder, data, device=device, progress=False, **options)
+
+    return run
+
+
+def weights(run):
+    return pretrained.load(run, "last").state_dict()
+
+
+def assert_same(run, other, numbers):
+    assert numbers(run) == numbers(other)
+    ours, theirs = weights(run), weights(other)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def assert_close(
+    run, other, rtol=1e-4, told=("loss", "gen", "emotion_", "corr", "nll", "valid_ppl", "health")
+):
+    lines, wanted = read_metrics(run), read_metrics(other)
+    assert [line["step"] for line in lines] == [line["step"] for line in wanted]
+    for line, one in zip(lines, wanted, strict=True):
+        assert line["lr"] == one["lr"]
+        for name, value in one.items():
+            if name == "emotion" or name.startswith(told):
+                assert line[name] == pytest.approx(value, rel=rtol, abs=1e-5), (name, line["step"])
+
+
+SLOW = {"factor": 0.02}  # long steps would blow rounding up
+LOSSES = ("loss", "gen", "nll", "valid_ppl")
+
+
+def still(config):
+    return replace(config, dropout=0.0, graph_dropout=0.0)
+
+
+def resident(data, device="cpu"):
+    return ResidentSplit(data.train, device)
+
+
+# Padding to few shapes
+
+
+def test_sizes_are_widened_to_few():
+    for least in (32, 128):
+        sizes = [widened(n, least) for n in range(1, 600)]
+        assert all(
+            n <= size < max(n + least, 1.5 * n) and size % least == 0 for n, size in enumerate(sizes, 1)
+        )
+        assert sizes == sorted(sizes)
+    few = [32, 64, 96, 128, 192, 256, 384, 512, 768]
+    assert sorted({widened(n, 32) for n in range(1, 520)}) == few
+    assert widened(300, 128) == 384
+
+
+@pytest.mark.parametrize("strategy", ["soft", "hard", "none"])
+def test_padding_changes_neither_losses_nor_gradients(data, tiny, strategy):
+    model = ECore(still(replace(tiny, strategy=strategy)), data.vocabulary, data.tables, data.embeddings)
+    split, rows = resident(data), torch.tensor([0, 3, 7, 20])
+    found = []
+    for widths, tokens in ((split.widths(rows), split.tokens(rows)), (Widths(40, 33, 3), 64)):
+        batch = split.gather(rows, widths)
+        assert batch.context.shape[1] == widths.context
+        losses = model.loss(batch, True, tokens)
+        losses.total.backward()
+        found.append((losses, {name: p.grad for name, p in model.named_parameters()}))
+        model.zero_grad()
+    (plain, gradients), (padded, others) = found
+    for name in ("total", "generation", "emotion", "correlation", "nll", "tokens", "correct"):
+        torch.testing.assert_close(getattr(padded, name), getattr(plain, name))
+    for name, value in plain.health.items():
+        torch.testing.assert_close(padded.health[name], value)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(others[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_few_shapes_arise(data, tiny, start, graphs, tmp_path):
+    records = Repeater()
+    start(tmp_path / "run", replace(graphs, max_steps=20), records)
+    assert records.recorded == 1  # every text here is short
+    # Per epoch 4 whole batches and one of 8 samples, which is none of them: 16 steps, the first of them as it comes.
+    assert records.replayed == 15
+
+
+# What is recorded
+
+
+def test_a_recording_gathers_the_batch_of_the_present_samples(data):
+    """Each time all of it: nothing is left of a longer one before."""
+    split, seen = resident(data), Counter()
+
+    def step(batch: Batch, tokens: int) -> Taken:
+        seen["Python"] += 1
+        return Taken(torch.cat([part.flatten() for part in batch]), {"tokens": torch.tensor(float(tokens))})
+
+    optimizer = adam([torch.nn.Parameter(torch.zeros(1))])
+    steps = CapturedStep(split, 5, step, optimizer, Repeater())
+    random, kept = np.random.default_rng(0), []
+    for _ in range(12):
+        rows = random.choice(len(data.train), 5, replace=False)
+        sums, _ = steps(rows)
+        wanted = data.train.batch(rows)
+        shape = [32, 32, 0]
+        for name, width in zip(("context", "state", "concepts", "response"), (32, 32, 0, 32), strict=True):
+            extra = width - getattr(wanted, name).shape[1]
+            wanted = wanted._replace(
+                **{name: torch.nn.functional.pad(getattr(wanted, name), (0, extra), value=PAD)}
+            )
+        assert wanted.response.shape[1] == shape[1]
+        kept.append((sums, torch.cat([part.flatten() for part in wanted])))
+    for sums, wanted in kept:  # only now: later steps must not have overwritten them
+        assert torch.equal(sums, wanted)
+    assert seen["Python"] == 2  # as it comes, and recorded
+    assert steps.recorded == 1
+
+
+def test_the_rate_is_read_at_each_replay(data):
+    weight = torch.nn.Parameter(torch.zeros(3))
+    optimizer = adam([weight])
+
+    def step(batch, tokens):
+        (weight.sum() * batch.lengths.sum()).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return Taken(weight.detach().clone(), {})
+
+    records = Repeater()
+    steps, rows = CapturedStep(resident(data), 2, step, optimizer, records), np.array([0, 1])
+    before = 0.0
+    for rate in (0.5, 0.25, 0.125, 1.0):
+        set_rate(optimizer, rate)
+        (after, *_), _ = steps(rows)
+        assert before - after.item() == pytest.approx(rate, rel=1e-5)
+        before = after.item()
+    assert records.replayed == 3
+    assert optimizer.state[weight]["step"] == 4
+    assert optimizer.param_groups[0]["capturable"] is False
+    assert weight.grad is None
+
+
+@pytest.mark.parametrize(
+    "strategy, ablations", [("soft", ()), ("hard", ()), ("none", ()), ("soft", ("graph",))]
+)
+def test_a_step_asks_nothing_of_the_host(data, tiny, monkeypatch, strategy, ablations):
+    """Tensors without content: whatever looks at one, or mixes it with the host's, raises."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)  # it knows no such device
+    config = replace(tiny, strategy=strategy, ablations=ablations)
+    model = ECore(config, data.vocabulary, data.tables, data.embeddings).to("meta").train()
+    split = resident(data, "meta")
+    with use_backend("reference"):
+        batch = split.gather(torch.zeros(4, dtype=torch.int64, device="meta"), Widths(32, 32, split.concepts))
+        losses = model.loss(batch, True, 64)
+        losses.total.backward()
+    assert all(tensor.is_meta for tensor in tree_leaves(tuple(losses)))
+
+
+# Whole trainings
+
+
+@pytest.mark.parametrize(
+    "strategy, precision", [("soft", "float32"), ("hard", "float32"), ("soft", "bfloat16")]
+)
+def test_recordings_are_the_steps_bit_for_bit(
+    start, tiny, graphs, narrow, numbers, tmp_path, strategy, precision
+):
+    """50 steps of many shapes with dropout, whose random numbers go on as if nothing had been recorded."""
+    config = replace(graphs, max_steps=50, validate_every=20, precision=precision)
+    records = Repeater()
+    for name, one in (("recorded", records), ("again", Again())):
+        start(tmp_path / name, config, one, model_config=replace(tiny, strategy=strategy))
+    assert records.recorded == 3
+    assert records.replayed > 25
+    assert_same(tmp_path / "recorded", tmp_path / "again", numbers)
+
+
+@pytest.mark.parametrize("strategy", ["soft", "hard", "none"])
+def test_fifty_steps_are_the_plain_trainers(start, tiny, graphs, settings, narrow, tmp_path, strategy):
+    options = {"model_config": still(replace(tiny, strategy=strategy)), "max_steps": 50}
+    records = Repeater()
+    start(tmp_path / "recorded", replace(graphs, **SLOW), records, **options)
+    start(tmp_path / "plain", replace(settings, **SLOW), **options)
+    assert records.replayed > 25
+    assert_close(tmp_path / "recorded", tmp_path / "plain")
+
+
+def test_interrupted_and_resumed_is_as_never_stopped(start, graphs, narrow, numbers, monkeypatch, tmp_path):
+    config = replace(graphs, max_steps=31)
+    start(tmp_path / "whole", config, Repeater())
+    take_step = Trainer._take_step
+
+    def interrupted(self):
+        if self.state.step == 16:
+            os.kill(os.getpid(), signal.SIGINT)
+        take_step(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_take_step", interrupted)
+        first = Repeater()
+        assert start(tmp_path / "run", config, first)["step"] == 17
+    assert first.replayed > 0
+    second = Repeater()
+    start(tmp_path / "run", records=second, resume=True)
+    assert second.replayed > 0
+    assert_same(tmp_path / "run", tmp_path / "whole", numbers)
+
+
+def test_checkpoints_serve_with_and_without(start, tiny, graphs, settings, narrow, tmp_path):
+    options = {"model_config": still(tiny)}
+    settings, graphs = replace(settings, **SLOW), replace(graphs, **SLOW)
+    start(tmp_path / "whole", replace(settings, max_steps=20), **options)
+    for name, ours, theirs in (("off", graphs, False), ("on", settings, True)):
+        run, records = tmp_path / name, Repeater() if theirs else None
+        start(run, ours, Repeater() if ours.cuda_graphs else None, max_steps=10, **options)
+        config = read_json(run / "config.json")
+        write_json(run / "config.json", config | {"training": config["training"] | {"cuda_graphs": theirs}})
+        start(run, records=records, resume=True, max_steps=20)
+        assert_close(run, tmp_path / "whole")
+        assert records is None or records.replayed > 0
+
+
+def test_settings_of_older_runs_have_no_graphs(start, settings, tmp_path):
+    start(tmp_path / "run", settings, max_steps=3)
+    config = read_json(tmp_path / "run/config.json")
+    for name in ("cuda_graphs", "compile"):
+        assert config["training"].pop(name) is False
+    write_json(tmp_path / "run/config.json", config)
+    assert start(tmp_path / "run", resume=True, max_steps=5)["step"] == 5
+
+
+def test_weights_that_break_are_seen_in_a_replay(start, graphs, monkeypatch, tmp_path):
+    take_step = Trainer._take_step
+
+    def broken(self):
+        if self.state.step == 10:
+            self.model.output.bias.data.fill_(torch.nan)
+        take_step(self)
+
+    monkeypatch.setattr(Trainer, "_take_step", broken)
+    with pytest.raises(NotFinite, match=r"the generation loss is nan at step 11 \(step 10 is kept"):
+        start(tmp_path / "run", graphs, Repeater())
+
+
+# Where recording fails
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_shape_that_cannot_be_recorded_goes_step_by_step(
+    start, graphs, narrow, numbers, monkeypatch, tmp_path, capsys, failing
+):
+    """The others are still recorded, and losses and weights are those of single steps; gradients are not added up."""
+    config, trainers = replace(graphs, max_steps=50, validate_every=20), []
+    close = Trainer.close
+    monkeypatch.setattr(Trainer, "close", lambda self: (trainers.append(self), close(self)))
+    records = Repeater(failing)
+    start(tmp_path / "recorded", config, records)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "CUDA graphs" in line]
+    assert line.startswith("CUDA graphs: batches of up to ")
+    assert line.endswith("recording failed: operation not permitted when stream is capturing")
+    start(tmp_path / "again", config, Again())
+    assert "CUDA graphs: batches" not in capsys.readouterr().err
+    assert (records.asked, records.recorded) == (3, 2)
+    assert trainers[0].captured.recorded == 2
+    assert trainers[0].captured.failures == [line]
+    assert trainers[0].optimizer.param_groups[0]["capturable"] is False
+    assert_same(tmp_path / "recorded", tmp_path / "again", numbers)
+
+
+def test_a_lost_device_ends_the_run(start, graphs, tmp_path):
+    class Lost(Repeater):
+        def record(self, work):
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        start(tmp_path / "run", graphs, Lost())
+
+
+class FakeCuda:
+    """torch's captures and the driver's, as far as a failed one goes: the driver has to end it, then torch."""
+
+    def __init__(self, monkeypatch, lost=False):
+        self.status, self.stream, self.lost = 0, "present", lost
+        self.cuStreamIsCapturing = self._ask
+        for name in ("CUDAGraph", "graph", "current_stream", "set_stream", "synchronize"):
+            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+        monkeypatch.setattr(cuda_graphs, "_driver", lambda: self)
+        self.graphs = object.__new__(CudaGraphs)
+        vars(self.graphs).update(_device="cuda", _pool=(0, 1), _stream=self, _failed=[])
+        self.cuda_stream = 7
+
+    def CUDAGraph(self):
+        return object()
+
+    @contextlib.contextmanager
+    def graph(self, graph, pool, stream):
+        before, self.stream, self.status = self.stream, "capturing", 1
+        yield  # as torch has it: an exception of the body comes after its own
+        status, self.status = self.status, 0
+        if status != 1:
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture\nmore")
+        self.stream = before
+
+    def current_stream(self, device):
+        return self.stream
+
+    def set_stream(self, stream):
+        self.stream = stream
+
+    def synchronize(self, device):
+        if self.lost:
+            raise RuntimeError("CUDA error: device lost")
+
+    def _ask(self, stream, status):
+        status._obj.value = self.status
+
+    def cuStreamEndCapture(self, stream, graph):
+        self.status = 0
+
+    def cuStreamBeginCapture_v2(self, stream, mode):
+        assert self.status == 0
+        self.status = 1
+        return 0
+
+
+def test_a_failed_capture_is_ended_and_left(monkeypatch):
+    fake = FakeCuda(monkeypatch)
+
+    def asks():
+        try:
+            raise RuntimeError(
+                "CUDA error: operation not permitted when stream is capturing\nCUDA kernel errors ..."
+            )
+        finally:
+            fake.status = 2
+            raise RuntimeError("what followed from it")
+
+    with pytest.raises(
+        CaptureFailed, match=r"^CUDA error: operation not permitted when stream is capturing$"
+    ):
+        fake.graphs.record(asks)
+    assert (fake.status, fake.stream, len(fake.graphs._failed)) == (0, "present", 1)
+
+    with pytest.raises(CaptureFailed, match="another thread"):
+        fake.graphs.record(lambda: setattr(fake, "status", 2))
+    assert (fake.status, fake.stream) == (0, "present")
+
+    fake.graphs.record(lambda: None)
+    assert len(fake.graphs._failed) == 2
+
+
+def test_a_capture_that_fails_with_the_device_is_not_just_a_capture(monkeypatch):
+    fake = FakeCuda(monkeypatch, lost=True)
+    with pytest.raises(RuntimeError, match="device lost") as raised:
+        fake.graphs.record(lambda: 1 / 0)
+    assert not isinstance(raised.value, CaptureFailed)
+
+
+# Where there can be no graphs
+
+
+def test_refusals(data, tiny, graphs, tmp_path):
+    with pytest.raises(InputError, match=r"^--cuda-graphs: expected a GPU, this is cpu$"):
+        train(tmp_path / "run", data, tiny, graphs, progress=False)
+    assert not (tmp_path / "run").exists()
+    cuda = torch.device("cuda")
+    with pytest.raises(InputError, match="expected one process, these are 2"):
+        recorder(graphs, None, cuda, 2, resumed=False)
+    with pytest.raises(InputError, match="not with --backbone"):
+        recorder(graphs, "gpt2", cuda, 1, resumed=False)
+    assert recorder(replace(graphs, cuda_graphs=False), None, cuda, 1, resumed=False) is None
+    with pytest.raises(InputError, match="expected accumulate 1, got 2"):
+        TrainingConfig(cuda_graphs=True, accumulate=2)
+    with pytest.raises(InputError, match="expected precision float32, tf32 or bfloat16"):
+        TrainingConfig(cuda_graphs=True, precision="float16")
+
+
+def test_a_run_with_graphs_goes_on_without_a_gpu(start, graphs, tmp_path):
+    start(tmp_path / "run", graphs, Repeater(), max_steps=6)
+    assert start(tmp_path / "run", resume=True, max_steps=12)["step"] == 12
+
+
+# On a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("strategy", ["soft", "hard", "none"])
+def test_graphs_train_as_the_plain_trainer_does(
+    start, tiny, graphs, settings, narrow, tmp_path, strategy, precision
+):
+    options = {"model_config": still(replace(tiny, strategy=strategy)), "max_steps": 50, "device": "cuda"}
+    start(tmp_path / "plain", replace(settings, precision=precision, **SLOW), **options)
+    start(tmp_path / "graphs", replace(graphs, precision=precision, **SLOW), **options)
+    rtol = 1e-3 if precision == "float32" else 2e-2
+    assert_close(tmp_path / "graphs", tmp_path / "plain", rtol, LOSSES)
+
+
+@pytest.mark.gpu
+def test_graphs_draw_the_random_numbers_of_single_launches(start, graphs, narrow, tmp_path):
+    config = replace(graphs, max_steps=50, **SLOW)
+    start(tmp_path / "graphs", config, device="cuda")
+    start(tmp_path / "again", config, Again(), device="cuda")
+    assert_close(tmp_path / "graphs", tmp_path / "again", 1e-3, LOSSES)
+
+
+@pytest.mark.gpu
+def test_a_capture_that_fails_costs_its_shape_alone(start, graphs, narrow, monkeypatch, tmp_path, capsys):
+    """The first step to be captured looks at a value, which no capture allows: the rest is as if it did not."""
+    config, trainers, captures = replace(graphs, max_steps=50, **SLOW), [], []
+    close, whole_step = Trainer.close, Trainer._whole_step
+
+    def looks(self, batch, tokens):
+        taken = whole_step(self, batch, tokens)
+        if torch.cuda.is_current_stream_capturing():
+            captures.append(batch.context.shape)
+            if len(captures) == 1:
+                taken.sums.sum().item()
+        return taken
+
+    monkeypatch.setattr(Trainer, "close", lambda self: (trainers.append(self), close(self)))
+    monkeypatch.setattr(Trainer, "_whole_step", looks)
+    start(tmp_path / "graphs", config, device="cuda")
+    assert capsys.readouterr().err.count("CUDA graphs: batches of up to") == 1
+    assert len(trainers[0].captured.failures) == 1
+    assert trainers[0].captured.recorded >= 1
+    torch.cuda.empty_cache()  # the allocator knows of no capture that is under way
+    assert len(captures) == trainers[0].captured.recorded + 1
+    start(tmp_path / "again", config, Again(), device="cuda")
+    assert_close(tmp_path / "graphs", tmp_path / "again", 1e-3, LOSSES)
+
+
+@pytest.mark.gpu
+def test_graphs_resume(start, graphs, narrow, tmp_path):
+    config = replace(graphs, max_steps=31, validate_every=31, **SLOW)
+    start(tmp_path / "whole", config, device="cuda")
+    start(tmp_path / "run", config, device="cuda", max_steps=17)
+    start(tmp_path / "run", resume=True, max_steps=31, device="cuda")
+    whole = {line["step"]: line for line in read_metrics(tmp_path / "whole")}
+    for line in read_metrics(tmp_path / "run"):
+        if line["step"] in whole:  # the first leg's last step, 17, was logged too
+            assert line["loss"] == pytest.approx(whole[line["step"]]["loss"], rel=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [16, 128])
+def test_a_step_does_not_wait_for_the_gpu(data, tiny, rows):
+    """Neither does a replay nor a step as it comes; 128 rows look up more words than one kernel takes (3,072)."""
+    model = ECore(still(tiny), data.vocabulary, data.tables, data.embeddings).cuda().train()
+    optimizer = adam(model.parameters())
+    set_rate(optimizer, 1e-3)
+
+    def step(batch, tokens):
+        losses = model.loss(batch, True, tokens)
+        losses.total.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return Taken(losses.total.detach(), losses.health)
+
+    records = CudaGraphs(torch.device("cuda"))
+    steps = CapturedStep(resident(data, "cuda"), rows, step, optimizer, records)
+    samples = np.arange(rows) % len(data.train)
+    first = [float(steps(samples).sums) for _ in range(3)]  # compiles, records, replays
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        taken = [steps(samples).sums for _ in range(5)]
+        taken.append(steps(samples[:-1]).sums)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert steps.recorded == 1
+    assert all(float(loss) < first[0] for loss in taken[:-1])
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+def test_graphs_of_compiled_steps(start, tiny, graphs, settings, tmp_path):
+    options = {"model_config": still(tiny), "max_steps": 20, "device": "cuda"}
+    start(tmp_path / "plain", replace(settings, **SLOW), **options)
+    start(tmp_path / "graphs", replace(graphs, compile=True, **SLOW), **options)
+    assert_close(tmp_path / "graphs", tmp_path / "plain", 1e-3, LOSSES)
+
+
+# Compiled
+
+
+@pytest.mark.slow
+def test_compiled_steps_are_the_plain_ones(start, tiny, settings, tmp_path, fresh_compile):
+    options = {"model_config": still(tiny), "max_steps": 12}
+    start(tmp_path / "plain", replace(settings, **SLOW), **options)
+    start(tmp_path / "compiled", replace(settings, compile=True, **SLOW), **options)
+    assert_close(tmp_path / "compiled", tmp_path / "plain")
+
+
+def test_compiling_is_for_one_process(data, tiny, settings, tmp_path):
+    from ecore.training.distributed import Processes
+
+    with pytest.raises(InputError, match=r"^--compile: expected one process, these are 2$"):
+        train(tmp_path / "run", data, tiny, replace(settings, compile=True), processes=Processes(0, 2))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_rate_of_a_recorded_step_is_logged_exactly(start, graphs, tmp_path):
+    start(tmp_path / "run", graphs, Repeater())
+    for line in read_metrics(tmp_path / "run"):
+        assert line["lr"] == noam(line["step"], 12, graphs.warmup, graphs.factor)
