@@ -58,9 +58,9 @@ class MultiResolutionEdgeAttention(nn.Module):
         layers = (self.query, self.key, self.gate)
         width = sum(layer.out_features for layer in layers)
         idle = -width % ALIGNED_COLUMNS  # zeros, so that every row begins where full vectors can be loaded
-        weight = self.query.weight
-        weight = torch.cat([*(layer.weight for layer in layers), weight.new_zeros(idle, weight.shape[1])])
-        bias = self.query.bias
+        zeros = self.query.weight.new_zeros(idle, self.query.in_features)
+        weight = torch.cat([*(layer.weight for layer in layers), zeros])  # [2 * D + K + idle, D]
+        bias: Tensor | None = self.query.bias
         if bias is not None:
             bias = torch.cat([*(layer.bias for layer in layers), bias.new_zeros(idle)])
         together = F.linear(nodes, weight, bias)  # [B, N, 2 * D + K + idle]

@@ -6,10 +6,13 @@ addresses, strides, the number of threads and the CUDA stream passed on.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+from typing import Any
 
+_native: Any
 try:
-    from ecore_kernels import _native
+    _native = importlib.import_module("ecore_kernels._native")
 except ImportError as error:
     _native = None
     if importlib.util.find_spec("ecore_kernels._native") is None:

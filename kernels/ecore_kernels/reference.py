@@ -66,7 +66,7 @@ def edge_attention(
         output = attention_score.softmax(-1) @ value
     else:
         output = attend(attention_score, neighbors, hears, value)
-    if gate is None:
+    if gate is None or edge_scale is None:
         return output, None
     factor = gate.to(kind)[..., None]
     if neighbors is None:

@@ -82,7 +82,10 @@ def multiplies(gates: Sequence[Tensor | None], edge_scales: Sequence[Any], kind:
 
 def strides(tensor: Tensor | None) -> tuple[int, int, int, int]:
     """A [B, K, N, d] of any address, as the extension takes it: 0, strides over B, K and N; zeros for None."""
-    return (0, 0, 0, 0) if tensor is None else (0, *tensor.stride()[:3])
+    if tensor is None:
+        return 0, 0, 0, 0
+    batch, head, row, _ = tensor.stride()
+    return 0, batch, head, row
 
 
 def heads(tensor: Tensor | None) -> tuple[int, int, int, int]:

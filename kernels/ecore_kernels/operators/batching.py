@@ -27,6 +27,12 @@ class Fold:
             tensor = tensor.movedim(dim, axis)
         return tensor.flatten(axis, axis + 1)
 
+    def fold_saved(self, saved: Tensor, dim: Dim) -> Tensor:
+        """What a forward has left, [planes, B, ...], with size * B, contiguous."""
+        folded = self.fold(saved, dim, axis=1)
+        assert folded is not None
+        return folded.contiguous()
+
     def fold_all(self, tensors: Sequence[Tensor], dims: Sequence[Dim]) -> list[Tensor | None]:
         return [self.fold(x, dim) for x, dim in zip(tensors, dims, strict=True)]
 

@@ -209,7 +209,7 @@ def _backward_rule(info: Any, dims: Sequence[Any], *arguments: Any) -> Any:
         fold.spread(edge, edge_dim, apart=needs[3]),
         fold.spread(arguments[6], dims[6], apart=False),
         *fold.fold_all(arguments[7:9], dims[7:9]),
-        fold.fold(arguments[9], dims[9], axis=1).contiguous(),
+        fold.fold_saved(arguments[9], dims[9]),
         *arguments[10:],
     )
     unfolded = [fold.unfold(x) for x in gradients]

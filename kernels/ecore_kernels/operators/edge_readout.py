@@ -285,7 +285,8 @@ def edge_readout(
     history_query, history_key = [u.query for u in past], [u.key for u in past]
     if scale.__class__ is not float:
         dim = history_query[0].shape[3] if history_query else 1
-        scale, history_query = score_scale("edge_readout", scale, dim, history_query)
+        scale, queries = score_scale("edge_readout", scale, dim, history_query)
+        history_query = list(queries)
     with without_autocast(graph.word_weight.device, kind):
         factor = row_factor(history)
         if plan.backend != "reference":
@@ -296,7 +297,7 @@ def edge_readout(
             graph.emotion_weight,
             graph.correlation,
             graph.emotion_mask,
-            list(history_query),
+            history_query,
             history_key,
             factor,
             scale,

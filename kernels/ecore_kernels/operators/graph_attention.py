@@ -131,8 +131,9 @@ class _Tensors(NamedTuple):
 
     @classmethod
     def of(cls, layers: int, tensors: Sequence[Any]) -> _Tensors:
+        (query, key, value), rest = tensors[:3], tensors[3 + 2 * layers :]
         past = list(tensors[3 : 3 + 2 * layers])
-        return cls(*tensors[:3], past[:layers], past[layers:], *tensors[3 + 2 * layers :])
+        return cls(query, key, value, past[:layers], past[layers:], *rest)
 
 
 def _forward(setting, tensors):
@@ -241,7 +242,7 @@ def _backward_rule(info: Any, dims: Sequence[Any], *arguments: Any) -> Any:
         fold.fold(arguments[6], dims[6]),
         *(fold.fold_all(x, d) for x, d in zip(arguments[7:9], dims[7:9], strict=True)),
         *fold.fold_all(arguments[9:11], dims[9:11]),
-        fold.fold(arguments[11], dims[11], axis=1).contiguous(),
+        fold.fold_saved(arguments[11], dims[11]),
         *arguments[12:],
     )
     return unfolded(fold, gradients, needs[-1] and shared)

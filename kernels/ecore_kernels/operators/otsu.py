@@ -24,7 +24,7 @@ class OtsuSplit(NamedTuple):
     """
 
     mask: Tensor
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # a tuple has a method of that name
     threshold: Tensor
 
 

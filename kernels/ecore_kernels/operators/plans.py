@@ -18,7 +18,7 @@ try:
     from torch.fx.experimental.symbolic_shapes import has_static_value
 except ImportError:  # older than torch 2.8, which compiles anew for every number
 
-    def has_static_value(a: Any) -> bool:
+    def has_static_value(a: Any) -> bool:  # type: ignore[misc]
         return True
 
 

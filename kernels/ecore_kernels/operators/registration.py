@@ -237,8 +237,7 @@ def run(operator: str, direction: str, tensors: Sequence[Tensor | None], argumen
     if dispatches(tensors):
         name = f"fused_{operator}" if direction == "forward" else f"fused_{operator}_backward"
         return getattr(torch.ops.ecore_kernels, name)(*arguments)
-    *arguments, backend = arguments
-    return getattr(kernels(backend, operator), direction)(*arguments)
+    return getattr(kernels(arguments[-1], operator), direction)(*arguments[:-1])
 
 
 def _arguments_of(name: str) -> list[Any]:
@@ -249,8 +248,8 @@ def _arguments_of(name: str) -> list[Any]:
 def register(name: str, operator: str, direction: str, fake: Callable[..., Any]) -> None:
     """Implement a registered operator by a backend's function of that direction."""
 
-    def run(*arguments: Any) -> Any:
-        *arguments, backend = arguments
+    def run(*given: Any) -> Any:
+        *arguments, backend = given
         for i in lists:
             if arguments[i] is None:  # so AOTInductor passes an empty list
                 arguments[i] = []

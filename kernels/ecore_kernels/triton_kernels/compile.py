@@ -131,7 +131,7 @@ def entries(architecture: int) -> list[Entry]:
     with words alone receiving, and both head sizes at the greatest depth that is not refused. float64 and ieee stay at
     their own depths: they are for checking, and take the compiler longest.
     """
-    found = {}
+    found: dict[Entry, None] = {}
     for (kernel, arithmetic), rows in launch.table().items():
         operator = kernel.rpartition("_")[0]
         wanted = {(row["head"], row["depth"]) for row in rows if row["architecture"] <= architecture}
@@ -196,20 +196,11 @@ def _edge_readout(
     mask = torch.empty(batch, resolutions, words, dtype=torch.bool, device="meta")
     history = [rows() for _ in range(entry.depth)], [rows() for _ in range(entry.depth)]
     row_factor = number(batch, resolutions, words + emotions) if entry.depth else None
-    inputs = (
-        mask,
-        number(batch, emotions),
-        number(emotions, emotions),
-        None,
-        *history,
-        row_factor,
-        scale,
-        False,
-    )
+    graph = (mask, number(batch, emotions), number(emotions, emotions), None)
     precision = launch.dot_precision(entry.arithmetic)
-    results = edge_readout.forward(*inputs, precision)
+    results = edge_readout.forward(*graph, *history, row_factor, scale, False, precision)
     needs = [True] * (2 * entry.depth) + [entry.depth > 0, True, True]
-    edge_readout.backward(*results, *inputs, needs, precision)
+    edge_readout.backward(*results, *graph, *history, row_factor, scale, False, needs, precision)
 
 
 def _edge_attention(
@@ -267,7 +258,9 @@ def _type_of(argument: Any) -> Any:
 def source_of(launched: Launch) -> ASTSource:
     """A launch as its compiler wants it: types, constants, and which addresses are multiples of 16, as torch's are."""
     parameters = {parameter.name: parameter for parameter in launched.kernel.params}
-    signature, constants, attributes = {}, {}, {}
+    signature: dict[str, Any] = {}
+    constants: dict[str, Any] = {}
+    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
     for index, name in enumerate(launched.kernel.arg_names):
         argument = launched.arguments[name]
         if parameters[name].is_constexpr or argument is None:
@@ -293,7 +286,7 @@ def _assembler_report(ptx: str, architecture: int) -> str:
         source = Path(folder, "kernel.ptx")
         source.write_text(ptx)
         suffix = "a" if architecture >= 90 else ""
-        command = [
+        command: list[str | Path] = [
             ptxas,
             "-v",
             f"--gpu-name=sm_{architecture}{suffix}",
@@ -315,7 +308,10 @@ def compile_launch(launched: Launch, entry: Entry) -> Compiled:
     said = report.getvalue()
     if "registers" not in said:
         said = _assembler_report(ptx, entry.architecture)
-    registers = int(re.search(r"Used (\d+) registers", said)[1])
+    used = re.search(r"Used (\d+) registers", said)
+    if used is None:
+        raise ValueError(f"the assembler does not say how many registers are used: {said[:200]!r}")
+    registers = int(used[1])
     warps = launched.options["num_warps"]
     blocks, limit = occupancy(entry.architecture, warps, registers, made.metadata.shared)
     row = launch.table()[entry.kernel, entry.arithmetic][0]

@@ -595,7 +595,7 @@ def backward(
         "value": value,
         **_matrices("edge", edge),
         **_matrices("neighbors", _mask(neighbors, query)),
-        "factor": None if grad_new_edge is None else factor.to(saved.dtype).contiguous(),
+        "factor": None if grad_new_edge is None or factor is None else factor.to(saved.dtype).contiguous(),
         "output": output,
         "grad_output": grad_output,
         **_matrices("grad_new_edge", grad_new_edge),
