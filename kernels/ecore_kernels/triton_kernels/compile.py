@@ -198,9 +198,9 @@ def _edge_readout(
     row_factor = number(batch, resolutions, words + emotions) if entry.depth else None
     graph = (mask, number(batch, emotions), number(emotions, emotions), None)
     precision = launch.dot_precision(entry.arithmetic)
-    results = edge_readout.forward(*graph, *history, row_factor, scale, False, precision)
+    to_word, to_emotion = edge_readout.forward(*graph, *history, row_factor, scale, False, precision)
     needs = [True] * (2 * entry.depth) + [entry.depth > 0, True, True]
-    edge_readout.backward(*results, *graph, *history, row_factor, scale, False, needs, precision)
+    edge_readout.backward(to_word, to_emotion, *graph, *history, row_factor, scale, False, needs, precision)
 
 
 def _edge_attention(
