@@ -10,6 +10,7 @@ from ecore_kernels import EmotionGraph, graph_attention, reference
 from ecore_kernels.operators.history import row_factor
 from ecore_kernels.triton_kernels import graph_attention as kernels
 from ecore_kernels.triton_kernels import launch
+from ecore_kernels.triton_kernels.graph_attention import launcher
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3}
 
@@ -133,7 +134,7 @@ def test_more_than_one_block_of_each_kind(make, device, words, emotions, words_o
 
 @pytest.mark.parametrize("chunk", [16, 32])
 def test_nodes_are_put_in_order_chunk_by_chunk(make, device, monkeypatch, chunk):
-    monkeypatch.setattr(kernels, "CHUNK", chunk)
+    monkeypatch.setattr(launcher, "CHUNK", chunk)
     graph = make.graph(1, 50, 35, 2)
     tensors, factor = tensors_for(make, graph, 3, 3, 1, torch.float64)
     compare(graph, tensors, device, factor=factor)
