@@ -15,15 +15,17 @@ SETTING = ("ieee", "triton")
 LAYOUTS = ["heads apart", "heads side by side", "shared by the batch"]
 
 
-def check(operator, arguments) -> None:
-    """opcheck, and what that leaves out: shapes without data lie in memory as the results do."""
+def check(operator, arguments):
+    """Return the results; opcheck, and what that leaves out: shapes without data lie in memory as the results do."""
     opcheck(operator, arguments, test_utils=UTILITIES)
     mode = FakeTensorMode()
     without_data = tree_map_only(torch.Tensor, mode.from_tensor, arguments)
     with mode:
         shapes = tree_leaves(operator(*without_data))
-    for real, fake in zip(tree_leaves(operator(*arguments)), shapes, strict=True):
+    results = operator(*arguments)
+    for real, fake in zip(tree_leaves(results), shapes, strict=True):
         assert (real.shape, real.stride(), real.dtype) == (fake.shape, fake.stride(), fake.dtype)
+    return results
 
 
 def random(*shape: int, device: torch.device) -> torch.Tensor:
@@ -58,8 +60,7 @@ def test_graph_attention(make, device, words_only, layout, batched):
     query, key, value, past_query, past_key = (laid_out(layout, (2, 2, 7, 3), device) for _ in range(5))
     history = [past_query], [past_key], random(2, 2, 7, device=device)
     inputs = (query, key, value, word_weight, mask, weight, correlation, emotions, *history, 0.5, words_only)
-    check(OPERATORS.fused_graph_attention, (*inputs, *SETTING))
-    output, *saved = OPERATORS.fused_graph_attention(*inputs, *SETTING)
+    output, *saved = check(OPERATORS.fused_graph_attention, (*inputs, *SETTING))
     for wanted in (True, False):
         inputs = (
             torch.randn_like(output),
@@ -89,8 +90,7 @@ def test_edge_readout(make, device, per_word, layers, layout):
         past[1][0] = past[1][0].contiguous()  # laid out by itself
     factor = random(2, 2, 7, device=device) if layers else None
     inputs = (*fields, None, *past, factor, 0.5, per_word)
-    check(OPERATORS.fused_edge_readout, (*inputs, *SETTING))
-    gradients = [torch.randn_like(x) for x in OPERATORS.fused_edge_readout(*inputs, *SETTING)]
+    gradients = [torch.randn_like(x) for x in check(OPERATORS.fused_edge_readout, (*inputs, *SETTING))]
     for wanted in (True, False):
         needs = [True] * (2 * layers) + [factor is not None, wanted, wanted]
         arguments = (*gradients, *inputs, needs, *SETTING)
@@ -105,8 +105,7 @@ def test_edge_attention(device, gated, layout):
     neighbors = torch.rand(2, 1, 5, 5, device=device) > 0.3
     factor = random(2, 3, 5, device=device) if gated else None
     inputs = (query, key, value, edge, neighbors, factor)
-    check(OPERATORS.fused_edge_attention, (*inputs, 0.5, *SETTING))
-    output, new_edge, saved = OPERATORS.fused_edge_attention(*inputs, 0.5, *SETTING)
+    output, new_edge, saved = check(OPERATORS.fused_edge_attention, (*inputs, 0.5, *SETTING))
     gradients = torch.randn_like(output), torch.randn_like(new_edge) if gated else None
     for wanted in (True, False):
         needs = [True, True, True, wanted, gated]
