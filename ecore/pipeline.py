@@ -12,7 +12,7 @@ from ecore.errors import InputError
 from ecore.generation.decoding import Decoding
 from ecore.generation.search import generate
 from ecore.model import pretrained
-from ecore.model.ecore import ECore as Model
+from ecore.model.base import EmpatheticModel
 
 
 class Reply(str):
@@ -35,7 +35,7 @@ class ECore:
         model: the module, of :mod:`ecore.model`; on a backbone too.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: EmpatheticModel) -> None:
         self.model = model
 
     @classmethod
@@ -87,13 +87,14 @@ class ECore:
                 model.train()
         reply = Reply(model.vocabulary.text(words))
         reply.emotions, reply.relevant = [], []
-        if encoding.main is None:
+        perceived = encoding.perceived
+        if perceived is None:
             return reply
         # As lists, because every look at an element would wait for a GPU.
-        probability = encoding.main[0].float().softmax(-1)
+        probability = perceived.main_logits[0].float().softmax(-1)
         names, shares = model.vocabulary.emotions, probability.tolist()
         reply.emotions = [(names[i], shares[i]) for i in probability.argsort(descending=True).tolist()]
-        relevant = encoding.relevant[0].tolist()
-        ranked = encoding.attention[0].argsort(descending=True).tolist()
+        relevant = perceived.relevant[0].tolist()
+        ranked = perceived.emotion_attention[0].argsort(descending=True).tolist()
         reply.relevant = [names[i] for i in ranked if relevant[i]]
         return reply

@@ -39,8 +39,7 @@ from ecore.metrics import accuracy, distinct, mean_length
 from ecore.progress import tqdm
 
 if TYPE_CHECKING:
-    from ecore.model.ecore import ECore
-    from ecore.model.outputs import Encoding
+    from ecore.model.base import EmpatheticModel
 
 TOP_EMOTIONS = 5
 TOKENS = ("prediction_tokens", "reference_tokens")
@@ -50,7 +49,7 @@ Record = dict[str, Any]
 
 @torch.no_grad()
 def predict(
-    model: ECore,
+    model: EmpatheticModel,
     split: Split,
     decoding: Decoding | None = None,
     batch_size: int = 64,
@@ -115,19 +114,20 @@ def _reference_tokens(split: Split, sample: int, vocabulary: Vocabulary) -> str:
     return " ".join(tokenize(split.texts(sample)["response"]) if UNK in ids else vocabulary.decode(ids))
 
 
-def _perceived(model: ECore, encoding: Encoding) -> list[Record]:
+def _perceived(model: EmpatheticModel, encoding: Any) -> list[Record]:
     """The emotions of every row, as the predictions file has them."""
-    if encoding.attention is None:
+    perceived = encoding.perceived
+    if perceived is None:
         return [{} for _ in encoding.memory]
     names = model.vocabulary.emotions
-    probability = encoding.attention.float().softmax(-1).cpu()
-    ranked = encoding.attention.float().argsort(dim=-1, descending=True, stable=True).tolist()
+    probability = perceived.emotion_attention.float().softmax(-1).cpu()
+    ranked = perceived.emotion_attention.float().argsort(dim=-1, descending=True, stable=True).tolist()
     rows = []
-    for row, main in enumerate(encoding.main.argmax(-1).tolist()):
+    for row, main in enumerate(perceived.main_logits.argmax(-1).tolist()):
         top = [[names[i], round(float(probability[row, i]), 6)] for i in ranked[row][:TOP_EMOTIONS]]
         rows.append({"predicted_emotion": names[main], "emotions": top})
         if model.config.strategy == "hard":
-            rows[row]["relevant"] = [names[i] for i in ranked[row] if encoding.relevant[row, i]]
+            rows[row]["relevant"] = [names[i] for i in ranked[row] if perceived.relevant[row, i]]
     return rows
 
 
@@ -139,7 +139,7 @@ def write_records(path: Path, records: Sequence[Record]) -> None:
 
 
 def write_predictions(
-    model: ECore,
+    model: EmpatheticModel,
     split: Split,
     path: Path | str,
     decoding: Decoding | None = None,

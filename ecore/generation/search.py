@@ -19,7 +19,7 @@ from ecore.data.vocabulary import BOS, CLS, EOS, PAD, SPECIAL_WORDS, UNK
 from ecore.generation import cuda_graph
 from ecore.generation.decoding import Decoding
 from ecore.generation.sampling import row_numbers, sampled
-from ecore.model.ecore import ECore
+from ecore.model.base import EmpatheticModel
 
 NEVER = [PAD, UNK, BOS, CLS]
 KEEP_ROWS = 0.75
@@ -30,7 +30,7 @@ LOOK_EVERY = 8
 
 @torch.no_grad()
 def generate(
-    model: ECore, batch: Batch, decoding: Decoding | None = None, encoding: Any = None
+    model: EmpatheticModel, batch: Batch, decoding: Decoding | None = None, encoding: Any = None
 ) -> list[list[int]]:
     """Answer every context of ``batch`` in at most ``decoding.max_length`` words.
 
@@ -74,7 +74,7 @@ class _Steps:
         shrinks: whether rows may leave the batch.
     """
 
-    def __init__(self, model: ECore, cache: Any, device: torch.device) -> None:
+    def __init__(self, model: EmpatheticModel, cache: Any, device: torch.device) -> None:
         self.model, self.cache, self.device = model, cache, device
         self.shrinks = True
         self._graph: cuda_graph.StepGraph | None = None

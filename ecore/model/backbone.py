@@ -21,7 +21,7 @@ from ecore.data.subwords.vocabulary import SubwordVocabulary
 from ecore.data.vocabulary import Vocabulary
 from ecore.data.word_tables import WordTables
 from ecore.errors import InputError
-from ecore.model.gpt2 import BackboneECore, own_words
+from ecore.model.gpt2 import GPT2ECore, own_words
 from ecore.packages import needed
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 FOLDER = "backbone"
 
 
-def restore(config: ModelConfig, vocabulary: Vocabulary, tables: WordTables, folder: Path) -> BackboneECore:
+def restore(config: ModelConfig, vocabulary: Vocabulary, tables: WordTables, folder: Path) -> GPT2ECore:
     """The model of a run's or model's folder, its weights still to be loaded.
 
     Raises:
@@ -43,7 +43,7 @@ def restore(config: ModelConfig, vocabulary: Vocabulary, tables: WordTables, fol
     return build(config, vocabulary, tables, str(folder / FOLDER), weights=False)
 
 
-def keep(model: BackboneECore, folder: Path) -> None:
+def keep(model: GPT2ECore, folder: Path) -> None:
     """Write what :func:`restore` needs of the backbone, besides weights, into ``folder``."""
     target, temporary = folder / FOLDER, folder / f"{FOLDER}.new"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -96,7 +96,7 @@ def _loading(source: str) -> Iterator[ModuleType]:
 
 def build(
     config: ModelConfig, vocabulary: Vocabulary, tables: WordTables, source: str, weights: bool
-) -> BackboneECore:
+) -> GPT2ECore:
     """Make a model around the GPT-2 that ``source`` names.
 
     Args:
@@ -121,4 +121,4 @@ def build(
         raise InputError(
             f"{source}: its tokenizer has no token for {silent[0]!r}; expected GPT-2's, with vocab.json and merges.txt"
         )
-    return BackboneECore(config, words, tables, gpt2)
+    return GPT2ECore(config, words, tables, gpt2)

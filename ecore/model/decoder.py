@@ -55,7 +55,7 @@ class DecoderCache:
         guidance: [blocks, C * width, D], W_d's share of the node sum; None without one.
         weights: of each block.
         copyable: of the contexts, [C, S]; None without copying.
-        first: [C, D], what the first step reads in place of BOS's embedding; None without such.
+        bos_embedding: [C, D], what the first step reads in place of BOS's own; None without such.
     """
 
     def __init__(
@@ -66,14 +66,14 @@ class DecoderCache:
         weights: list[BlockWeights],
         max_length: int,
         copyable: Copyable | None = None,
-        first: Tensor | None = None,
+        bos_embedding: Tensor | None = None,
     ) -> None:
         blocks, _, self.contexts, heads, _, width = memory.shape
         self.width = 1
         self.length = 0
         self.words = memory.new_empty(blocks, 2, self.contexts, heads, max_length, width)
         self.memory, self.mask, self.guidance, self.weights = memory, mask, guidance, weights
-        self.copyable, self.first = copyable, first
+        self.copyable, self.bos_embedding = copyable, bos_embedding
 
     @property
     def position(self) -> int:
@@ -100,7 +100,9 @@ class DecoderCache:
         self.memory = self.memory.index_select(2, contexts)
         self.mask = None if self.mask is None else self.mask.index_select(0, contexts)
         self.copyable = None if self.copyable is None else self.copyable.rows(contexts)
-        self.first = None if self.first is None else self.first.index_select(0, contexts)
+        self.bos_embedding = (
+            None if self.bos_embedding is None else self.bos_embedding.index_select(0, contexts)
+        )
         self.contexts = len(contexts)
 
     def branch(self, parents: Tensor) -> None:
@@ -229,7 +231,7 @@ class Decoder(nn.Module):
         guidance: Tensor | None,
         max_length: int,
         copyable: Copyable | None = None,
-        first: Tensor | None = None,
+        bos_embedding: Tensor | None = None,
     ) -> DecoderCache:
         """The cache of responses of at most ``max_length`` words, none decoded yet; arguments as for forward and for
         the cache."""
@@ -246,7 +248,7 @@ class Decoder(nn.Module):
             [block.weights() for block in self.blocks],
             max_length,
             copyable,
-            first,
+            bos_embedding,
         )
 
     def step(self, y: Tensor, cache: DecoderCache) -> Decoded:

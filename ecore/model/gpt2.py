@@ -1,6 +1,6 @@
 """E-CORE around a GPT-2: it reads the context, and answers under the guidance of the emotion graph.
 
-GPT-2 stands for the word embedding, the encoder and the decoder; the graph, the perceptron and the losses are those of
+GPT-2 replaces the word embedding, the encoder and the decoder; the perceiver and the losses are those of
 :class:`ecore.model.ECore`. docs/pretrained.md tells what the paper leaves open here and how it is decided.
 """
 
@@ -20,11 +20,9 @@ from ecore.data.subwords.vocabulary import OFFSET, SubwordVocabulary
 from ecore.data.vocabulary import EOS, PAD, own_word
 from ecore.data.word_tables import WordTables
 from ecore.errors import InputError
-from ecore.model.ecore import ECore, _shifted, _word_places
-from ecore.model.graph_network import Correlation, EmotionAttention, FirstPass, GraphNetwork
+from ecore.model.base import EmpatheticModel, WordLosses, shifted, word_places
 from ecore.model.outputs import ECoreOutput
-from ecore.model.perceptron import Perceptron
-from ecore_kernels import EmotionGraph
+from ecore.model.perceiver import Context, Perceived, Perceiver
 
 if TYPE_CHECKING:
     from transformers import GPT2Model
@@ -33,28 +31,28 @@ _IGNORED = -100
 KeysValues = list[tuple[Tensor, Tensor]]
 
 
-class BackboneEncoding(NamedTuple):
-    """A batch of contexts, encoded and perceived; named as in :class:`ecore.model.Encoding`.
+class GPT2Encoding(NamedTuple):
+    """A batch of contexts, encoded and perceived; named as in :class:`ecore.model.outputs.Encoding`.
 
     Attributes:
         memory: [B, M - 1, H], h_X of the context without ``[CLS]``; H is GPT-2's width.
         memory_mask: [B, M - 1] bool.
         past: GPT-2's keys and values of the context, each [B, heads, M - 1, d], a pair per block.
-        guidance, perception, main, attention, relevant, gate: as in ``Encoding``.
+        perceived: their emotions; None under strategy "none".
     """
 
     memory: Tensor
     memory_mask: Tensor
     past: KeysValues
-    guidance: Tensor | None = None
-    perception: Tensor | None = None
-    main: Tensor | None = None
-    attention: Tensor | None = None
-    relevant: Tensor | None = None
-    gate: Tensor | None = None
+    perceived: Perceived | None = None
+
+    @property
+    def guidance(self) -> Tensor | None:
+        """What guides the response, [B, D]; None without a graph."""
+        return None if self.perceived is None else self.perceived.guidance
 
 
-class BackboneCache:
+class GPT2Cache:
     """What is kept of responses in the making: of C contexts, ``width`` responses (rows) each.
 
     Attributes:
@@ -66,7 +64,7 @@ class BackboneCache:
         guidance: [rows, 1, H], what every response subword's embedding is moved by; None without a graph.
     """
 
-    def __init__(self, encoding: BackboneEncoding, guidance: Tensor | None, max_length: int) -> None:
+    def __init__(self, encoding: GPT2Encoding, guidance: Tensor | None, max_length: int) -> None:
         self.length = 0
         self.contexts, self.width = len(encoding.memory), 1
         self.past = _dynamic_cache(encoding.past)
@@ -102,7 +100,7 @@ def _dynamic_cache(past: KeysValues):
     return cache
 
 
-class BackboneECore(ECore):
+class GPT2ECore(EmpatheticModel):
     """The model.
 
     Args:
@@ -122,21 +120,12 @@ class BackboneECore(ECore):
     def __init__(
         self, config: ModelConfig, vocabulary: SubwordVocabulary, tables: WordTables, gpt2: GPT2Model
     ) -> None:
-        nn.Module.__init__(self)  # not ECore's: GPT-2 stands for what that one makes
-        if len(tables.intensity) != len(vocabulary.words):
-            raise InputError(
-                f"word tables: expected {len(vocabulary.words)} words as in the vocabulary, got "
-                f"{len(tables.intensity)}"
-            )
+        super().__init__(config, vocabulary, tables, len(vocabulary.words))
         if len(vocabulary) - OFFSET > gpt2.config.vocab_size:
             raise InputError(
                 f"backbone: its tokenizer has {len(vocabulary) - OFFSET} tokens, its word embedding "
                 f"{gpt2.config.vocab_size}"
             )
-        self.config = config
-        self.vocabulary = vocabulary
-        for name, value in tables._asdict().items():
-            self.register_buffer(name, value.clone())
         emotion_words, share = _emotion_words(vocabulary)
         self.register_buffer("emotion_words", emotion_words, persistent=False)
         self.register_buffer("emotion_share", share, persistent=False)
@@ -146,29 +135,26 @@ class BackboneECore(ECore):
         self.most_response = gpt2.config.n_positions - self.most_context
         """Subwords of a response that GPT-2 has positions for, EOS counted."""
 
-        width, emotions = gpt2.config.n_embd, len(vocabulary.emotions)
+        width = gpt2.config.n_embd
         self.gpt2 = gpt2
-        self.correlation = self.graph = self.perceptron = self.guidance_norm = self.join_guidance = None
+        self.perceiver = self.guidance_norm = self.join_guidance = None
         if config.strategy == "none":
             return
-        graph = "graph" not in config.ablations
         # Normed and without a bias: a bias, as large as the embeddings, would make all nodes start alike.
         self.project_words = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, config.dim, bias=False))
         self.project_context = nn.Linear(width, config.dim)
         self.dropout = nn.Dropout(config.dropout)
-        self.correlation = Correlation(emotions)
-        self.graph = GraphNetwork(config) if graph else EmotionAttention(config)
-        self.perceptron = Perceptron(config, emotions)
-        if graph:
+        self.perceiver = Perceiver(config, len(vocabulary.emotions))
+        if "graph" not in config.ablations:
             self.guidance_norm = nn.LayerNorm(config.dim)
             self.join_guidance = nn.Linear(config.dim, width, bias=False)
             # The guidance's half of W_d (Eq. 25). From 0, so that training starts at the backbone's own answers.
             nn.init.zeros_(self.join_guidance.weight)
 
-    # Text to batches --------------------------------------------------------------------------------------------
+    # Text to batches
 
     def view(self, split: Split, progress: bool = True) -> SubwordSplit:
-        """``split`` as this model reads it: in subwords.
+        """Return ``split`` as this model reads it: in subwords.
 
         Raises:
             InputError: a response does not fit GPT-2's positions.
@@ -177,65 +163,48 @@ class BackboneECore(ECore):
         return SubwordSplit(split, self._reader, emotions, self.most_context, self.most_response, progress)
 
     def read(self, contexts: Sequence[Sequence[str]]) -> SubwordBatch:
-        """A batch of raw contexts, each a list of turns, the speaker's first."""
+        """Return a batch of raw contexts, each a list of turns, the speaker's first."""
         return context_batch(contexts, self._reader, self.most_context)
+
+    def context_intensity(self, batch: SubwordBatch) -> Tensor:
+        """Return c of every subword's word, [B, M]."""
+        return batch.intensity
 
     def _tokens(self, ids: Tensor) -> Tensor:
         """The tokenizer's tokens of ids; every special one is its end-of-text token."""
         return torch.where(ids < OFFSET, self.vocabulary.eos_token, ids - OFFSET)
 
-    # Context to encoding ----------------------------------------------------------------------------------------
+    # Context to encoding
 
-    def encode(self, batch: SubwordBatch) -> BackboneEncoding:
-        """Encode contexts, perceive their emotions and prepare what guides the response."""
-        position = torch.arange(batch.context.shape[1], device=batch.context.device)
-        mask = position < batch.lengths[:, None]
-        tokens = self._tokens(batch.context)
+    def encode_words(self, batch: SubwordBatch) -> tuple[GPT2Encoding, Context | None]:
+        """Return the encoding of contexts without their emotions, and what the perceiver reads."""
+        position = torch.arange(batch.context.shape[1], device=batch.context.device)  # [M]
+        mask = position < batch.lengths[:, None]  # [B, M]
+        tokens = self._tokens(batch.context)  # [B, M]
         # GPT-2 reads dialogues as it was trained to, without [CLS]; the graph has it, as an end-of-text token.
         read = self.gpt2(input_ids=tokens[:, 1:], attention_mask=mask[:, 1:].long(), use_cache=True)
         past = [(layer.keys, layer.values) for layer in read.past_key_values.layers]
-        if self.config.strategy == "none":
-            return BackboneEncoding(read.last_hidden_state, mask[:, 1:], past)
-        memory = self.project_context(read.last_hidden_state)
-        mean = (memory * mask[:, 1:, None]).sum(1) / (batch.lengths[:, None] - 1)
+        encoding = GPT2Encoding(read.last_hidden_state, mask[:, 1:], past)
+        if self.perceiver is None:
+            return encoding, None
+        memory = self.project_context(read.last_hidden_state)  # [B, M - 1, D]
+        mean = (memory * mask[:, 1:, None]).sum(1) / (batch.lengths[:, None] - 1)  # [B, D]
         # Eq. 1 without dialogue states: turns end with an end-of-text token.
-        embedded = self.gpt2.wte(tokens) + self.gpt2.wpe((position - 1).clamp(min=0))
-        words = self.dropout(self.project_words(embedded))
-        emotions = self.project_words(
-            (self.gpt2.wte(self.emotion_words) * self.emotion_share[..., None]).sum(1)
-        )
-
-        correlation = self.correlation().softmax(-1)
-        first: FirstPass | None = None
-        graph: EmotionGraph | None = None
-        if isinstance(self.graph, GraphNetwork):
-            graph = EmotionGraph.from_intensity(
-                batch.intensity, batch.lengths, self.config.thresholds, correlation
-            )
-            first = self.graph.perceive(words, emotions, graph)
-            perception = self.perceptron(first.word_to_emotion, first.emotion_to_emotion, mean)
-        else:
-            to_emotion = self.graph(memory, mask[:, 1:], emotions)
-            perception = self.perceptron(to_emotion, correlation.expand(len(mean), -1, -1), mean)
-        relevant = self._relevant(perception.attention)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and "gen-loss" not in self.config.ablations):
-            guidance = self._guidance(perception, relevant, graph, first, mask, emotions)
-        return BackboneEncoding(
-            read.last_hidden_state,
+        embedded = self.gpt2.wte(tokens) + self.gpt2.wpe((position - 1).clamp(min=0))  # [B, M, H]
+        words = self.dropout(self.project_words(embedded))  # [B, M, D]
+        own_words = (self.gpt2.wte(self.emotion_words) * self.emotion_share[..., None]).sum(1)  # [P, H]
+        return encoding, Context(
+            words,
+            mask,
+            batch.lengths,
+            batch.intensity,
+            self.project_words(own_words),
+            memory,
             mask[:, 1:],
-            past,
-            guidance,
-            perception.global_signal,
-            perception.main,
-            perception.attention,
-            relevant,
-            perception.gate,
+            mean,
         )
 
-    def _intensity(self, batch: SubwordBatch) -> Tensor:
-        return batch.intensity
-
-    # Encoding to words ------------------------------------------------------------------------------------------
+    # Encoding to words
 
     def _joined(self, guidance: Tensor | None) -> Tensor | None:
         """[B, 1, H], W_d's share of the node sum (Eqs. 24 and 25)."""
@@ -256,14 +225,14 @@ class BackboneECore(ECore):
             use_cache=True,
         ).last_hidden_state
 
-    def _decode(self, batch: SubwordBatch, encoding: BackboneEncoding) -> Tensor:
+    def _decode(self, batch: SubwordBatch, encoding: GPT2Encoding) -> Tensor:
         """GPT-2's last states [B, T, H] under teacher forcing."""
-        shifted = _shifted(batch)
-        length = shifted.shape[1]
+        ids = shifted(batch.response)
+        length = ids.shape[1]
         mask = F.pad(encoding.memory_mask, (0, length), value=True)
-        position = encoding.memory_mask.sum(1, keepdim=True) + torch.arange(length, device=shifted.device)
+        position = encoding.memory_mask.sum(1, keepdim=True) + torch.arange(length, device=ids.device)
         past = _dynamic_cache(encoding.past)
-        return self._answer(shifted, past, mask, position, self._joined(encoding.guidance))
+        return self._answer(ids, past, mask, position, self._joined(encoding.guidance))
 
     def output(self, states: Tensor) -> Tensor:
         """Logits [..., V] of the tokenizer's tokens."""
@@ -282,12 +251,12 @@ class BackboneECore(ECore):
         encoding = self.encode(batch)
         return ECoreOutput(self._logits(self._decode(batch, encoding)), encoding)
 
-    def _word_losses(
+    def word_losses(
         self, batch: SubwordBatch, tokens: int | None, label_smoothing: float, scale: float
-    ) -> tuple[Tensor, Tensor, Tensor, BackboneEncoding]:
-        """Smoothed loss, summed and scaled; plain loss of each subword [T]; its row [T]; the encoding."""
+    ) -> WordLosses:
+        """Return the losses of every response subword."""
         encoding = self.encode(batch)
-        places = _word_places(batch.response, tokens)
+        places = word_places(batch.response, tokens)
         logits = self.output(self._decode(batch, encoding).flatten(0, 1)[places]).float()
         ids = batch.response.flatten()[places]
         # Not PAD, which is 0: so is one of the tokenizer's tokens.
@@ -296,9 +265,9 @@ class BackboneECore(ECore):
             logits, targets, ignore_index=_IGNORED, reduction="sum", label_smoothing=label_smoothing
         )
         nll = F.cross_entropy(logits.detach(), targets, ignore_index=_IGNORED, reduction="none")
-        return scale * smoothed, nll, places // batch.response.shape[1], encoding
+        return WordLosses(scale * smoothed, nll, places // batch.response.shape[1], encoding)
 
-    def start(self, encoding: BackboneEncoding, max_length: int) -> BackboneCache:
+    def start(self, encoding: GPT2Encoding, max_length: int) -> GPT2Cache:
         """A cache for responses of at most ``max_length`` subwords; the first :meth:`step` takes BOS.
 
         Raises:
@@ -306,9 +275,9 @@ class BackboneECore(ECore):
         """
         if max_length > self.most_response:
             raise InputError(f"max_length: expected at most {self.most_response}, got {max_length}")
-        return BackboneCache(encoding, self._joined(encoding.guidance), max_length)
+        return GPT2Cache(encoding, self._joined(encoding.guidance), max_length)
 
-    def step(self, words: Tensor, cache: BackboneCache) -> Tensor:
+    def step(self, words: Tensor, cache: GPT2Cache) -> Tensor:
         """Logits [B, OFFSET + V] of the next subword after ``words`` [B]."""
         cache.length += 1
         mask = cache.mask[:, : cache.past.get_seq_length() + 1]

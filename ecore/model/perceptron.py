@@ -17,14 +17,14 @@ class Perception(NamedTuple):
 
     Attributes:
         global_signal: h^g, before its LayerNorm.
-        main: h^m, logits of the emotion categories.
-        attention: h_emo, the final attention to each emotion.
+        main_logits: h^m, logits of the emotion categories.
+        emotion_attention: h_emo, the final attention to each emotion.
         gate: sigma(W_e h^g).
     """
 
     global_signal: Tensor
-    main: Tensor
-    attention: Tensor
+    main_logits: Tensor
+    emotion_attention: Tensor
     gate: Tensor
 
 

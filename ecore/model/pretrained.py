@@ -18,8 +18,9 @@ from ecore.data.word_tables import WordTables
 from ecore.errors import InputError
 from ecore.files import read_json, write_json
 from ecore.model import backbone
+from ecore.model.base import EmpatheticModel
 from ecore.model.ecore import ECore
-from ecore.model.gpt2 import BackboneECore
+from ecore.model.gpt2 import GPT2ECore
 from ecore.model.weights import load_weights, read_weights, save_weights
 
 FORMAT = 2
@@ -62,7 +63,7 @@ def weights_file(folder: Path, which: str) -> Path:
     return folder / f"{name}.safetensors"
 
 
-def save(model: ECore, folder: Path) -> None:
+def save(model: EmpatheticModel, folder: Path) -> None:
     """Write a model folder."""
     folder.mkdir(parents=True, exist_ok=True)
     data = {"vocabulary_fingerprint": model.vocabulary.fingerprint}
@@ -72,16 +73,16 @@ def save(model: ECore, folder: Path) -> None:
     write_json(folder / CHECKPOINTS, {"best": None, "last": "checkpoint-final"})
 
 
-def save_parts(model: ECore, folder: Path) -> None:
+def save_parts(model: EmpatheticModel, folder: Path) -> None:
     """Write what ``folder`` needs besides configuration and weights: the vocabulary, and what is kept of a backbone."""
-    if isinstance(model, BackboneECore):
+    if isinstance(model, GPT2ECore):
         model.vocabulary.words.save(folder / VOCABULARY)
         backbone.keep(model, folder)
     else:
         model.vocabulary.save(folder / VOCABULARY)
 
 
-def load(folder: Path, which: str = "best", device: str | torch.device = "cpu") -> ECore:
+def load(folder: Path, which: str = "best", device: str | torch.device = "cpu") -> EmpatheticModel:
     """Read the model of a run's or model's folder, in eval mode.
 
     Raises:
@@ -110,7 +111,7 @@ def load(folder: Path, which: str = "best", device: str | torch.device = "cpu") 
     return model.to(device).eval()
 
 
-def build(config: ModelConfig, data: PreparedData, run: Path) -> ECore:
+def build(config: ModelConfig, data: PreparedData, run: Path) -> EmpatheticModel:
     """Make the model of a run: with fresh weights or, where the run has a checkpoint, with weights still to be loaded.
 
     A backbone comes from where ``config`` says; that of a run with a checkpoint from what the run keeps of it.
@@ -125,7 +126,7 @@ def build(config: ModelConfig, data: PreparedData, run: Path) -> ECore:
     return backbone.build(config, data.vocabulary, data.tables, config.backbone, weights=True)
 
 
-def _bare(config: ModelConfig, vocabulary: Vocabulary, tables: WordTables, folder: Path) -> ECore:
+def _bare(config: ModelConfig, vocabulary: Vocabulary, tables: WordTables, folder: Path) -> EmpatheticModel:
     """Make a model whose weights are still to be loaded, with the backbone that ``folder`` keeps."""
     if config.backbone is None:
         return ECore(config, vocabulary, tables)

@@ -7,13 +7,28 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from ecore.errors import InputError
 from ecore.files import atomic_path
+from ecore.model.base import EmpatheticModel
+
+_MOVED = {
+    "correlation.": "perceiver.correlation.",
+    "graph.": "perceiver.graph_network.",
+    "perceptron.": "perceiver.perceptron.",
+}
+"""How names of weights begin in older files, and now."""
 
 
-def save_weights(model: nn.Module, path: Path) -> None:
+def present_name(name: str) -> str:
+    """Return the name that a weight of an older file has now."""
+    for old, new in _MOVED.items():
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return name
+
+
+def save_weights(model: EmpatheticModel, path: Path) -> None:
     """Write every weight and word table to ``path``, atomically. Tied weights are written once."""
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     if model.config.tie_embeddings:
@@ -23,20 +38,20 @@ def save_weights(model: nn.Module, path: Path) -> None:
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a ``.safetensors`` file.
+    """Read the tensors of a ``.safetensors`` file, by the names that they have now.
 
     Raises:
         InputError: missing or damaged.
     """
     try:
-        return load_file(path)
+        return {present_name(name): value for name, value in load_file(path).items()}
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: not a readable safetensors file ({error})") from None
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
+def load_weights(model: EmpatheticModel, path: Path) -> None:
     """Fill ``model`` from :func:`save_weights`'s file.
 
     Raises:

@@ -23,9 +23,9 @@ from torch.optim import Optimizer
 
 from ecore.errors import InputError
 from ecore.files import atomic_path, write_json
-from ecore.model import ECore
+from ecore.model.base import EmpatheticModel
 from ecore.model.pretrained import CHECKPOINTS, weights_file
-from ecore.model.weights import load_weights, save_weights
+from ecore.model.weights import load_weights, present_name, save_weights
 
 _ADAM = ("exp_avg", "exp_avg_sq", "step")
 
@@ -59,7 +59,11 @@ def checkpoint_name(step: int) -> str:
 
 
 def save(
-    run: Path, model: ECore, optimizer: Optimizer, progress: Progress, random: Sequence[dict[str, Tensor]]
+    run: Path,
+    model: EmpatheticModel,
+    optimizer: Optimizer,
+    progress: Progress,
+    random: Sequence[dict[str, Tensor]],
 ) -> None:
     """Write the checkpoint of ``progress.step`` and make it the last one.
 
@@ -80,7 +84,9 @@ def save(
     _point(run, progress)
 
 
-def load(run: Path, model: ECore, optimizer: Optimizer, rank: int = 0, processes: int = 1) -> Progress | None:
+def load(
+    run: Path, model: EmpatheticModel, optimizer: Optimizer, rank: int = 0, processes: int = 1
+) -> Progress | None:
     """Put the last checkpoint of ``run`` into ``model``, ``optimizer`` and the random number generators.
 
     Leftovers of a process that died while it wrote are removed, by the first one. None where no checkpoint was ever
@@ -130,11 +136,20 @@ def stray_files(run: Path) -> list[Path]:
 def _read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            names = {_present(name): name for name in file.keys()}  # noqa: SIM118
+            return {new: file.get_tensor(name) for new, name in names.items()}, file.metadata() or {}
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; without it training cannot go on") from None
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: damaged, not a safetensors file ({error})") from None
+
+
+def _present(name: str) -> str:
+    """Return the name that a tensor of an older file has now."""
+    if not name.startswith("adam."):
+        return name
+    adam, part, weight = name.split(".", 2)
+    return f"{adam}.{part}.{present_name(weight)}"
 
 
 def _parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

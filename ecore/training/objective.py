@@ -9,14 +9,14 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ecore.data.batches import Batch
-from ecore.model import ECore
+from ecore.model.base import EmpatheticModel
 from ecore.model.losses import Losses
 
 
 class Objective(nn.Module):
-    """:meth:`ECore.loss` as a module's forward."""
+    """:meth:`ecore.model.base.EmpatheticModel.loss` as a module's forward."""
 
-    def __init__(self, model: ECore) -> None:
+    def __init__(self, model: EmpatheticModel) -> None:
         super().__init__()
         self.model = model
 
@@ -25,7 +25,7 @@ class Objective(nn.Module):
         return self.model.loss(batch, health, tokens)
 
 
-def objective(model: ECore, compiled: bool, processes: int) -> Any:
+def objective(model: EmpatheticModel, compiled: bool, processes: int) -> Any:
     """An :class:`Objective` through torch.compile, or with gradients averaged over ``processes`` if there are more."""
     module = Objective(model)
     if compiled:

@@ -20,7 +20,8 @@ from ecore.config import ModelConfig, TrainingConfig
 from ecore.data.batches import Batch, ResidentSplit, Split, length_buckets
 from ecore.data.prepared import PreparedData
 from ecore.errors import InputError
-from ecore.model import ECore, pretrained
+from ecore.model import pretrained
+from ecore.model.base import EmpatheticModel
 from ecore.precision import LowWeights, autocast, float32_products
 from ecore.progress import BARS, tqdm
 from ecore.training import checkpoint, run_folder, validation
@@ -131,7 +132,7 @@ class Trainer:
         self,
         run: Path,
         data: PreparedData,
-        model: ECore,
+        model: EmpatheticModel,
         settings: Settings,
         device: torch.device,
         show_progress: bool,

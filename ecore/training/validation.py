@@ -13,12 +13,12 @@ from torch import Tensor
 
 from ecore.data.batches import Split
 from ecore.metrics import perplexity
-from ecore.model import ECore
+from ecore.model.base import EmpatheticModel
 
 
 @torch.no_grad()
 def score(
-    model: ECore,
+    model: EmpatheticModel,
     split: Split,
     source: Any,
     batches: Iterable[npt.NDArray[np.int64]],
@@ -45,8 +45,10 @@ def score(
         batch = source.batch(indices).to(model.device)
         with around():
             scores = model.score(batch, int(split.response_lengths[indices].sum()))
-        main = scores.encoding.main
-        right = torch.zeros_like(batch.emotion) if main is None else main.argmax(-1) == batch.emotion
+        perceived = scores.encoding.perceived
+        right = torch.zeros_like(batch.emotion)
+        if perceived is not None:
+            right = perceived.main_logits.argmax(-1) == batch.emotion
         scored.append(torch.stack([scores.nll, scores.tokens.double(), right.double()]))
     return [part.cpu() for part in scored]  # only now: a look makes the host wait for the device
 

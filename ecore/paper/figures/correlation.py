@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from ecore.model.ecore import ECore
+    from ecore.model.base import EmpatheticModel
 
 Matrix = npt.NDArray[np.float64]
 
@@ -43,15 +43,15 @@ def cooccurrence(emotions: Iterable[Iterable[str]], names: Sequence[str]) -> Mat
 
 
 @torch.no_grad()
-def learned_correlation(model: ECore) -> Matrix:
+def learned_correlation(model: EmpatheticModel) -> Matrix:
     """The model's R, [P, P], with a diagonal of 0 in place of its constant 1.
 
     Raises:
         NotDrawn: a model without it.
     """
-    if model.correlation is None:
+    if model.perceiver is None:
         raise NotDrawn("the run learned no emotion correlation (--strategy none)")
-    weights = model.correlation().double().cpu().numpy()
+    weights = model.perceiver.correlation().double().cpu().numpy()
     np.fill_diagonal(weights, 0)
     return weights
 

@@ -10,15 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ecore.data.batches import MAX_CONTEXT_WORDS, context_batch
+from ecore.data.batches import MAX_CONTEXT_WORDS
 from ecore.data.text import tokenize
 from ecore.errors import InputError
-from ecore.model.graph_network import GraphNetwork
 from ecore.paper.figures.drawing import NotDrawn
-from ecore_kernels import EmotionGraph
 
 if TYPE_CHECKING:
-    from ecore.model.ecore import ECore
+    from ecore.model.base import EmpatheticModel
 
 Array = npt.NDArray[np.float32]
 
@@ -66,7 +64,7 @@ class Trace:
 
 
 @torch.no_grad()
-def trace(model: ECore, turns: Sequence[str], emotion: str | None = None) -> Trace:
+def trace(model: EmpatheticModel, turns: Sequence[str], emotion: str | None = None) -> Trace:
     """Read the graph's edges after the first pass over one dialogue, the speaker's turn first.
 
     Raises:
@@ -78,30 +76,21 @@ def trace(model: ECore, turns: Sequence[str], emotion: str | None = None) -> Tra
     tokens = [tokenize(turn) for turn in turns]
     if not tokens or not all(tokens):
         raise InputError("dialogue: expected at least one turn, and words in each")
-    if not isinstance(model.graph, GraphNetwork):
+    perceiver = model.perceiver
+    if perceiver is None or "graph" in model.config.ablations:
         raise NotDrawn("the run has no emotion graph (--ablate graph or --strategy none)")
     model.eval()
-    batch = context_batch([list(turns)], model.vocabulary, model.tables).to(model.device)
-    encoding = model.encode(batch)
-
-    graph = EmotionGraph.from_intensity(
-        model.intensity[batch.context],
-        batch.lengths,
-        model.config.thresholds,
-        model.correlation().softmax(-1),
-    )
-    embedded = model.embedding(batch.context, batch.state)
-    emotions = model.embedding.look_up(model.emotion_words)[0]
-    first = model.graph.perceive(embedded, emotions, graph, per_word=True)
-    edges = first.word_to_emotion
-    before = edges.sum(1)
-
-    words = batch.context.shape[1]
-    mean = encoding.memory[:, :words].mean(1)
+    batch = model.read([list(turns)]).to(model.device)
+    _, context = model.encode_words(batch)
+    perceived = perceiver(context)
+    graph = perceiver.emotion_graph(context)
+    first = perceiver.graph_network.perceive(context.words, context.emotions, graph, per_word=True)
+    edges = first.word_to_emotion  # [1, M, P]
+    before = edges.sum(1)  # [1, P]
     # Emotions that hear nobody else: their aggregate is what they were before.
     alone = torch.zeros_like(first.emotion_to_emotion)
-    unaided = model.perceptron(before, alone, mean).main
-    emotion_edges = model.perceptron.aggregation(first.emotion_to_emotion)[0]
+    unaided = perceiver.perceptron(before, alone, context.mean).main_logits
+    emotion_edges = perceiver.perceptron.aggregation(first.emotion_to_emotion)[0]
     flat = [(word, i) for i, turn in enumerate(tokens) for word in turn][-MAX_CONTEXT_WORDS:]
     return Trace(
         words=("[CLS]", *(word for word, _ in flat)),
@@ -110,8 +99,8 @@ def trace(model: ECore, turns: Sequence[str], emotion: str | None = None) -> Tra
         word_edges=edges[0].cpu().numpy(),
         emotion_edges=emotion_edges.cpu().numpy(),
         before=before[0].cpu().numpy(),
-        after=encoding.perception[0].cpu().numpy(),
+        after=perceived.global_signal[0].cpu().numpy(),
         perceived_before=unaided[0].softmax(-1).cpu().numpy(),
-        perceived=encoding.main[0].softmax(-1).cpu().numpy(),
+        perceived=perceived.main_logits[0].softmax(-1).cpu().numpy(),
         emotion=emotion,
     )

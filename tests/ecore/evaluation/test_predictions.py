@@ -64,13 +64,16 @@ def test_records_are_those_of_each_sample_alone(prepared: Path, strategy: str) -
         assert record["prediction"] == detokenize(data.vocabulary.decode(words))
         assert record["prediction_tokens"].split(" ") == data.vocabulary.decode(words)
         assert record["reference_tokens"].split(" ") == tokenize(text["response"])
-        assert record["predicted_emotion"] == data.vocabulary.emotions[scores.encoding.main[0].argmax()]
-        attention = scores.encoding.attention[0]
+        assert (
+            record["predicted_emotion"]
+            == data.vocabulary.emotions[scores.encoding.perceived.main_logits[0].argmax()]
+        )
+        attention = scores.encoding.perceived.emotion_attention[0]
         top = attention.softmax(0).topk(5)
         assert [name for name, _ in record["emotions"]] == [data.vocabulary.emotions[i] for i in top.indices]
         assert [p for _, p in record["emotions"]] == pytest.approx(top.values.tolist(), abs=1e-5)
         if strategy == "hard":
-            relevant = scores.encoding.relevant[0].nonzero().squeeze(1).tolist()
+            relevant = scores.encoding.perceived.relevant[0].nonzero().squeeze(1).tolist()
             assert set(record["relevant"]) == {data.vocabulary.emotions[i] for i in relevant}
             assert record["relevant"][0] == record["emotions"][0][0]
     assert len({record["prediction"] for record in records}) > 1

@@ -8,7 +8,7 @@ import torch
 from ecore import pipeline
 
 both_strategies = pytest.mark.parametrize("strategy", ["soft", "hard"])
-GRAPH = ("graph.", "perceptron.")
+GRAPH = ("perceiver.graph_network.", "perceiver.perceptron.")
 
 
 def gradients(model, loss):
@@ -23,17 +23,21 @@ def test_graph(make, strategy):
     """Attention from h_X to the emotions stands for E^{w-e}, Softmax(R) for E^{e-e}; no node sum."""
     model, batch = make.model(strategy=strategy, ablations=("graph",)).double(), make.batch()
     names = [name for name, _ in model.named_parameters()]
-    assert {name.split(".")[1] for name in names if name.startswith("graph.")} == {"query", "key"}
+    assert {name.split(".")[2] for name in names if name.startswith("perceiver.graph_network.")} == {
+        "query",
+        "key",
+    }
     assert not any("guidance" in name for name in names)
     encoding = model.encode(batch)
     assert encoding.guidance is None
     emotions = model.embedding.word(model.emotion_words) * 24**0.5
-    edges = model.correlation().softmax(1).fill_diagonal_(1.0)
+    edges = model.perceiver.correlation().softmax(1).fill_diagonal_(1.0)
     edges = edges / edges.sum(1, keepdim=True)
     for b, length in enumerate(batch.lengths):
         words = encoding.memory[b, :length]
-        score = model.graph.query(words) @ model.graph.key(emotions).T / 24**0.5
-        torch.testing.assert_close(encoding.perception[b], edges @ score.softmax(1).sum(0))
+        attention = model.perceiver.graph_network
+        score = attention.query(words) @ attention.key(emotions).T / 24**0.5
+        torch.testing.assert_close(encoding.perceived.global_signal[b], edges @ score.softmax(1).sum(0))
     assert model.loss(batch).total.isfinite()
 
 
@@ -42,9 +46,9 @@ def test_co_p(make, strategy):
     """h^g is the sum of E^{w-e}: the emotions' own edges are not read."""
     model, batch = make.model(strategy=strategy, ablations=("co-p",)), make.batch()
     seen = []
-    model.perceptron.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    assert torch.equal(model.encode(batch).perception, seen[0])
-    whole = make.model(strategy=strategy).encode(batch).perception
+    model.perceiver.perceptron.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    assert torch.equal(model.encode(batch).perceived.global_signal, seen[0])
+    whole = make.model(strategy=strategy).encode(batch).perceived.global_signal
     assert not torch.allclose(whole, seen[0], atol=1e-4)
 
 
@@ -53,7 +57,7 @@ def test_co_g(make, strategy):
     """The main emotion's embedding goes where the node sum went."""
     model, batch = make.model(strategy=strategy, ablations=("co-g",)), make.batch()
     encoding = model.encode(batch)
-    main = encoding.main.argmax(1)
+    main = encoding.perceived.main_logits.argmax(1)
     expected = model.embedding.word.weight[model.emotion_words[main]] * 24**0.5
     torch.testing.assert_close(encoding.guidance, expected)
 
@@ -75,10 +79,12 @@ def test_gate_g(make, strategy):
     """h_emo = h^m."""
     model, batch = make.model(strategy=strategy, ablations=("gate-g",)), make.batch()
     encoding = model.encode(batch)
-    assert torch.equal(encoding.attention, encoding.main)
+    assert torch.equal(encoding.perceived.emotion_attention, encoding.perceived.main_logits)
     whole = make.model(strategy=strategy).encode(batch)
-    torch.testing.assert_close(whole.main, encoding.main)
-    torch.testing.assert_close(whole.attention, whole.main * (1 + whole.gate))
+    torch.testing.assert_close(whole.perceived.main_logits, encoding.perceived.main_logits)
+    torch.testing.assert_close(
+        whole.perceived.emotion_attention, whole.perceived.main_logits * (1 + whole.perceived.gate)
+    )
 
 
 @both_strategies
@@ -91,7 +97,7 @@ def test_gen_loss(make, strategy):
         torch.testing.assert_close(getattr(losses, name), getattr(whole.loss(batch), name))
     norms = gradients(model, model.loss(batch).generation)
     for name, norm in norms.items():
-        if name.startswith((*GRAPH, "correlation.")):
+        if name.startswith((*GRAPH, "perceiver.correlation.")):
             assert norm == 0, name
     assert norms["decoder.blocks.0.join_guidance.weight"] > 0
     assert norms["encoder.norm.weight"] > 0
@@ -99,13 +105,13 @@ def test_gen_loss(make, strategy):
     by_emotion = gradients(model, model.loss(batch).emotion)
     of_whole = gradients(whole, whole.loss(batch).generation)
     for name in (
-        "graph.layers.0.attention.query.weight",
-        "graph.layers.0.attention.gate.weight",
-        "correlation.factor",
+        "perceiver.graph_network.layers.0.attention.query.weight",
+        "perceiver.graph_network.layers.0.attention.gate.weight",
+        "perceiver.correlation.factor",
     ):
         assert by_emotion[name] > 0, name
         assert of_whole[name] > 0, name
-    assert by_emotion["perceptron.main.weight"] > 0
+    assert by_emotion["perceiver.perceptron.main.weight"] > 0
 
 
 def test_several_at_once(make):
@@ -120,7 +126,7 @@ def test_the_plain_transformer_knows_no_emotions(make):
     assert names == {"embedding", "encoder", "decoder", "output"}
     assert not any("join_guidance" in name or "guidance_norm" in name for name, _ in model.named_parameters())
     encoding, losses = model.encode(batch), model.loss(batch, health=True)
-    assert encoding.guidance is encoding.main is encoding.attention is None
+    assert encoding.guidance is encoding.perceived is None
     assert losses.total == losses.generation > 0.0
     assert losses.emotion == losses.correlation == losses.correct == 0.0
     losses.total.backward()

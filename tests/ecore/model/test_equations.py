@@ -14,6 +14,7 @@ from ecore.model import ECore, losses
 from ecore.model.dropout import Dropout
 from ecore.model.graph_network import Correlation
 from ecore.model.losses import correlation_loss, vocabulary_losses
+from ecore.model.perceiver import health
 from ecore.model.perceptron import Perceptron
 
 CONFIG = ModelConfig(dim=6, heads=2)
@@ -62,9 +63,9 @@ def test_eqs_9_and_12_by_hand(graph_norm):
     both = torch.cat([signal, context @ w_x.weight.T + w_x.bias], 1)
     main = both @ w_main.weight.T + w_main.bias
     gate = 1 / (1 + torch.exp(-(signal @ w_gate.weight.T + w_gate.bias)))
-    torch.testing.assert_close(perception.main, main)
+    torch.testing.assert_close(perception.main_logits, main)
     torch.testing.assert_close(perception.gate, gate)
-    torch.testing.assert_close(perception.attention, gate * main + main)
+    torch.testing.assert_close(perception.emotion_attention, gate * main + main)
 
 
 # Correlation (R and Eq. 18) ---------------------------------------------------------------------------------
@@ -232,11 +233,13 @@ def test_the_losses_are_their_equations(make, strategy):
         F.cross_entropy(logits.flatten(0, 1), batch.response.flatten(), label_smoothing=0.1, **kinds) / rows
     )
     nll = F.cross_entropy(logits.flatten(0, 1), batch.response.flatten(), **kinds)
-    emotion = -sum(encoding.main[b].log_softmax(0)[batch.emotion[b]] for b in range(rows)) / rows
-    pairs = model.correlation().softmax(-1)
+    emotion = (
+        -sum(encoding.perceived.main_logits[b].log_softmax(0)[batch.emotion[b]] for b in range(rows)) / rows
+    )
+    pairs = model.perceiver.correlation().softmax(-1)
     correlation = 0.0
     for b in range(rows):
-        chosen = encoding.relevant[b].nonzero()[:, 0].tolist()
+        chosen = encoding.perceived.relevant[b].nonzero()[:, 0].tolist()
         correlation -= sum(pairs[i, j] for i in chosen for j in chosen if i < j) / len(chosen) / rows
     torch.testing.assert_close(losses.generation, generation)
     torch.testing.assert_close(losses.emotion, emotion)
@@ -244,7 +247,7 @@ def test_the_losses_are_their_equations(make, strategy):
     torch.testing.assert_close(losses.total, generation + 0.7 * emotion + 1.9 * correlation)
     torch.testing.assert_close(losses.nll, nll)
     assert losses.tokens.item() == int((batch.response != 0).sum())
-    assert losses.correct.item() == int((encoding.main.argmax(1) == batch.emotion).sum())
+    assert losses.correct.item() == int((encoding.perceived.main_logits.argmax(1) == batch.emotion).sum())
     assert losses.health == {}
     assert not losses.nll.requires_grad
 
@@ -253,13 +256,13 @@ def test_the_losses_are_their_equations(make, strategy):
 def test_the_predicted_emotion_is_the_highest_of_h_m(make):
     """Of h^m and not of h_emo: a gate that is shut for the likeliest emotion does not count."""
     model, batch = make.model(), make.batch()
-    model.perceptron.main.bias.fill_(9.0)
-    model.perceptron.main.bias[2] = 12.0
-    model.perceptron.gate.bias.fill_(9.0)
-    model.perceptron.gate.bias[2] = -9.0
+    model.perceiver.perceptron.main.bias.fill_(9.0)
+    model.perceiver.perceptron.main.bias[2] = 12.0
+    model.perceiver.perceptron.gate.bias.fill_(9.0)
+    model.perceiver.perceptron.gate.bias[2] = -9.0
     encoding = model.encode(batch)
-    assert (encoding.main.argmax(1) == 2).all()
-    assert (encoding.attention.argmax(1) != 2).all()
+    assert (encoding.perceived.main_logits.argmax(1) == 2).all()
+    assert (encoding.perceived.emotion_attention.argmax(1) != 2).all()
     assert model.loss(batch._replace(emotion=torch.full((4,), 2))).correct == 4
 
 
@@ -280,7 +283,7 @@ def test_the_correlation_loss_moves_r_alone(make):
     model = make.model()
     model.loss(make.batch()).correlation.backward()
     moved = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
-    assert moved == {"correlation.factor"}
+    assert moved == {"perceiver.correlation.factor"}
 
 
 # Health at the start ----------------------------------------------------------------------------------------
@@ -305,26 +308,27 @@ def test_a_new_model_is_healthy(make, strategy):
 @torch.no_grad()
 def test_health_by_hand(make):
     model, batch = make.model(), make.batch()
-    health, encoding = model.loss(batch, health=True).health, model.encode(batch)
+    told, encoding = model.loss(batch, health=True).health, model.encode(batch)
     dead = [
         float(model.intensity[word]) == 0.0
         for context, length in zip(batch.context, batch.lengths, strict=True)
         for word in context[1:length]
     ]
-    assert health["dead_edges"].item() == pytest.approx(sum(dead) / len(dead))
-    torch.testing.assert_close(health["perception_std"], encoding.perception.std())
-    assert 0 < health["perception_context"] < 1
-    torch.testing.assert_close(health["gate_mean"], encoding.gate.mean())
-    torch.testing.assert_close(health["gate_std"], encoding.gate.std())
+    assert told["dead_edges"].item() == pytest.approx(sum(dead) / len(dead))
+    torch.testing.assert_close(told["perception_std"], encoding.perceived.global_signal.std())
+    assert 0 < told["perception_context"] < 1
+    torch.testing.assert_close(told["gate_mean"], encoding.perceived.gate.mean())
+    torch.testing.assert_close(told["gate_std"], encoding.perceived.gate.std())
 
 
 @torch.no_grad()
 def test_a_signal_that_is_the_same_for_every_context_shows(make):
     model, batch = make.model(), make.batch()
-    encoding = model.encode(batch)
-    signal = encoding.perception
+    perceived, intensity = model.encode(batch).perceived, model.context_intensity(batch)
+    signal = perceived.global_signal
     drowned = 1e6 * signal[:1] + signal
-    assert model._health(batch, encoding._replace(perception=drowned))["perception_context"] < 1e-6
+    found = health(perceived._replace(global_signal=drowned), intensity, batch.lengths)
+    assert found["perception_context"] < 1e-6
     opposite = 1e6 * torch.stack([signal[0], -signal[0]])
-    health = model._health(batch, encoding._replace(perception=opposite))
-    assert health["perception_context"].item() == pytest.approx(1.0, abs=1e-4)
+    found = health(perceived._replace(global_signal=opposite), intensity, batch.lengths)
+    assert found["perception_context"].item() == pytest.approx(1.0, abs=1e-4)

@@ -31,7 +31,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # 
 from ecore.data.subwords.alignment import WordIntensity  # noqa: E402
 from ecore.data.subwords.batches import TurnReader, context_batch  # noqa: E402
 from ecore.data.subwords.vocabulary import OFFSET, SubwordVocabulary  # noqa: E402
-from ecore.model.gpt2 import BackboneECore  # noqa: E402
+from ecore.model.gpt2 import GPT2ECore  # noqa: E402
 from ecore.model.pretrained import build  # noqa: E402
 
 FEELINGS = {
@@ -241,10 +241,10 @@ def test_padding_changes_nothing(make, data, strategy):
     wider = {name: F.pad(getattr(batch, name), (0, 9)) for name in ("context", "intensity", "response")}
     scores, padded = model.score(batch), model.score(batch._replace(**wider))
     alone = [model.score(split.batch([row])) for row in (0, 5, 10, 15)]
-    for name in ("guidance", "perception", "main", "attention", "gate"):
-        expected = getattr(scores.encoding, name)
-        torch.testing.assert_close(getattr(padded.encoding, name), expected, rtol=1e-4, atol=1e-5)
-        single = torch.cat([getattr(one.encoding, name) for one in alone])
+    for name in ("guidance", "global_signal", "main_logits", "emotion_attention", "gate"):
+        expected = getattr(scores.encoding.perceived, name)
+        torch.testing.assert_close(getattr(padded.encoding.perceived, name), expected, rtol=1e-4, atol=1e-5)
+        single = torch.cat([getattr(one.encoding.perceived, name) for one in alone])
         torch.testing.assert_close(single, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(padded.nll, scores.nll, rtol=1e-5, atol=0)
     torch.testing.assert_close(torch.cat([one.nll for one in alone]), scores.nll, rtol=1e-5, atol=0)
@@ -295,20 +295,24 @@ def test_guidance_and_intensities_matter(make, data):
         guided, bare = model.score(batch), make(joined=False, strategy=strategy).score(batch)
         assert (guided.nll - bare.nll).abs().min() > 1e-3
         calm = model.score(batch._replace(intensity=torch.full_like(batch.intensity, 0.01)))
-        assert (calm.encoding.perception - guided.encoding.perception).abs().max() > 1e-3
+        assert (
+            calm.encoding.perceived.global_signal - guided.encoding.perceived.global_signal
+        ).abs().max() > 1e-3
         with torch.no_grad():  # all positions but the first change places
             model.gpt2.wpe.weight[1:] = model.gpt2.wpe.weight[1:].flip(0)
-        assert (model.score(batch).encoding.perception - guided.encoding.perception).abs().max() > 1e-3
+        assert (
+            model.score(batch).encoding.perceived.global_signal - guided.encoding.perceived.global_signal
+        ).abs().max() > 1e-3
         # From the answers alone, a gradient reaches the graph.
         model.loss(batch).generation.backward()
-        layer = model.graph.layers[0].attention
+        layer = model.perceiver.graph_network.layers[0].attention
         assert all(p.grad is not None and p.grad.abs().max() > 0 for p in layer.parameters())
 
 
 @torch.no_grad()
 def test_strategy_none_is_the_backbone_alone(make, data):
     plain, guided = make(strategy="none"), make(joined=False)
-    assert plain.graph is None
+    assert plain.perceiver is None
     batch = plain.view(data.train, progress=False).batch([0, 1, 2, 3])
     torch.testing.assert_close(plain.score(batch).nll, guided.score(batch).nll)
     losses = plain.loss(batch, health=True)
@@ -353,7 +357,11 @@ def test_ablations_train(make, data, ablation):
     batch = model.view(data.train, progress=False).batch([0, 1, 2, 3])
     losses = model.loss(batch, health=True)
     losses.generation.backward()
-    reached = model.graph.parameters() if ablation != "graph" else [model.graph.query.weight]
+    reached = (
+        model.perceiver.graph_network.parameters()
+        if ablation != "graph"
+        else [model.perceiver.graph_network.query.weight]
+    )
     silent = ablation in ("gen-loss", "graph", "co-g")  # co-g: the main emotion is a choice
     assert all((p.grad is None) == silent for p in list(reached)[:2])
     assert losses.total.isfinite()
@@ -388,7 +396,7 @@ def test_resuming_equals_never_having_stopped(one_run, data, tmp_path):
 def test_a_run_travels_whole(one_run, data, tmp_path):
     run, _ = one_run
     model = pretrained.load(run)
-    assert isinstance(model, BackboneECore)
+    assert isinstance(model, GPT2ECore)
     assert model.gpt2.config.resid_pdrop == 0.1
     pretrained.save(model, tmp_path / "saved")
     again = pretrained.load(tmp_path / "saved")

@@ -8,7 +8,10 @@ import torch
 both_strategies = pytest.mark.parametrize("strategy", ["soft", "hard"])
 
 # Otsu's split has no gradient: under the hard strategy the gate (Eq. 12) chooses without learning to.
-WITHOUT_GRADIENT = {"soft": set(), "hard": {"perceptron.gate.weight", "perceptron.gate.bias"}}
+WITHOUT_GRADIENT = {
+    "soft": set(),
+    "hard": {"perceiver.perceptron.gate.weight", "perceiver.perceptron.gate.bias"},
+}
 
 
 @both_strategies

@@ -32,8 +32,7 @@ def assert_same(actual: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 def assert_same_encoding(actual, expected) -> None:
-    for name in ("perception", "main", "attention", "relevant", "guidance", "gate"):
-        one, other = getattr(actual, name), getattr(expected, name)
+    for one, other in zip(actual.perceived, expected.perceived, strict=True):
         assert (one is None) == (other is None)
         if other is not None:
             assert_same(one, other)
@@ -68,8 +67,9 @@ def test_a_batch_of_one_is_its_row(make, settings):
         single = model(alone)
         assert_same(single.logits[0], output.logits[row, :words])
         assert_same(model.score(alone).nll[0], scores.nll[row])
-        part = type(output.encoding)(*(None if x is None else x[row : row + 1] for x in output.encoding))
-        assert_same_encoding(single.encoding, part)
+        perceived = output.encoding.perceived
+        part = type(perceived)(*(None if x is None else x[row : row + 1] for x in perceived))
+        assert_same_encoding(single.encoding, output.encoding._replace(perceived=part))
 
 
 @torch.no_grad()
@@ -89,9 +89,9 @@ def test_related_words_reach_the_memory_alone(make):
     encoding, bare = model.encode(batch), without.encode(batch)
     assert bare.memory.shape[1] == batch.context.shape[1]
     # Row 0 has no related word: nothing changes there, whatever the columns.
-    torch.testing.assert_close(encoding.perception, bare.perception)
-    torch.testing.assert_close(encoding.main[0], bare.main[0])
-    assert not torch.allclose(encoding.main[3], bare.main[3], atol=1e-5)
+    torch.testing.assert_close(encoding.perceived.global_signal, bare.perceived.global_signal)
+    torch.testing.assert_close(encoding.perceived.main_logits[0], bare.perceived.main_logits[0])
+    assert not torch.allclose(encoding.perceived.main_logits[3], bare.perceived.main_logits[3], atol=1e-5)
     none = batch._replace(concepts=batch.concepts[:, :0])
     torch.testing.assert_close(model.encode(none).memory, without.encode(none).memory)
 

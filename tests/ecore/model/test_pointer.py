@@ -204,7 +204,7 @@ def test_the_start_is_the_emotions(make):
     encoding = model.encode(batch)
     embedded = model.embedding.place(model.embedding.look_up(batch.response[:, :1])[0])
     states = model._decode(model.embedding.look_up(batch.response[:, :1])[0], encoding).states
-    first = encoding.main @ model.start_word.weight.T + model.start_word.bias
+    first = encoding.perceived.main_logits @ model.start_word.weight.T + model.start_word.bias
     direct = model.decoder(
         model.embedding.place(first[:, None]), encoding.memory, encoding.memory_mask, encoding.guidance
     ).states
@@ -214,7 +214,7 @@ def test_the_start_is_the_emotions(make):
         model = make.model(emotion_start=True, ablations=ablations)
         model.loss(batch).generation.backward()
         assert model.start_word.weight.grad.abs().sum() > 0
-        grad = model.perceptron.main.weight.grad
+        grad = model.perceiver.perceptron.main.weight.grad
         assert learns == (grad is not None and bool(grad.abs().sum() > 0))
 
 

@@ -20,7 +20,7 @@ def graph_pass(model, nodes, edge, neighbors):
     resolutions = len(model.config.thresholds)
     size = model.config.dim // resolutions
     scale = size**-0.5 if model.config.score_scale is None else model.config.score_scale
-    for layer in model.graph.layers:
+    for layer in model.perceiver.graph_network.layers:
         attention = layer.attention
         query, key, value = (
             torch.stack(linear(nodes).split(size, dim=2), 1)
@@ -46,7 +46,7 @@ def encode_in_full(model, batch):
     memory = model.encoder(torch.cat([x, related], 1), torch.cat([batch.context, batch.concepts], 1) != 0)
     mean = (memory[:, :words] * inside).sum(1) / inside.sum(1)
 
-    s = model.correlation.factor
+    s = model.perceiver.correlation.factor
     r = s.T @ s
     r = r - torch.diag(r.diagonal()) + torch.eye(len(r))
     graph = EmotionGraph.from_intensity(
@@ -54,7 +54,7 @@ def encode_in_full(model, batch):
     )
     edge, neighbors = graph.dense()
     if config.graph_norm:
-        x, e = model.graph.word_norm(x), model.graph.emotion_norm(e)
+        x, e = model.perceiver.graph_network.word_norm(x), model.perceiver.graph_network.emotion_norm(e)
     nodes = torch.cat([x, e.expand(len(x), -1, -1)], 1)
 
     _, last = graph_pass(model, nodes, edge, neighbors)
@@ -64,9 +64,10 @@ def encode_in_full(model, batch):
     if config.graph_norm:
         between = between / between.abs().sum(2, keepdim=True)
     perception = torch.einsum("bij,bj->bi", between, to_emotion)  # Eq. 8
-    normed = model.perceptron.norm(perception)
-    main = model.perceptron.main(torch.cat([normed, model.perceptron.context(mean)], 1))  # Eq. 9
-    attention = torch.sigmoid(model.perceptron.gate(normed)) * main + main  # Eq. 12
+    perceptron = model.perceiver.perceptron
+    normed = perceptron.norm(perception)
+    main = perceptron.main(torch.cat([normed, perceptron.context(mean)], 1))  # Eq. 9
+    attention = torch.sigmoid(perceptron.gate(normed)) * main + main  # Eq. 12
 
     if config.strategy == "soft":  # Eq. 13
         relevant = torch.zeros_like(attention, dtype=torch.bool)
@@ -83,9 +84,9 @@ def encode_in_full(model, batch):
     features, _ = graph_pass(model, nodes, edge, neighbors)
     guidance = (features[:, :words] * inside).sum(1)  # Eq. 24
     return {
-        "perception": perception,
-        "main": main,
-        "attention": attention,
+        "global_signal": perception,
+        "main_logits": main,
+        "emotion_attention": attention,
         "relevant": relevant,
         "guidance": guidance,
     }
@@ -107,22 +108,24 @@ def test_shortcuts_change_nothing(make, strategy, settings):
     """Values, and the gradients of all graph and perceptron parameters and of the embeddings, in float64."""
     model, batch = make.model(strategy=strategy, **settings).double(), make.batch()
     with torch.no_grad():
-        for layer in model.graph.layers:
+        for layer in model.perceiver.graph_network.layers:
             layer.attention.edge_scale.fill_(1.2)
         # Trained models have larger embeddings than new ones.
         model.embedding.word.weight.mul_(20.0)
     encoding = model.encode(batch)
     expected = encode_in_full(model, batch)
-    names = ("perception", "main", "attention", "guidance")
+    names = ("global_signal", "main_logits", "emotion_attention", "guidance")
     for name in names:
         # The soft weights are rounded to float32 on their way, whatever the model's type.
         tolerance = 1e-6 if name == "guidance" else 1e-10
-        torch.testing.assert_close(getattr(encoding, name), expected[name], rtol=tolerance, atol=tolerance)
-    assert torch.equal(encoding.relevant, expected["relevant"])
+        torch.testing.assert_close(
+            getattr(encoding.perceived, name), expected[name], rtol=tolerance, atol=tolerance
+        )
+    assert torch.equal(encoding.perceived.relevant, expected["relevant"])
 
     parameters = dict(model.named_parameters())
     totals = []
-    for results in (encoding._asdict(), expected):
+    for results in (encoding.perceived._asdict(), expected):
         torch.manual_seed(1)
         total = sum(
             (torch.randn_like(results[n]) * results[n] / expected[n].detach().std()).sum() for n in names
@@ -130,7 +133,7 @@ def test_shortcuts_change_nothing(make, strategy, settings):
         totals.append(torch.autograd.grad(total, list(parameters.values()), allow_unused=True))
     compared = 0
     for name, actual, wanted in zip(parameters, *totals, strict=True):
-        if wanted is not None and name.startswith(("graph.", "perceptron.", "embedding.", "correlation.")):
+        if wanted is not None and name.startswith(("perceiver.", "embedding.")):
             compared += 1
             largest = float(wanted.abs().max())
             torch.testing.assert_close(
@@ -141,15 +144,17 @@ def test_shortcuts_change_nothing(make, strategy, settings):
 
 def test_the_soft_strategy_ranks_by_the_gated_signal(make):
     encoding = make.model().encode(make.batch())
-    assert torch.equal(encoding.relevant.sum(1), torch.full((4,), 3))
-    for attention, relevant in zip(encoding.attention, encoding.relevant, strict=True):
+    assert torch.equal(encoding.perceived.relevant.sum(1), torch.full((4,), 3))
+    for attention, relevant in zip(
+        encoding.perceived.emotion_attention, encoding.perceived.relevant, strict=True
+    ):
         assert attention[relevant].min() > attention[~relevant].max()
 
 
 def test_the_hard_strategy_is_otsu(make):
     encoding = make.model(strategy="hard", max_relevant=2).encode(make.batch())
-    assert torch.equal(encoding.relevant, otsu(encoding.attention, 2).mask)
-    assert encoding.relevant.sum(1).max() <= 2
+    assert torch.equal(encoding.perceived.relevant, otsu(encoding.perceived.emotion_attention, 2).mask)
+    assert encoding.perceived.relevant.sum(1).max() <= 2
 
 
 def test_fewer_emotions_than_the_top_three(make):
@@ -158,15 +163,17 @@ def test_fewer_emotions_than_the_top_three(make):
     model = ECore(config, vocabulary, make.tables(vocabulary)).eval()
     losses = model.loss(make.random_batch(vocabulary))
     assert losses.total.isfinite()
-    assert model.encode(make.random_batch(vocabulary)).relevant.all()
+    assert model.encode(make.random_batch(vocabulary)).perceived.relevant.all()
 
 
 @pytest.mark.parametrize("layers, varies", [(1, False), (2, False), (3, True)])
 def test_emotions_hear_of_the_context_in_the_third_layer(make, monkeypatch, layers, varies):
     """[CLS] hears the words in the first layer, emotions hear that [CLS] in the second, their edges show it next."""
     model, seen = make.model(graph_layers=layers).double(), []
-    perceive = model.graph.perceive
-    monkeypatch.setattr(model.graph, "perceive", lambda *a: seen.append(perceive(*a)) or seen[0])
+    perceive = model.perceiver.graph_network.perceive
+    monkeypatch.setattr(
+        model.perceiver.graph_network, "perceive", lambda *a: seen.append(perceive(*a)) or seen[0]
+    )
     with torch.no_grad():
         model.encode(make.batch())
     among = seen[0].emotion_to_emotion

@@ -76,8 +76,8 @@ def test_forward_compiles_as_one_graph(make, strategy):
     expected = model(batch)
     actual = torch.compile(model.forward, fullgraph=True, backend="aot_eager")(batch)
     torch.testing.assert_close(actual.logits, expected.logits, rtol=1e-4, atol=1e-5)
-    assert torch.equal(actual.encoding.relevant, expected.encoding.relevant)
-    parameters = [model.output.weight, model.embedding.word.weight, model.correlation.factor]
+    assert torch.equal(actual.encoding.perceived.relevant, expected.encoding.perceived.relevant)
+    parameters = [model.output.weight, model.embedding.word.weight, model.perceiver.correlation.factor]
     torch.testing.assert_close(
         torch.autograd.grad(actual.logits.square().sum(), parameters),
         torch.autograd.grad(expected.logits.square().sum(), parameters),
@@ -129,7 +129,7 @@ def test_attention_in_low_precision(causal):
 
 def test_the_papers_letter_runs(make):
     model = make.model(graph_norm=False, score_scale=1.0, eco_form="inner")
-    assert not any("norm" in name for name, _ in model.graph.named_parameters())
+    assert not any("norm" in name for name, _ in model.perceiver.graph_network.named_parameters())
     losses = steps(model, [make.batch(seed=seed) for seed in range(3)], 1e-4)
     assert all(x.total.isfinite() for x in losses)
 

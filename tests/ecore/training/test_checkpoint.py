@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from ecore.errors import InputError
 from ecore.files import read_json
@@ -131,3 +133,25 @@ def test_files_are_as_readable_as_others(saved, tmp_path):
     plain = tmp_path / "plain"
     plain.touch()
     assert {path.stat().st_mode for path in tmp_path.iterdir()} == {plain.stat().st_mode}
+
+
+def test_the_state_of_an_older_run_comes_back(data, tiny, tmp_path, saved):
+    """Before the perceiver was a part of its own, names of the graph's weights began otherwise."""
+    older = {"perceiver.graph_network.": "graph.", "perceiver.correlation.": "correlation."}
+    older["perceiver.perceptron."] = "perceptron."
+    for path in tmp_path.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            notes, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        renamed = {}
+        for name, value in tensors.items():
+            for new, old in older.items():
+                name = name.replace(new, old)
+            renamed[name] = value
+        assert renamed.keys() != tensors.keys()
+        save_file(renamed, path, metadata=notes)
+    model, optimizer = saved
+    other, fresh = trained(data, tiny, steps=0)
+    assert checkpoint.load(tmp_path, other, fresh) == Progress(step=2)
+    for a, b in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
+        assert torch.equal(optimizer.state[a]["exp_avg"], fresh.state[b]["exp_avg"])

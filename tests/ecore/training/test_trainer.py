@@ -371,7 +371,9 @@ def test_a_loss_that_is_not_finite_stops(quiet_train, monkeypatch, tmp_path, ter
 @pytest.mark.parametrize("method, call, step", [("loss", 8, 8), ("score", 1, 5)])
 def test_the_hard_strategys_split_stops_too(quiet_train, tiny, monkeypatch, tmp_path, method, call, step):
     """It raises inside the model, before there is a loss to look at."""
-    at_call(monkeypatch, method, call, lambda model: model.perceptron.main.bias.data.fill_(torch.nan))
+    at_call(
+        monkeypatch, method, call, lambda model: model.perceiver.perceptron.main.bias.data.fill_(torch.nan)
+    )
     with pytest.raises(NotFinite, match=rf"not finite at step {step} \("):
         quiet_train(tmp_path / "run", model_config=replace(tiny, strategy="hard"))
 

@@ -76,10 +76,10 @@ def new_model(prepared: Path, **settings: object) -> ECore:
     data = PreparedData.load(prepared)
     model = ECore(ModelConfig(**{**vars(CONFIG), **settings}), data.vocabulary, data.tables).eval()
     with torch.no_grad():  # gates and correlations as large as a trained model's
-        for layer in getattr(model.graph, "layers", ()):
-            layer.attention.gate.weight.mul_(20)
-        if model.correlation is not None:
-            model.correlation.factor.mul_(2)
+        if model.perceiver is not None:
+            for layer in getattr(model.perceiver.graph_network, "layers", ()):
+                layer.attention.gate.weight.mul_(20)
+            model.perceiver.correlation.factor.mul_(2)
     return model
 
 
@@ -123,15 +123,21 @@ def test_trace_has_the_edges_of_the_papers_recurrence(model: ECore) -> None:
     seen = trace(model, TURNS, "sad")
     batch = context_batch([TURNS], model.vocabulary, model.tables)
     with torch.no_grad():
-        correlation = model.correlation().softmax(-1)
+        correlation = model.perceiver.correlation().softmax(-1)
         graph = EmotionGraph.from_intensity(
             model.intensity[batch.context], batch.lengths, model.config.thresholds, correlation
         )
         edge, neighbors = graph.dense()
         words = model.embedding(batch.context, batch.state)
         emotions = model.embedding.word(model.emotion_words)[None] * model.config.dim**0.5
-        nodes = torch.cat([model.graph.word_norm(words), model.graph.emotion_norm(emotions)], 1)
-        for layer in model.graph.layers:
+        nodes = torch.cat(
+            [
+                model.perceiver.graph_network.word_norm(words),
+                model.perceiver.graph_network.emotion_norm(emotions),
+            ],
+            1,
+        )
+        for layer in model.perceiver.graph_network.layers:
             update = layer.attention.edge_update(nodes)
             out, edge = edge_attention(
                 update.query, update.key, layer.attention.values(nodes), edge, neighbors,
@@ -148,13 +154,13 @@ def test_trace_has_the_edges_of_the_papers_recurrence(model: ECore) -> None:
     np.testing.assert_allclose(seen.emotion_edges, among, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(seen.before, seen.word_edges.sum(0), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(seen.after, seen.emotion_edges @ seen.before, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(seen.perceived, encoding.main[0].softmax(-1), rtol=1e-4)
+    np.testing.assert_allclose(seen.perceived, encoding.perceived.main_logits[0].softmax(-1), rtol=1e-4)
     assert np.abs(seen.word_edges).max() > 0.01  # not all alike by being nothing
 
 
 def test_what_would_be_perceived_without_aggregation(model: ECore) -> None:
     seen = trace(model, TURNS)
-    parts = model.perceptron
+    parts = model.perceiver.perceptron
     with torch.no_grad():
         batch = context_batch([TURNS], model.vocabulary, model.tables)
         mean = model.encode(batch).memory[0, : batch.context.shape[1]].mean(0)
@@ -301,7 +307,7 @@ def test_cooccurrence_counts_dialogues() -> None:
 
 
 def test_learned_correlation_is_r_off_the_diagonal(model: ECore) -> None:
-    factor = model.correlation.factor.detach().numpy()
+    factor = model.perceiver.correlation.factor.detach().numpy()
     inner = factor.T @ factor
     np.fill_diagonal(inner, 0)
     np.testing.assert_allclose(learned_correlation(model), inner, rtol=1e-4, atol=1e-5)

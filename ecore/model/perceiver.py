@@ -1,0 +1,159 @@
+"""From a context's words to its emotions, and to what guides the response (Sections 3.2 to 3.4)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ecore.config import ModelConfig
+from ecore.model.graph_network import Correlation, EmotionAttention, FirstPass, GraphNetwork
+from ecore.model.perceptron import Perception, Perceptron
+from ecore_kernels import EmotionGraph, otsu
+
+SOFT_RELEVANT = 3
+"""How many emotions count as co-occurring under the soft strategy (Sec. 3.4)."""
+
+
+class Context(NamedTuple):
+    """A batch of contexts as the perceiver reads them; M words, ``[CLS]`` first, of which h_X has the last S.
+
+    Attributes:
+        words: [B, M, D], features of the word nodes.
+        mask: [B, M] bool, where there are words.
+        lengths: [B], words of each context, ``[CLS]`` counted.
+        intensity: [B, M], c of every word.
+        emotions: [P, D], features of the emotion nodes.
+        memory: [B, S, D], h_X.
+        memory_mask: [B, S] bool.
+        mean: [B, D], of h_X over each context's words.
+    """
+
+    words: Tensor
+    mask: Tensor
+    lengths: Tensor
+    intensity: Tensor
+    emotions: Tensor
+    memory: Tensor
+    memory_mask: Tensor
+    mean: Tensor
+
+
+class Perceived(NamedTuple):
+    """The emotions of a batch of contexts.
+
+    Attributes:
+        global_signal: h^g, [B, P].
+        main_logits: h^m, [B, P], logits of the emotion categories.
+        emotion_attention: h_emo, [B, P].
+        gate: sigma(W_e h^g), [B, P].
+        relevant: [B, P] bool, V': the co-occurring emotions.
+        guidance: [B, D], the node sum of Eq. 24, or what an ablation puts in its place; None without a graph.
+    """
+
+    global_signal: Tensor
+    main_logits: Tensor
+    emotion_attention: Tensor
+    gate: Tensor
+    relevant: Tensor
+    guidance: Tensor | None
+
+
+class Perceiver(nn.Module):
+    """The emotion graph, the perceptron that reads its edges, and the second pass that guides the response.
+
+    Args:
+        config: of the graph; its strategy is soft or hard.
+        emotions: P.
+
+    Attributes:
+        graph_network: the graph's layers, or without a graph the attention in their place.
+    """
+
+    def __init__(self, config: ModelConfig, emotions: int) -> None:
+        super().__init__()
+        self.config = config
+        self.correlation = Correlation(emotions)
+        self.graph_network = EmotionAttention(config) if "graph" in config.ablations else GraphNetwork(config)
+        self.perceptron = Perceptron(config, emotions)
+
+    def forward(self, context: Context) -> Perceived:
+        """Perceive the emotions of ``context``, and prepare what guides the response."""
+        graph: EmotionGraph | None = None
+        first: FirstPass | None = None
+        if isinstance(self.graph_network, GraphNetwork):
+            graph = self.emotion_graph(context)
+            first = self.graph_network.perceive(context.words, context.emotions, graph)
+            perception = self.perceptron(first.word_to_emotion, first.emotion_to_emotion, context.mean)
+        else:
+            correlation = self.correlation().softmax(-1)  # [P, P]
+            to_emotion = self.graph_network(context.memory, context.memory_mask, context.emotions)  # [B, P]
+            edges = correlation.expand(len(to_emotion), -1, -1)  # [B, P, P]
+            perception = self.perceptron(to_emotion, edges, context.mean)
+        relevant = self._relevant(perception.emotion_attention)  # [B, P]
+        guidance: Tensor | None = None
+        if graph is not None and first is not None:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and "gen-loss" not in self.config.ablations):
+                guidance = self._guidance(context, graph, first, perception, relevant)
+        return Perceived(*perception, relevant, guidance)
+
+    def emotion_graph(self, context: Context) -> EmotionGraph:
+        """Return the graph with the initial edges of Eq. 3."""
+        correlation = self.correlation().softmax(-1)  # [P, P]
+        return EmotionGraph.from_intensity(
+            context.intensity, context.lengths, self.config.thresholds, correlation
+        )
+
+    def _relevant(self, emotion_attention: Tensor) -> Tensor:
+        """Return V' (Sec. 3.4): the top three emotions, or the relevant side of Otsu's split (Eq. 14)."""
+        if self.config.strategy == "hard":
+            return otsu(emotion_attention.float(), self.config.max_relevant).mask
+        top = emotion_attention.topk(min(SOFT_RELEVANT, emotion_attention.shape[1]), dim=1).indices
+        return torch.zeros_like(emotion_attention, dtype=torch.bool).scatter(1, top, True)
+
+    def _guidance(
+        self,
+        context: Context,
+        graph: EmotionGraph,
+        first: FirstPass,
+        perception: Perception,
+        relevant: Tensor,
+    ) -> Tensor:
+        """Return the node sum of the second pass over the improved graph (Eqs. 13, 14, 24), or its ablation; [B, D]."""
+        if "co-g" in self.config.ablations:
+            return context.emotions[perception.main_logits.argmax(1)]
+        if self.config.strategy == "soft":
+            weight = perception.emotion_attention.float().softmax(-1)  # [B, P]
+            correlation = weight[:, None].expand(-1, weight.shape[1], -1)  # [B, P, P]
+            improved = EmotionGraph(graph.word_weight, graph.word_mask, weight, correlation)
+        else:
+            improved = EmotionGraph(
+                graph.word_weight, graph.word_mask, graph.emotion_weight, graph.correlation, relevant
+            )
+        nodes = self.graph_network.guide(first, improved)  # [B, M, D]
+        return (nodes * context.mask[..., None]).sum(1)
+
+
+@torch.no_grad()
+def health(perceived: Perceived, intensity: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+    """Return what tells whether the graph lives; ``docs/model.md`` has the list.
+
+    Args:
+        intensity: [B, M], c of every word.
+        lengths: [B], words of each context, ``[CLS]`` counted.
+    """
+    position = torch.arange(intensity.shape[1], device=intensity.device)
+    words = (position < lengths[:, None]) & (position > 0)  # [B, M], without [CLS]
+    dead = words & (intensity == 0)
+    signal = perceived.global_signal.float()
+    normed = F.layer_norm(signal, signal.shape[1:])
+    return {
+        "perception_std": signal.std(),
+        "perception_context": normed.var(0, correction=0).mean(),
+        "dead_edges": dead.sum() / words.sum().clamp(min=1),
+        "relevant": perceived.relevant.sum(1).float().mean(),
+        "gate_mean": perceived.gate.float().mean(),
+        "gate_std": perceived.gate.float().std(),
+    }
