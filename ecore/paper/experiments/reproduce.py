@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -82,52 +82,22 @@ def reproduce(
         InputError: something that the user gave cannot be used, or another process works in ``out``.
     """
     names = [name for name in EXPERIMENTS if name in what or "all" in what]
-    asked = [name for name in names if name in TABLES]
     _check_packages(names)
     prepared = PreparedData.load(data)
-    brought = Brought(
-        prepared.meta["intensity"],
-        prepared.meta.get("relations") is not None and settings.model.commonsense,
-        dict(intensity_files or {}),
-        multi_emotion,
-        backbone,
-    )
-    if prepared.meta["intensity"] in brought.intensity_files:
-        source = prepared.meta["intensity"]
-        raise InputError(f"--intensity-file {source}: {data} is prepared with {source} already; leave it out")
-    labels = None
-    if multi_emotion is not None:
-        labels = read_multi_emotion(
-            multi_emotion, prepared.vocabulary.emotions, split_emotions(prepared.test)
-        )
+    brought = _brought(prepared, settings, intensity_files or {}, multi_emotion, backbone)
+    labels = _labels(prepared, multi_emotion)
     if not 0 <= sample < len(prepared.test):
         raise InputError(f"--sample: expected 0 to {len(prepared.test) - 1:,}, got {sample}")
-    rows = {table: rows_of(table, brought) for table in asked}
-    counts = seeds_of(asked, rows, seeds)
-    for name in names:
-        for variant in drawn_from(name):
-            counts.setdefault(variant, 1)
-    width = 0 if prepared.embeddings is None else prepared.embeddings.shape[1]
-    if width > settings.model.dim and any(variant.backbone is None for variant in counts):
-        raise InputError(
-            f"--dim: expected at least {width}, the width of {data}'s word vectors, got {settings.model.dim}"
-        )
-    for file in brought.intensity_files.values():
-        if not file.is_file():
-            raise InputError(f"--intensity-file: {file}: no such file")
+    rows = {name: rows_of(name, brought) for name in names if name in TABLES}
+    counts = _counts(names, rows, seeds)
+    _check_width(prepared, settings, counts)
+    _check_files(brought.intensity_files.values())
     if not out.exists():
         recorder(settings.training, None, torch.device(device), 1, resumed=False)  # may refuse --cuda-graphs
     settings.agree(out, prepared)
     with _alone(out):
-        by_source: dict[str | None, PreparedData] = {None: prepared}
-        for source in {v.intensity for v in counts if v.intensity is not None}:
-            file = brought.intensity_files.get(source)
-            by_source[source] = with_intensity(prepared, out / f"prepared-{source}", source, file)
-        runs = plan_runs(counts, out, settings, by_source)
-        if backbone is not None and any(
-            run.model.backbone == backbone and not run.folder.exists() for run in runs
-        ):
-            expect_backbone(backbone)
+        runs = plan_runs(counts, out, settings, _by_source(prepared, brought, counts, out))
+        _check_backbone(backbone, runs)
         _announce(runs, settings)
         outcome = execute(
             runs,
@@ -139,18 +109,90 @@ def reproduce(
             threads=threads,
             progress=progress,
         )
-        for table in asked:
-            try:
-                _write_table(table, rows[table], runs, outcome, out, prepared, settings, labels)
-            except InputError as error:
-                outcome.failures[table] = str(error)
-        for name in names if not outcome.interrupted else ():
-            if name not in TABLES:
-                try:
-                    _draw(name, runs, prepared, out, sample)
-                except InputError as error:
-                    outcome.failures[name] = str(error)
+        for table, of_table in rows.items():
+            with _noted(table, outcome):
+                _write_table(table, of_table, runs, outcome, out, prepared, settings, labels)
+        if not outcome.interrupted:
+            for name in names:
+                if name not in TABLES:
+                    with _noted(name, outcome):
+                        _draw(name, runs, prepared, out, sample)
     return outcome
+
+
+def _brought(
+    data: PreparedData,
+    settings: Settings,
+    intensity_files: Mapping[str, Path],
+    multi_emotion: Path | None,
+    backbone: str | None,
+) -> Brought:
+    source = data.meta["intensity"]
+    if source in intensity_files:
+        raise InputError(
+            f"--intensity-file {source}: {data.folder} is prepared with {source} already; leave it out"
+        )
+    relations = data.meta.get("relations") is not None and settings.model.commonsense
+    return Brought(source, relations, dict(intensity_files), multi_emotion, backbone)
+
+
+def _labels(data: PreparedData, multi_emotion: Path | None) -> Labels | None:
+    if multi_emotion is None:
+        return None
+    return read_multi_emotion(multi_emotion, data.vocabulary.emotions, split_emotions(data.test))
+
+
+def _counts(
+    names: Sequence[str], rows: Mapping[str, Mapping[str, Variant | str]], seeds: int | None
+) -> dict[Variant, int]:
+    """Return how many seeds of each variant are needed, those that figures and cases show among them."""
+    counts = seeds_of(list(rows), rows, seeds)
+    for name in names:
+        for variant in drawn_from(name):
+            counts.setdefault(variant, 1)
+    return counts
+
+
+def _check_width(data: PreparedData, settings: Settings, variants: Iterable[Variant]) -> None:
+    width = 0 if data.embeddings is None else data.embeddings.shape[1]
+    if width > settings.model.dim and any(variant.backbone is None for variant in variants):
+        raise InputError(
+            f"--dim: expected at least {width}, the width of {data.folder}'s word vectors, got {settings.model.dim}"
+        )
+
+
+def _check_files(files: Iterable[Path]) -> None:
+    for file in files:
+        if not file.is_file():
+            raise InputError(f"--intensity-file: {file}: no such file")
+
+
+def _check_backbone(backbone: str | None, runs: Sequence[Run]) -> None:
+    """Check the backbone before the work, where a run is still to begin on it."""
+    if backbone is None:
+        return
+    if any(run.model.backbone == backbone and not run.folder.exists() for run in runs):
+        expect_backbone(backbone)
+
+
+def _by_source(
+    data: PreparedData, brought: Brought, variants: Iterable[Variant], out: Path
+) -> dict[str | None, PreparedData]:
+    """Return the data with the intensities of each source that a variant names; under None as it is."""
+    by_source: dict[str | None, PreparedData] = {None: data}
+    for source in {v.intensity for v in variants if v.intensity is not None}:
+        file = brought.intensity_files.get(source)
+        by_source[source] = with_intensity(data, out / f"prepared-{source}", source, file)
+    return by_source
+
+
+@contextmanager
+def _noted(name: str, outcome: Outcome) -> Iterator[None]:
+    """Note as a failure of ``name`` what cannot be made, so that the others are."""
+    try:
+        yield
+    except InputError as error:
+        outcome.failures[name] = str(error)
 
 
 def _check_packages(names: Sequence[str]) -> None:
