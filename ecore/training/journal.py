@@ -1,16 +1,146 @@
-"""The log of a run: one JSON object a line, and the same numbers for TensorBoard."""
+"""What a run writes down of its steps: sums since the last line, the line that waits for a validation, the log."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
 
 from ecore.files import atomic_path
+from ecore.model.losses import Losses
+from ecore.training.checkpoint import Progress
+from ecore.training.distributed import Processes
 
 METRICS = "metrics.jsonl"
+TERMS = ("generation", "emotion", "correlation", "total")
+"""The losses, parts before their sum: the first that is not finite is the one to name."""
+SUMS = (*TERMS, "nll", "tokens", "correct")
+"""What is added up for the log: means over a batch, then sums over it."""
+
+
+def sums(losses: Losses, share: float) -> Tensor:
+    """:data:`SUMS` of one process's part of a batch, such that the processes' add up to the batch's; [7]."""
+    values = torch.stack([getattr(losses, name).detach().float() for name in SUMS])
+    means = len(TERMS)
+    return torch.cat([values[:means] * share, values[means:] * (share > 0)])
+
+
+class NotFiniteLoss(NamedTuple):
+    """The first loss that is not finite: which one, its value, and how many batches came after it."""
+
+    name: str
+    value: float
+    later: int
+
+
+class Journal:
+    """The record of a run's steps, most of which lies in ``progress`` and so in checkpoints, too.
+
+    Losses stay on the device until :meth:`settle`, because looking at them makes the host wait for it. A line is made
+    with :meth:`note` and written with :meth:`write`: in between it may gain the results of a validation.
+    """
+
+    def __init__(self, run: Path, progress: Progress, processes: Processes) -> None:
+        self._run, self._progress, self._processes = run, progress, processes
+        self._rows: list[Tensor] = []
+        self._log: MetricsLog | None = None
+        self.restart_clock()
+
+    def open(self) -> None:
+        """Open the log, in the first process alone; lines that are to be written again are cut off."""
+        if self._processes.first:
+            self._log = MetricsLog(self._run, self._progress.step - (self.waiting is not None))
+
+    @property
+    def no_events(self) -> str | None:
+        """Why there are no events for TensorBoard; None where there are, or this process writes none."""
+        return None if self._log is None else self._log.no_events
+
+    # Sums
+
+    def restart_clock(self) -> None:
+        """Begin to count time anew: what came before is not the steps'."""
+        self._clock = time.perf_counter()
+
+    def count(self, **amounts: float) -> None:
+        """Add to sums by name."""
+        window = self._progress.window
+        for name, amount in amounts.items():
+            window[name] = window.get(name, 0.0) + amount
+
+    def add(self, row: Tensor) -> None:
+        """Take in a batch's :func:`sums`."""
+        self._rows.append(row)
+
+    def settle(self) -> NotFiniteLoss | None:
+        """Look at the batches' sums and add them up, until one is not finite."""
+        rows = self._processes.sum(torch.stack(self._rows)).tolist() if self._rows else []
+        self._rows = []
+        now = time.perf_counter()
+        self.count(seconds=now - self._clock)
+        self._clock = now
+        for i, row in enumerate(rows):
+            values = dict(zip(SUMS, row, strict=True))
+            for name in TERMS:
+                if not math.isfinite(values[name]):
+                    return NotFiniteLoss(name, values[name], len(rows) - 1 - i)
+            self.count(**values)
+        return None
+
+    def averages(self) -> dict[str, float]:
+        """Losses and speed over the window; the share of correct emotions in percent."""
+        total = self._progress.window
+        return {
+            "loss": total["total"] / total["batches"],
+            "generation": total["generation"] / total["batches"],
+            "emotion": total["emotion"] / total["batches"],
+            "correlation": total["correlation"] / total["batches"],
+            "nll_per_token": total["nll"] / total["tokens"],
+            "emotion_accuracy": 100 * (total["correct"] / total["samples"]),
+            "samples_per_second": total["samples"] / total["seconds"],
+            "seconds_per_step": total["seconds"] / total["steps"],
+        }
+
+    def begin_window(self) -> None:
+        """Begin new sums."""
+        self._progress.window = {}
+
+    # Lines
+
+    @property
+    def waiting(self) -> dict[str, Any] | None:
+        """The line that is not yet written."""
+        return self._progress.line
+
+    def note(self, line: dict[str, Any]) -> None:
+        """Let ``line`` wait to be written."""
+        self._progress.line = line
+
+    def write(self, **results: float) -> None:
+        """Write the waiting line, with ``results`` of a validation."""
+        if self._progress.line is not None and self._log is not None:
+            self._log.write(self._progress.line | results)
+        self._progress.line = None
+
+    def logged(self, step: int) -> dict[str, Any] | None:
+        """Return the line of ``step`` in the log; None where it has none."""
+        return next((line for line in reversed(read_metrics(self._run)) if line["step"] == step), None)
+
+    def sync(self) -> None:
+        """Put on disk what was written, so that no checkpoint is ahead of its log."""
+        if self._log is not None:
+            self._log.sync()
+
+    def close(self) -> None:
+        """Close the log."""
+        if self._log is not None:
+            self._log.close()
 
 
 class MetricsLog:

@@ -29,11 +29,10 @@ from ecore.training.checkpoint import Progress
 from ecore.training.cuda_graphs import CapturedStep, Recorder, Taken, recorder
 from ecore.training.distributed import Processes
 from ecore.training.interrupt import Interrupt
-from ecore.training.journal import MetricsLog, read_metrics
+from ecore.training.journal import Journal, sums
 from ecore.training.objective import objective
 from ecore.training.run_folder import Settings
 from ecore.training.schedule import adam, noam, set_rate
-from ecore.training.window import Window, sums
 
 CHECKPOINT_SECONDS = 120.0
 """Between checkpoints, where no number of steps is given: a fast run writes few, a slow one loses little."""
@@ -140,65 +139,92 @@ class Trainer:
         captures: Recorder | None,
     ) -> None:
         self.folder, self.data, self.model, self.device = run, data, model, device
-        self.train_split = model.view(data.train, show_progress)
-        self.valid_split = model.view(data.valid, show_progress)
         self.settings, self.config, self.show_progress = settings, settings.training, show_progress
         self.processes = processes
+        self.train_split = model.view(data.train, show_progress)
+        self.valid_split = model.view(data.valid, show_progress)
         self.low_weights = LowWeights(model, self.config.precision)
         self.optimizer = adam(p for p in model.parameters() if p.requires_grad)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.config.precision == "float16")
-        loaded = checkpoint.load(run, model, self.optimizer, processes.rank, processes.count)
-        if processes.rank and not loaded:
-            torch.manual_seed(self.config.seed + processes.rank)  # other masks than the first process's
-        self.state = loaded or Progress()
-        if self.config.max_steps < self.state.step:
-            steps = f"--max-steps {self.config.max_steps}"
-            raise InputError(f"{run}: already trained for {self.state.step} steps; {steps} is fewer")
-        if self.state.scaler:
-            self.scaler.load_state_dict(self.state.scaler)
-        self.window = Window(self.state, processes)
-        owed = False
-        if 0 < self.state.step == self.config.max_steps != self.state.validated and self.state.line is None:
-            line = self._owed_line() if processes.first else None
-            owed = processes.any(line is not None)
-            if owed:
-                self.state.line = line or {"step": self.state.step}  # the first process's is what is logged
-        self.saved_step = self.state.step if loaded else None
+        self.saved_step: int | None = None
         """Step of the last checkpoint."""
         self.saved_at = clock()
-        self.log = (
-            MetricsLog(run, self.state.step - (self.state.line is not None)) if processes.first else None
-        )
+        self.state = self._restored()
+        self.journal = Journal(run, self.state, processes)
+        reopened = self._reopen_last_line()
+        self.journal.open()
         self.interrupt = Interrupt()
-        self.bar = tqdm(
+        self.bar = self._new_bar()
+        self.batches = self._epoch_batches()
+        # On a GPU the data set lies on the device, and the host sends nothing but the samples' numbers.
+        self.source = self._source(self.train_split, device.type == "cuda" or captures is not None)
+        self.valid_source = self._source(self.valid_split, device.type == "cuda")
+        self.loss = objective(model, self.config.compile, processes.count)
+        if reopened:  # the log was cut before the line: only the checkpoint has it now
+            self._save()
+        self.captured = None if captures is None else self._capturing(captures)
+
+    def _restored(self) -> Progress:
+        """Load the last checkpoint; return where training goes on, at the beginning where there is none."""
+        rank, count = self.processes.rank, self.processes.count
+        state = checkpoint.load(self.folder, self.model, self.optimizer, rank, count)
+        if state is None:
+            if rank:
+                torch.manual_seed(self.config.seed + rank)  # other masks than the first process's
+            return Progress()
+        if self.config.max_steps < state.step:
+            steps = f"--max-steps {self.config.max_steps}"
+            raise InputError(f"{self.folder}: already trained for {state.step} steps; {steps} is fewer")
+        if state.scaler:
+            self.scaler.load_state_dict(state.scaler)
+        self.saved_step = state.step
+        return state
+
+    def _reopen_last_line(self) -> bool:
+        """Let the line of a step wait again that has become the last one, and so is to be validated.
+
+        That is where an interrupted run is told to end at its present step. Return whether there is such a line: not
+        where the step was validated after all, which older checkpoints do not tell.
+        """
+        state = self.state
+        ends_here = 0 < state.step == self.config.max_steps
+        if not ends_here or state.validated == state.step or self.journal.waiting is not None:
+            return False
+        line: dict[str, Any] | None = None
+        if self.processes.first:
+            logged = self.journal.logged(state.step)
+            if logged is None and state.window:
+                line = self._line()
+            elif logged is not None and "valid_ppl" not in logged:
+                line = logged
+        reopened = self.processes.any(line is not None)
+        if reopened:
+            self.journal.note(line or {"step": state.step})  # the first process's is what is logged
+        return reopened
+
+    def _new_bar(self) -> Any:
+        return tqdm(
             total=self.config.max_steps,
             initial=self.state.step,
             unit="step",
             dynamic_ncols=True,
             **self._bar_style(),
         )
-        self.batches = self._epoch_batches()
-        # On a GPU the data set lies on the device, and the host sends nothing but the samples' numbers.
-        self.source = self._source(self.train_split, device.type == "cuda" or captures is not None)
-        self.valid_source = self._source(self.valid_split, device.type == "cuda")
-        self.loss = objective(model, self.config.compile, processes.count)
-        if owed:  # the log was cut before the line: only the checkpoint has it now
-            self._save()
-        self.captured: CapturedStep | None = None
-        if captures is not None:
-            self.captured = CapturedStep(
-                self.source, self.config.batch_size, self._whole_step, self.optimizer, captures, self._notice
-            )
+
+    def _capturing(self, captures: Recorder) -> CapturedStep:
+        return CapturedStep(
+            self.source, self.config.batch_size, self._whole_step, self.optimizer, captures, self._notice
+        )
 
     def run(self) -> Summary:
         """Train until the last step, the end of patience or an interruption."""
         self._print(self._opening())
         if not BARS:
             self._print("no progress bar: tqdm is not installed (pip install tqdm)")
-        if self.log is not None and self.log.no_events:
-            self._print(f"no events for TensorBoard: {self.log.no_events} (pip install tensorboard)")
+        if self.journal.no_events:
+            self._print(f"no events for TensorBoard: {self.journal.no_events} (pip install tensorboard)")
         began = time.perf_counter()
-        self.window.restart_clock()
+        self.journal.restart_clock()
         with self.interrupt, float32_products(self.device.type, self.config.precision):
             self._conclude_step()  # an interrupted run may still owe its validation
             while not (self.state.step >= self.config.max_steps or self._stale() or self._interrupted()):
@@ -213,7 +239,7 @@ class Trainer:
             max_steps=self.config.max_steps,
             best_step=self.state.best_step,
             best_ppl_per_sample=self.state.best,
-            interrupted=self._interrupted() and (not ended or self.state.line is not None),
+            interrupted=self._interrupted() and (not ended or self.journal.waiting is not None),
             stopped_early=self._stale(),
             seconds=time.perf_counter() - began,
             peak_memory_mib=self._peak_memory(),
@@ -221,8 +247,7 @@ class Trainer:
 
     def close(self) -> None:
         """Close the log and the progress bar."""
-        if self.log is not None:
-            self.log.close()
+        self.journal.close()
         self.bar.close()
 
     def _interrupted(self) -> bool:
@@ -244,22 +269,23 @@ class Trainer:
         )
         logs = regular or state.step == config.max_steps
         set_rate(self.optimizer, self._rate())
-        if not self.model.training:  # going through all modules takes its time
+        if not self.model.training:  # going through all modules is slow
             self.model.train()
         if self.captured is not None:
             health = self._captured_step(self.captured)
         else:
             with self.low_weights():
                 health = self._accumulated_step(logs)
-        self.window.count(steps=1)
+        self.journal.count(steps=1)
         self.bar.update()
         if logs:
             self._settle()
-            state.line = self._line() | {f"health_{name}": float(v) for name, v in health.items()}
-            self.bar.set_postfix({k: f"{state.line[k]:.2f}" for k in ("loss", "emotion")}, refresh=False)
+            line = self._line() | {f"health_{name}": float(v) for name, v in health.items()}
+            self.journal.note(line)
+            self.bar.set_postfix({k: f"{line[k]:.2f}" for k in ("loss", "emotion")}, refresh=False)
             # The last step may log early; should the run be prolonged, its next regular line must not notice.
             if regular:
-                self.window.close()
+                self.journal.begin_window()
 
     def _accumulated_step(self, health: bool) -> dict[str, Tensor]:
         """Forward and backward on each batch of a step, then the optimiser; the values of health where asked for."""
@@ -277,8 +303,8 @@ class Trainer:
                 # DistributedDataParallel takes the mean over the processes, whose shares may differ in size.
                 weight = share * self.processes.count / config.accumulate
                 self.scaler.scale(losses.total if weight == 1.0 else losses.total * weight).backward()
-            self.window.add(sums(losses, share))
-            self.window.count(samples=len(indices), batches=1)
+            self.journal.add(sums(losses, share))
+            self.journal.count(samples=len(indices), batches=1)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -289,12 +315,12 @@ class Trainer:
         indices = self._next_batch()
         with self._split_may_refuse():
             taken = step(indices)
-        self.window.add(taken.sums)
-        self.window.count(samples=len(indices), batches=1)
+        self.journal.add(taken.sums)
+        self.journal.count(samples=len(indices), batches=1)
         return taken.health
 
     def _whole_step(self, batch: Batch, tokens: int) -> Taken:
-        """What is captured. Health is always in it: it costs less than graphs with it and graphs without."""
+        """What is captured. Health is part of every recording: graphs with it and graphs without would cost more."""
         with self._autocast(), self.low_weights():
             losses = self.loss(batch, True, tokens)
         losses.total.backward()
@@ -305,16 +331,14 @@ class Trainer:
     def _conclude_step(self) -> None:
         """Validate, log and save where the step just taken asks for it."""
         state = self.state
-        if state.line is not None:
+        if self.journal.waiting is not None:
+            results: dict[str, float] | None = {}
             if self._validates():
                 results = self._validate()
                 if results is None:  # interrupted: the line goes into the checkpoint and waits
                     return
                 self._judge(results)
-                state.line |= results
-            if self.log is not None:
-                self.log.write(state.line)
-            state.line = None
+            self.journal.write(**results)
             if self._validates():
                 self._save()
         if state.step not in (0, self.saved_step) and self._checkpoint_due():
@@ -372,7 +396,7 @@ class Trainer:
 
     def _settle(self) -> None:
         """Look at the losses of the steps since the last look, or stop where one is not finite."""
-        found = self.window.settle()
+        found = self.journal.settle()
         if found is not None:
             step = self.state.step - found.later // self.config.accumulate
             raise self._diverged(step, f"the {found.name} loss is {found.value}")
@@ -389,18 +413,8 @@ class Trainer:
     def _rate(self) -> float:
         return noam(self.state.step, self.settings.model.dim, self.config.warmup, self.config.factor)
 
-    def _owed_line(self) -> dict[str, Any] | None:
-        """The line of a step that has become the last one: an interrupted run was told to end where it stands.
-
-        None where it was validated after all: checkpoints used not to tell.
-        """
-        for line in reversed(read_metrics(self.folder)):
-            if line["step"] == self.state.step:
-                return None if "valid_ppl" in line else line
-        return self._line() if self.state.window else None
-
     def _line(self) -> dict[str, Any]:
-        averages = self.window.averages()
+        averages = self.journal.averages()
         if self.settings.model.strategy == "none":  # it tells no emotions
             del averages["emotion_accuracy"]
         where = {"step": self.state.step, "epoch": self.state.epoch}
@@ -439,7 +453,7 @@ class Trainer:
             raise self._diverged(self.state.step, "the validation loss is not finite")
         if self.settings.model.strategy == "none":  # it tells no emotions
             del results["valid_emotion_accuracy"]
-        self.window.restart_clock()
+        self.journal.restart_clock()
         return results | {"valid_seconds": time.perf_counter() - began}
 
     def _judge(self, results: dict[str, float]) -> None:
@@ -463,11 +477,11 @@ class Trainer:
             raise self._diverged(self.state.step, "a weight is not finite")
         self.state.scaler = self.scaler.state_dict()
         random = self.processes.gather(checkpoint.random_state(self.device))
-        if self.log is not None:
-            self.log.sync()
+        self.journal.sync()
+        if self.processes.first:
             checkpoint.save(self.folder, self.model, self.optimizer, self.state, random)
         self.saved_step, self.saved_at = self.state.step, clock()
-        self.window.restart_clock()
+        self.journal.restart_clock()
 
     # What the user sees
 
