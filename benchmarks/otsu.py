@@ -19,7 +19,7 @@ import torch
 
 import ecore_kernels
 from benchmarks import harness
-from ecore_kernels import native
+from ecore_kernels.native_kernels import otsu as native_otsu
 
 ROWS = (16, 64, 256, 1024, 4096, 16384, 65536)
 COLUMNS = 32
@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.exit(2, "otsu: there is no CUDA device\n")
-    reason = native.why_not_otsu(torch.empty(1, COLUMNS, device=arguments.device))
+    reason = native_otsu.why_not(torch.empty(1, COLUMNS, device=arguments.device))
     if reason:
         parser.exit(2, f"otsu: nothing to compare: native {reason}\n")
 

@@ -32,7 +32,7 @@ REVEALED = {
     "to_emotions": "torch._tensor.Tensor",
     "otsu(to_words).mask": "torch._tensor.Tensor",
     "graph.word_weight": "torch._tensor.Tensor",
-    'ECore.from_pretrained("run")': "ecore.model.ecore.ECore",
+    'ECore.from_pretrained("run")': "ecore.pipeline.ECore",
 }
 WRONG = """
 from ecore_kernels import EmotionGraph, otsu
