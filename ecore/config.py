@@ -10,9 +10,12 @@ import argparse
 import dataclasses
 import typing
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ecore.errors import InputError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 ABLATIONS = ("graph", "co-p", "co-g", "co-loss", "gate-g", "gen-loss")
 """Names of the ablations, as the paper has them (Tables 4 and 8)."""
@@ -182,7 +185,7 @@ PRESETS: dict[str, tuple[ModelConfig, TrainingConfig]] = {
 }
 """The named settings: ``paper``, ``released`` and ``tiny``."""
 
-Config = TypeVar("Config", ModelConfig, TrainingConfig)
+Config = TypeVar("Config", bound="DataclassInstance")
 
 
 def to_dict(config: ModelConfig | TrainingConfig) -> dict[str, Any]:
@@ -201,7 +204,8 @@ def from_dict(cls: type[Config], values: dict[str, Any]) -> Config:
         if name not in known:
             raise InputError(f"{cls.__name__}: unknown setting {name!r}")
     try:
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**settings)
     except TypeError as error:
         raise InputError(f"{cls.__name__}: a setting of the wrong type ({error})") from None
 

@@ -7,7 +7,7 @@ has the value None.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -97,7 +97,7 @@ def accuracy_by_length(
     table = []
     for group, first in enumerate((1, *(last + 1 for last in bins))):
         rows = np.flatnonzero(groups == group)
-        right = [predicted[i] == true[i] for i in rows]
+        right = [predicted[i] == true[i] for i in rows.tolist()]
         table.append(
             {
                 "words": f"{first}-{bins[group]}" if group < len(bins) else f"{first}+",
@@ -121,7 +121,7 @@ def recall_at(ranked: Sequence[Sequence[str]], true: Sequence[set[str]], k: int 
     return sum(len(set(names[:k]) & right) for names, right in zip(ranked, true, strict=True)) / len(ranked)
 
 
-def _some(values: Sequence[Any], name: str) -> None:
+def _some(values: Sized, name: str) -> None:
     if len(values) == 0:
         raise InputError(f"{name}: expected at least one sample, got none")
 

@@ -137,8 +137,8 @@ class _Cast(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        used = [i for i, grad in enumerate(grads) if grad is not None]
-        wide = _copied([grads[i] for i in used], [ctx.dtypes[i] for i in used])
+        used = {i: grad for i, grad in enumerate(grads) if grad is not None}
+        wide = _copied(list(used.values()), [ctx.dtypes[i] for i in used])
         found = dict(zip(used, wide, strict=True))
         return (None, *(found.get(i) for i in range(len(grads))))
 

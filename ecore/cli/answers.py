@@ -75,8 +75,8 @@ def run_generate(arguments: argparse.Namespace) -> int:
     if arguments.text is not None:
         for flag in [f for f in ("data", "out", "limit") if getattr(arguments, f) is not None]:
             raise InputError(f"--{flag}: goes with --split, not with --text")
-        model = _load(arguments)
-        reply = model.respond(arguments.text, **options)
+        answering = _load(arguments)
+        reply = answering.respond(arguments.text, **options)
         print(reply)
         if reply.emotions:
             print(f"perceived: {_perceived(reply.emotions)}")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from ecore.data.vocabulary import PAD
+from ecore.model.base import EmpatheticModel
 from ecore.model.decoder import DecoderCache
 from ecore.model.ecore import ECore
 from ecore.model.pointer import Copyable
@@ -31,7 +33,13 @@ class StaticCache(DecoderCache):
         memory = cache.memory.new_zeros(*cache.memory.shape[:4], context, cache.memory.shape[5])
         mask = memory.new_zeros(cache.contexts, memory.shape[3], 1, context)
         weights = [
-            w._replace(query_key_value=tuple(map(torch.empty_like, w.query_key_value))) for w in cache.weights
+            w._replace(
+                query_key_value=(
+                    torch.empty_like(w.query_key_value[0]),
+                    torch.empty_like(w.query_key_value[1]),
+                )
+            )
+            for w in cache.weights
         ]
         guidance = None if cache.guidance is None else torch.empty_like(cache.guidance)
         copyable = cache.copyable
@@ -54,16 +62,17 @@ class StaticCache(DecoderCache):
         self.words[..., :filled, :] = cache.words[..., :filled, :]
         self.memory[..., context:, :] = 0.0
         self.memory[..., :context, :] = cache.memory
+        assert self.mask is not None  # __init__ makes one
         self.mask.fill_(-torch.inf)
         self.mask[..., :context] = 0.0 if cache.mask is None else cache.mask
-        if self.guidance is not None:
+        if self.guidance is not None and cache.guidance is not None:
             self.guidance.copy_(cache.guidance)
-        if self.copyable is not None:
+        if self.copyable is not None and cache.copyable is not None:
             for mine, given, rest in zip(self.copyable, cache.copyable, (PAD, 0), strict=True):
                 mine[:, context:] = rest
                 mine[:, :context] = given
-        for mine, given in zip(self.weights, cache.weights, strict=True):
-            for target, source in zip(mine.query_key_value, given.query_key_value, strict=True):
+        for block, other in zip(self.weights, cache.weights, strict=True):
+            for target, source in zip(block.query_key_value, other.query_key_value, strict=True):
                 target.copy_(source)
         self.length = filled
         self._position.fill_(filled)
@@ -71,7 +80,7 @@ class StaticCache(DecoderCache):
         self._unseen[: filled + 1] = 0.0
 
     @property
-    def position(self) -> Tensor:
+    def position(self) -> Tensor:  # type: ignore[override]  # indexes the same way
         """Index of the word that the next step reads, int64 [1]."""
         return self._position
 
@@ -120,13 +129,13 @@ class StepGraph:
 _graphs: WeakKeyDictionary[ECore, OrderedDict[object, StepGraph | None]] = WeakKeyDictionary()
 
 
-def step_graph(model: ECore, cache: DecoderCache) -> StepGraph | None:
+def step_graph(model: EmpatheticModel, cache: Any) -> StepGraph | None:
     """The graph of a step on ``cache``, which is copied into the graph's own; None where to go on without.
 
     A capture takes as long as some ten steps, so a shape has to come twice before it gets one. Under autocast
     there is none: its copies of the weights would not outlive the capture.
     """
-    if not isinstance(cache, DecoderCache):  # a pre-trained backbone's
+    if not isinstance(model, ECore) or not isinstance(cache, DecoderCache):  # a pre-trained backbone's
         return None
     if torch.is_autocast_enabled(cache.words.device.type):
         return None
@@ -140,11 +149,12 @@ def step_graph(model: ECore, cache: DecoderCache) -> StepGraph | None:
     if key not in graphs:
         graphs[key] = None
         graph = None
-    elif graphs[key] is None:
-        graph = graphs[key] = StepGraph(model, cache)
     else:
         graph = graphs[key]
-        graph.cache.load(cache)
+        if graph is None:
+            graph = graphs[key] = StepGraph(model, cache)
+        else:
+            graph.cache.load(cache)
     graphs.move_to_end(key)
     while len(graphs) > _KEPT:
         graphs.popitem(last=False)

@@ -176,26 +176,32 @@ class DecoderBlock(nn.Module):
         )
 
 
-def _affine(layer: nn.Linear | nn.LayerNorm) -> Affine:
+def _affine(layer: nn.Module) -> Affine:
+    """Return the weight and the bias of an nn.Linear or nn.LayerNorm."""
+    assert isinstance(layer, (nn.Linear, nn.LayerNorm))
     return layer.weight, layer.bias
 
 
 class Decoder(nn.Module):
     """Decoder blocks and a final LayerNorm."""
 
+    blocks: list[DecoderBlock]
+
     def __init__(self, config: ModelConfig, guided: bool) -> None:
         super().__init__()
         self.copies = config.copy
-        self.blocks = nn.ModuleList(DecoderBlock(config, guided) for _ in range(config.decoder_blocks))
+        blocks = nn.ModuleList(DecoderBlock(config, guided) for _ in range(config.decoder_blocks))
+        self.blocks = blocks  # type: ignore[assignment]  # indexed and iterated like one
         # Eq. 24 is a sum over words: without a norm it grows with the context's length.
         self.guidance_norm = nn.LayerNorm(config.dim) if guided else None
         self.norm = nn.LayerNorm(config.dim)
 
     def _guidance(self, guidance: Tensor | None) -> list[Tensor] | None:
-        if guidance is None:
+        if guidance is None or self.guidance_norm is None:
             return None
-        normed = for_products(self.guidance_norm(guidance))[:, None]
-        return [block.join_guidance(normed) for block in self.blocks]
+        normed = for_products(self.guidance_norm(guidance))[:, None]  # [B, 1, D]
+        joins = (block.join_guidance for block in self.blocks)
+        return [join(normed) for join in joins if join is not None]
 
     def _keys_values(self, memory: Tensor) -> tuple[Tensor, ...]:
         """Return every block's keys and values of the memory [B, S, D], in turn: 2 * blocks of [B, heads, S, d]."""
@@ -263,7 +269,8 @@ class Decoder(nn.Module):
 
             query = project(F.layer_norm(y, size, *w.cross_norm), *w.cross_query)
             query = query.view(cache.contexts, cache.width, heads, -1).transpose(1, 2)
-            attended = attend(query, *cache.memory[i], cache.mask).flatten(0, 1)
+            keys, values = cache.memory[i].unbind(0)  # [C, heads, S, d]
+            attended = attend(query, keys, values, cache.mask).flatten(0, 1)
             y = y + project(project(attended, *w.cross_output), *w.join)
             if cache.guidance is not None:
                 y = y + cache.guidance[i]

@@ -38,6 +38,7 @@ class ECore(EmpatheticModel):
     """
 
     vocabulary: Vocabulary
+    intensity: Tensor
 
     def __init__(
         self,
@@ -138,12 +139,11 @@ class ECore(EmpatheticModel):
         encoding = self.encode(batch)
         states, scores = self._decode(self.embedding.look_up(shifted(batch.response))[0], encoding)
         logits = self.output(states)
-        if self.pointer is not None:
+        copyable = encoding.copyable
+        if self.pointer is not None and copyable is not None and scores is not None:
             rows, length = logits.shape[:2]
             contexts = torch.arange(rows, device=logits.device).repeat_interleave(length)
-            copying = self.pointer(
-                states.flatten(0, 1), scores.flatten(0, 1), encoding.copyable.rows(contexts)
-            )
+            copying = self.pointer(states.flatten(0, 1), scores.flatten(0, 1), copyable.rows(contexts))
             logits = mixed(logits.flatten(0, 1), copying).unflatten(0, (rows, length))
         return ECoreOutput(logits, encoding)
 
@@ -161,8 +161,9 @@ class ECore(EmpatheticModel):
         states, scores = self._decode(vectors[3], encoding)
         states = states.flatten(0, 1)[places]
         copying: Copying | None = None
-        if self.pointer is not None:
-            copying = self.pointer(states, scores.flatten(0, 1)[places], encoding.copyable.rows(rows))
+        copyable = encoding.copyable
+        if self.pointer is not None and copyable is not None and scores is not None:
+            copying = self.pointer(states, scores.flatten(0, 1)[places], copyable.rows(rows))
         smoothed, nll = vocabulary_losses(
             states,
             self.output.weight,
@@ -203,9 +204,9 @@ class ECore(EmpatheticModel):
             embedded = torch.add(position, self.embedding.word(words), alpha=self.embedding.scale)
         states, scores = self.decoder.step(embedded, cache)
         logits = project(states, self.output.weight, self.output.bias)
-        if self.pointer is None:
-            return logits
         copyable = cache.copyable
+        if self.pointer is None or copyable is None:
+            return logits
         if cache.width > 1:
             contexts = torch.arange(cache.contexts, device=words.device)
             copyable = copyable.rows(contexts.repeat_interleave(cache.width))

@@ -22,6 +22,8 @@ _UNKNOWN_VECTOR_STD = (
 class Embedding(nn.Module):
     """Word (scaled by sqrt(D)) + sinusoidal position + dialogue state, then dropout (Eq. 1)."""
 
+    position: Tensor
+
     def __init__(self, config: ModelConfig, words: int, vectors: np.ndarray | None) -> None:
         """``vectors`` [V, G <= D]: pre-trained vectors, NaN where a word has none."""
         super().__init__()
@@ -59,7 +61,7 @@ class Embedding(nn.Module):
 
     def forward(self, words: Tensor, state: Tensor | None = None, start: int = 0) -> Tensor:
         """ids and states [B, T] -> [B, T, D]; ``start`` is the first word's position."""
-        return self.place(*self.look_up(words), state, start)
+        return self.place(self.look_up(words)[0], state, start)
 
     def related(self, vectors: Tensor) -> Tensor:
         """Related words' vectors [B, C, D] -> [B, C, D]: a set, so without positions."""

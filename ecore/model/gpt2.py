@@ -117,6 +117,8 @@ class GPT2ECore(EmpatheticModel):
 
     vocabulary: SubwordVocabulary
 
+    emotion_share: Tensor
+
     def __init__(
         self, config: ModelConfig, vocabulary: SubwordVocabulary, tables: WordTables, gpt2: GPT2Model
     ) -> None:
@@ -208,7 +210,7 @@ class GPT2ECore(EmpatheticModel):
 
     def _joined(self, guidance: Tensor | None) -> Tensor | None:
         """[B, 1, H], W_d's share of the node sum (Eqs. 24 and 25)."""
-        if guidance is None:
+        if guidance is None or self.join_guidance is None or self.guidance_norm is None:
             return None
         return self.join_guidance(self.guidance_norm(guidance))[:, None]
 

@@ -80,9 +80,12 @@ class FirstPass(NamedTuple):
 class GraphNetwork(nn.Module):
     """L graph layers, run twice on shared weights: to perceive emotions, and to guide the response by them."""
 
+    layers: list[GraphLayer]
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(GraphLayer(config) for _ in range(config.graph_layers))
+        layers = nn.ModuleList(GraphLayer(config) for _ in range(config.graph_layers))
+        self.layers = layers  # type: ignore[assignment]  # indexed and iterated like one
         self.normed = config.graph_norm
         self.word_norm = nn.LayerNorm(config.dim) if config.graph_norm else nn.Identity()
         self.emotion_norm = nn.LayerNorm(config.dim) if config.graph_norm else nn.Identity()
@@ -121,12 +124,11 @@ class GraphNetwork(nn.Module):
         first, inputs = self.layers[0].attention, for_products(nodes)
         update, values = first.edge_update(inputs), first.values(inputs)
         *_, history = self._layers(nodes, update, values, graph)
-        if self.normed:
-            last = history[-1]
-            history[-1] = last._replace(gate=F.pad(last.gate[..., 1:], (1, 0)))
-        return FirstPass(
-            nodes, update, values, *edge_readout(graph, history, scale=first.scale, per_word=per_word)
-        )
+        gate = history[-1].gate  # [B, K, N]
+        if self.normed and gate is not None:
+            history[-1] = history[-1]._replace(gate=F.pad(gate[..., 1:], (1, 0)))
+        to_emotion, among_emotions = edge_readout(graph, history, scale=first.scale, per_word=per_word)
+        return FirstPass(nodes, update, values, to_emotion, among_emotions)
 
     def guide(self, first: FirstPass, graph: EmotionGraph) -> Tensor:
         """Second pass, over the improved graph: word node features [B, M, D] (the input of Eq. 24)."""

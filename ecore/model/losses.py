@@ -106,8 +106,9 @@ class _VocabularyLosses(torch.autograd.Function):
             losses, plain = [], []
             # Of a batch without words there is no first chunk to write them.
             make = torch.empty_like if len(states) else torch.zeros_like
-            inputs = (states, weight, bias, gate, scores)
-            grads = [make(x) if n else None for x, n in zip(inputs, needed, strict=True)]
+            inputs: tuple[Any, ...] = (states, weight, bias, gate, scores)
+            # Any: which are None, ``needed`` says.
+            grads: list[Any] = [make(x) if n else None for x, n in zip(inputs, needed, strict=True)]
             size = _chunk(len(states), dtype)
             for begin in range(0, len(states), size):
                 part = slice(begin, begin + size)
@@ -121,7 +122,7 @@ class _VocabularyLosses(torch.autograd.Function):
                 if label_smoothing:
                     spread = torch.where(count, normalizer - logits.mean(1, keepdim=True), 0.0)
                     loss = loss + label_smoothing * spread
-                if gate is not None:
+                if gate is not None and scores is not None and words is not None and slots is not None:
                     at_slots = Copying(gate[part, None], scores[part], Copyable(words[part], slots[part]))
                     mixture = _mixture(at_slots, logits, normalizer, target, label_smoothing)
                     loss = loss + torch.where(count, mixture.loss, 0.0)
@@ -131,7 +132,7 @@ class _VocabularyLosses(torch.autograd.Function):
                 if not any(needed):
                     continue
                 error = probability
-                if gate is not None:
+                if gate is not None and words is not None:
                     error = error.mul_(1.0 - mixture.moved.sum(1, keepdim=True))
                     error = error.scatter_add_(1, words[part], mixture.moved)
                     if needed[3]:

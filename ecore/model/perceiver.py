@@ -97,7 +97,14 @@ class Perceiver(nn.Module):
         if graph is not None and first is not None:
             with torch.set_grad_enabled(torch.is_grad_enabled() and "gen-loss" not in self.config.ablations):
                 guidance = self._guidance(context, graph, first, perception, relevant)
-        return Perceived(*perception, relevant, guidance)
+        return Perceived(
+            perception.global_signal,
+            perception.main_logits,
+            perception.emotion_attention,
+            perception.gate,
+            relevant,
+            guidance,
+        )
 
     def emotion_graph(self, context: Context) -> EmotionGraph:
         """Return the graph with the initial edges of Eq. 3."""
@@ -132,6 +139,7 @@ class Perceiver(nn.Module):
             improved = EmotionGraph(
                 graph.word_weight, graph.word_mask, graph.emotion_weight, graph.correlation, relevant
             )
+        assert isinstance(self.graph_network, GraphNetwork)
         nodes = self.graph_network.guide(first, improved)  # [B, M, D]
         return (nodes * context.mask[..., None]).sum(1)
 

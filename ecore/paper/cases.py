@@ -158,7 +158,7 @@ def _named(
         turns.setdefault(conv_id, []).append(turn)
     chosen = []
     for named in conv_ids:
-        conv_id, turn = (named, None) if isinstance(named, str) else named
+        conv_id, turn = (named, None) if isinstance(named, str) else named  # type: ignore[assignment]
         if conv_id not in turns:
             raise InputError(f"cases: no conversation {conv_id!r} in all predictions")
         if turn is not None and turn not in turns[conv_id]:

@@ -332,11 +332,12 @@ class Trainer:
         """Validate, log and save where the step just taken asks for it."""
         state = self.state
         if self.journal.waiting is not None:
-            results: dict[str, float] | None = {}
+            results: dict[str, float] = {}
             if self._validates():
-                results = self._validate()
-                if results is None:  # interrupted: the line goes into the checkpoint and waits
+                validated = self._validate()
+                if validated is None:  # interrupted: the line goes into the checkpoint and waits
                     return
+                results = validated
                 self._judge(results)
             self.journal.write(**results)
             if self._validates():

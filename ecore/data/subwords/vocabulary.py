@@ -53,4 +53,5 @@ class SubwordVocabulary:
     def text(self, ids: Iterable[int]) -> str:
         """Readable text of ``ids``, the special ones dropped."""
         tokens = [i - OFFSET for i in ids if i >= OFFSET]
-        return " ".join(self.tokenizer.decode(tokens, skip_special_tokens=True).split())
+        decoded = str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+        return " ".join(decoded.split())

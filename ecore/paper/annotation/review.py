@@ -105,7 +105,7 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
                     raise InputError(
                         f"{path}:{line}: expected the columns {', '.join(COLUMNS)}, got {header[:80]!r}"
                     )
-            elif any(fields):
+            elif columns is not None and any(fields):
                 # Spreadsheets leave the last delimiter out where a block of rows has nothing in the last column.
                 if len(fields) == len(columns) - 1 and columns[-1] == "strike":
                     fields.append("")

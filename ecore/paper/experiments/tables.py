@@ -78,7 +78,8 @@ def _ours(
     """Each column's values over the seeds that are done, and the row's part of the table."""
     if isinstance(variant, str):
         return {}, {"ours": {}, "seeds": [], "runs": [], "notes": [f"not trained: {variant}"]}
-    done, columns = [], {}
+    done: list[Any] = []
+    columns: dict[str, list[float]] = {}
     missing: dict[str, list[str]] = {}
     for run in runs:
         if run.variant != variant:

@@ -108,10 +108,10 @@ def circle_order(weights: Matrix, grouped: Sequence[Sequence[int]]) -> list[int]
 def rank_correlation(a: Matrix, b: Matrix) -> float | None:
     """Spearman's rank correlation of the weights of all pairs i < j; None where one graph is all equal."""
     pairs = np.triu_indices(len(a), 1)
-    ranks = [_ranks(weights[pairs]) for weights in (a, b)]
-    if min(np.ptp(r) if r.size else 0 for r in ranks) == 0:
+    first, second = (_ranks(weights[pairs]) for weights in (a, b))
+    if min(np.ptp(r) if r.size else 0 for r in (first, second)) == 0:
         return None
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.corrcoef(first, second)[0, 1])
 
 
 def _ranks(values: Matrix) -> Matrix:
@@ -226,7 +226,12 @@ def _graph(
     touched = {node for pair in drawn for node in pair}
     for number, group in enumerate(grouped):
         kind = min(number, GROUPS)
-        marked = {"color": COLORS[kind], "markeredgecolor": INK, "markeredgewidth": 0.6, "markersize": 8}
+        marked: dict[str, Any] = {
+            "color": COLORS[kind],
+            "markeredgecolor": INK,
+            "markeredgewidth": 0.6,
+            "markersize": 8,
+        }
         for node in group:
             x, y = place[node]
             axes.plot(x, y, MARKERS[kind], zorder=2, **marked)

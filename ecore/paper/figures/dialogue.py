@@ -13,6 +13,7 @@ import torch
 from ecore.data.batches import MAX_CONTEXT_WORDS
 from ecore.data.text import tokenize
 from ecore.errors import InputError
+from ecore.model.graph_network import GraphNetwork
 from ecore.paper.figures.drawing import NotDrawn
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ def trace(model: EmpatheticModel, turns: Sequence[str], emotion: str | None = No
     model.eval()
     batch = model.read([list(turns)]).to(model.device)
     _, context = model.encode_words(batch)
+    assert context is not None  # a model with a perceiver gives it what to read
+    assert isinstance(perceiver.graph_network, GraphNetwork)
     perceived = perceiver(context)
     graph = perceiver.emotion_graph(context)
     first = perceiver.graph_network.perceive(context.words, context.emotions, graph, per_word=True)

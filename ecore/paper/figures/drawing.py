@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -85,7 +85,7 @@ def plain(text: Text) -> Text:
     return text
 
 
-def name_ticks(axes: Axes, which: str, labels: list[str], **style: object) -> None:
+def name_ticks(axes: Axes, which: str, labels: list[str], **style: Any) -> None:
     """One tick at 0, 1, ... for each of ``labels``, along ``which`` ("x" or "y"), without tick marks."""
     axis = axes.xaxis if which == "x" else axes.yaxis
     axis.set_ticks(range(len(labels)), labels, **style)
@@ -124,7 +124,7 @@ def heat_map(axes: Axes, weights: npt.NDArray[np.floating], most: float, lines: 
 
 def heat_map_bar(figure: Figure, image: QuadMesh, axes: Axes, label: str) -> None:
     """The scale of :func:`heat_map` in ``axes``, with ticks where the square root leaves room for them."""
-    most = image.norm.vmax
+    most = float(cast(float, image.norm.vmax))
     ticks = [share * most for share in (-1.0, -0.25, -0.05, 0.0, 0.05, 0.25, 1.0)]
     bar = figure.colorbar(image, cax=axes, ticks=ticks, label=label)
     bar.minorticks_off()
