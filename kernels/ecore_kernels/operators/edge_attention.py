@@ -55,8 +55,6 @@ def _composite(
 
 # Composite: autograd, torch.func and torch.compile see through the operator to the PyTorch that it is made of.
 registration.library.impl("edge_attention", _composite, "CompositeImplicitAutograd")
-
-
 registration.library.impl("edge_attention", _composite, "FuncTorchBatchedDecomposition")
 
 
@@ -67,8 +65,6 @@ registration.library.define(
     "fused_edge_attention(Tensor query, Tensor key, Tensor value, Tensor edge, Tensor? neighbors, Tensor? factor, "
     "float scale, str precision, str backend) -> (Tensor, Tensor, Tensor)"
 )
-
-
 registration.library.define(
     "fused_edge_attention_backward(Tensor grad_output, Tensor? grad_new_edge, Tensor query, Tensor key, Tensor value, "
     "Tensor edge, Tensor? neighbors, Tensor? factor, Tensor output, Tensor saved, float scale, bool[] needs, "
@@ -104,8 +100,6 @@ def _gradients(
 
 
 registration.register("fused_edge_attention", "edge_attention", "forward", _forward_results)
-
-
 registration.register("fused_edge_attention_backward", "edge_attention", "backward", _gradients)
 
 

@@ -57,8 +57,6 @@ def _composite(
 
 
 registration.library.impl("edge_readout", _composite, "CompositeImplicitAutograd")
-
-
 registration.library.impl("edge_readout", _composite, "FuncTorchBatchedDecomposition")
 
 
@@ -70,8 +68,6 @@ registration.library.define(
     "Tensor[] history_query, Tensor[] history_key, Tensor? row_factor, float scale, bool per_word, str precision, "
     "str backend) -> (Tensor, Tensor)"
 )
-
-
 registration.library.define(
     "fused_edge_readout_backward(Tensor grad_word_to_emotion, Tensor grad_emotion_to_emotion, Tensor word_mask, "
     "Tensor emotion_weight, Tensor correlation, Tensor? emotion_mask, Tensor[] history_query, Tensor[] history_key, "
@@ -102,8 +98,6 @@ def _gradients(
 
 
 registration.register("fused_edge_readout", "edge_readout", "forward", _forward_results)
-
-
 registration.register("fused_edge_readout_backward", "edge_readout", "backward", _gradients)
 
 

@@ -64,8 +64,6 @@ def _composite(
 
 
 registration.library.impl("graph_attention", _composite, "CompositeImplicitAutograd")
-
-
 registration.library.impl("graph_attention", _composite, "FuncTorchBatchedDecomposition")
 
 
@@ -77,8 +75,6 @@ registration.library.define(
     "Tensor emotion_weight, Tensor correlation, Tensor? emotion_mask, Tensor[] history_query, Tensor[] history_key, "
     "Tensor? row_factor, float scale, bool words_only, str precision, str backend) -> (Tensor, Tensor)"
 )
-
-
 registration.library.define(
     "fused_graph_attention_backward(Tensor grad_output, Tensor query, Tensor key, Tensor value, Tensor word_mask, "
     "Tensor correlation, Tensor? emotion_mask, Tensor[] history_query, Tensor[] history_key, Tensor? row_factor, "
@@ -109,8 +105,6 @@ def _gradients(
 
 
 registration.register("fused_graph_attention", "graph_attention", "forward", _forward_results)
-
-
 registration.register("fused_graph_attention_backward", "graph_attention", "backward", _gradients)
 
 
