@@ -105,10 +105,10 @@ using Addresses = std::vector<uintptr_t>;
 // 0.
 template <typename T>
 struct Planes {
-  Planes(uintptr_t address, int64_t planes, int64_t size)
-      : own(address == 0 ? new T[planes * size] : nullptr),
+  Planes(uintptr_t address, int64_t planes, int64_t plane_size)
+      : own(address == 0 ? new T[planes * plane_size] : nullptr),
         first(address == 0 ? own.get() : pointer<T>(address)),
-        size(size) {}
+        size(plane_size) {}
   T* operator[](int64_t plane) const { return first + plane * size; }
 
   std::unique_ptr<T[]> own;  // uninitialised
@@ -163,7 +163,7 @@ py::cpp_function bind_graph_attention_forward(const GraphTuple& graph, const std
   const auto run = [layout, result = heads<T>(output)](const Addresses& at, const Addresses& gates, double scale,
                                                        uintptr_t saved, uintptr_t to, int threads) {
     auto call = layout;
-    auto output = result;
+    auto target = result;
     const size_t layers = call.queries.size() - 1;
     call.queries[0].data = pointer<const T>(at.at(0));
     call.keys[0].data = pointer<const T>(at.at(1));
@@ -183,8 +183,8 @@ py::cpp_function bind_graph_attention_forward(const GraphTuple& graph, const std
     call.scale = static_cast<T>(scale);
     const Planes<T> planes(saved, 5, size);
     call.saved = saved_order(planes);
-    output.data = pointer<T>(to);
-    ecore::graph_attention_forward(call, output, threads);
+    target.data = pointer<T>(to);
+    ecore::graph_attention_forward(call, target, threads);
   };
   return py::cpp_function(run, Unlocked());
 }
@@ -298,7 +298,7 @@ py::cpp_function bind_edge_attention_forward(const SizesTuple& sizes, const std:
   const auto run = [layout, result = heads<T>(output)](const Addresses& at, const Addresses& gates, double scale,
                                                        uintptr_t saved, uintptr_t to, uintptr_t new_edge, int threads) {
     auto call = layout;
-    auto output = result;
+    auto target = result;
     call.query.data = pointer<const T>(at.at(0));
     call.key.data = pointer<const T>(at.at(1));
     call.value.data = pointer<const T>(at.at(2));
@@ -311,8 +311,8 @@ py::cpp_function bind_edge_attention_forward(const SizesTuple& sizes, const std:
     const Planes<T> planes(saved, 2, size);
     call.maximum = planes[0];
     call.inverse = planes[1];
-    output.data = pointer<T>(to);
-    ecore::edge_attention_forward(call, output, pointer<T>(new_edge), threads);
+    target.data = pointer<T>(to);
+    ecore::edge_attention_forward(call, target, pointer<T>(new_edge), threads);
   };
   return py::cpp_function(run, Unlocked());
 }
