@@ -7,8 +7,8 @@ improvements are taken out one by one by putting back what PyTorch offers in the
 step by step, on the same batches. Peak memory is of a process of its own for each.
 
 On a GPU (``--device cuda``) they run in turn pass by pass over the batches, which lie there; steps as CUDA graphs
-gather theirs. Compilation and recording are before the clock starts, and told beside it. A configuration that fails,
-or for which ``--seconds-budget`` leaves no time, is told as such; results are written after every part. One that fails
+gather theirs. Compilation and recording are before the clock starts and are reported apart. A configuration that fails,
+or for which ``--seconds-budget`` leaves no time, is reported as such; results are written after every part. One that fails
 is a failure of the whole, by name, when all is written.
 ``benchmarks.whole_run`` times whole trainings.
 """

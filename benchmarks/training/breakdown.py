@@ -1,4 +1,4 @@
-"""Where a training step's time and memory go, and how its time grows with batches and contexts."""
+"""Time and memory of a training step by its parts, and their growth with batches and contexts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PARTS = {
         "::where",
     ),
 }
-"""What kernels belong to which part of a step, by pieces of their names; the first that fits."""
+"""Parts of a step, each with pieces of the names of its kernels; the first match counts."""
 
 
 def where_time_goes(work: Workload, parts: Sequence[str], device: str = "cpu") -> dict[str, float]:

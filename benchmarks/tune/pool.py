@@ -16,7 +16,7 @@ Job = tuple[Setting, Configuration]
 
 
 def _lost(why: str | None) -> bool:
-    """Whether a process that failed for this reason can do nothing more on the GPU: PyTorch's words and Triton's."""
+    """Return True if a process that failed for this reason cannot use the GPU any more (PyTorch's and Triton's words)."""
     return why is not None and ("CUDA error" in why or "[CUDA]" in why)
 
 

@@ -56,7 +56,7 @@ WORTHWHILE = 0.98  # of the best time so far: what a new best has to stay under
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What one entry of the table is for."""
+    """Key of an entry in the launch table."""
 
     kernel: str
     arithmetic: str
