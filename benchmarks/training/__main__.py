@@ -8,8 +8,8 @@ step by step, on the same batches. Peak memory is of a process of its own for ea
 
 On a GPU (``--device cuda``) they run in turn pass by pass over the batches, which lie there; steps as CUDA graphs
 gather theirs. Compilation and recording are before the clock starts and are reported apart. A configuration that fails,
-or for which ``--seconds-budget`` leaves no time, is reported as such; results are written after every part. One that fails
-is a failure of the whole, by name, when all is written.
+or for which ``--seconds-budget`` leaves no time, is reported as such; results are written after every part. One that
+fails is a failure of the whole, by name, when all is written.
 ``benchmarks.whole_run`` times whole trainings.
 """
 

@@ -16,7 +16,7 @@ Job = tuple[Setting, Configuration]
 
 
 def _lost(why: str | None) -> bool:
-    """Return True if a process that failed for this reason cannot use the GPU any more (PyTorch's and Triton's words)."""
+    """Return True if a process that failed for this reason cannot use the GPU any more."""
     return why is not None and ("CUDA error" in why or "[CUDA]" in why)
 
 
