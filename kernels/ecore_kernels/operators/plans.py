@@ -119,7 +119,7 @@ def flat(operator: str, nodes: Sequence[Any], graph: Any, history: Any) -> list[
     check_updates(operator, history)
     tensors = [*nodes, *graph.tensors()]
     for update in history:
-        tensors += update
+        tensors.extend(update)  # not +=: torch 2.11 traces that as list + list, and refuses a named tuple
     return tensors
 
 

@@ -251,13 +251,7 @@ def test_edges_of_16_bits(device, edge):
     assert got["new_edge"].dtype is torch.float32
 
 
-@pytest.mark.parametrize(
-    "dtype",
-    [
-        torch.float16,
-        pytest.param(torch.bfloat16, marks=pytest.mark.gpu),
-    ],  # the interpreter gets bfloat16 wrong
-)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_types_of_16_bits(device, dtype):
     if dtype is torch.bfloat16 and device.type == "cpu":
         pytest.skip("Triton's interpreter gets bfloat16 wrong")
