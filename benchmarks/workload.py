@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -31,22 +30,6 @@ def wait(device: str) -> None:
     """Return when ``device`` has done what it was given: before each look at the clock."""
     if device == "cuda":
         torch.cuda.synchronize()
-
-
-def unit(device: str = "cpu") -> float:
-    """u, in seconds: one float32 matrix product [256, 300] x [300, 23714], the least of nine.
-
-    It makes steps on different machines comparable.
-    """
-    a, b = torch.randn(256, 300, device=device), torch.randn(300, WORDS, device=device)
-    times = []
-    for _ in range(9):
-        wait(device)
-        begin = time.perf_counter()
-        a @ b
-        wait(device)
-        times.append(time.perf_counter() - begin)
-    return min(times)
 
 
 @dataclasses.dataclass

@@ -5,9 +5,9 @@
 ``--plot FILE.svg`` draws how it grows; ``--from FILE.json ... --plot FILE.svg`` what was kept, without measuring.
 
 Weights are random and EOS is ruled out, so that every answer has 30 words, encoding included.
-Times are in u (benchmarks/workload.py) and in seconds. Configurations run in turn on the same contexts: with
-``--data`` those of the test split, in batches of similar length about the mean as `ecore evaluate` makes them,
-else made up in the same sizes. A configuration whose logits are not those of whole responses is not timed.
+Configurations run in turn on the same contexts: with ``--data`` those of the test split, in batches of similar
+length about the mean as `ecore evaluate` makes them, else made up in the same sizes. A configuration whose logits are
+not those of whole responses is not timed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 
 from benchmarks import harness
 from benchmarks.generation import runner
-from benchmarks.generation.report import RELEASED_CODE, plot, report
+from benchmarks.generation.report import plot, report
 from ecore.config import PRESETS
 from ecore.errors import InputError
 
@@ -109,11 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         result = measured(arguments)
     except InputError as error:
         command_line.error(str(error))
-    about = (
-        f"{arguments.preset}, {arguments.device}, {result['contexts']}; u = {harness.duration(result['u'])}"
-    )
-    words_a_second, units_a_word = RELEASED_CODE
-    print(f"{about}; the released code: {units_a_word} u a word, {words_a_second:.0f} words/s, no batches\n")
+    print(f"{arguments.preset}, {arguments.device}, {result['contexts']}\n")
     print(report(result, runner.WORDS_EACH))
     if arguments.out:
         harness.write_json(arguments.out, "generation", [result])

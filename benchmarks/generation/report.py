@@ -11,40 +11,33 @@ from benchmarks import harness
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-RELEASED_CODE = (84.0, 0.35)
-"""Words a second and u a word of the authors' released code, which decodes one context at a time: measured once on
-two CPU cores, not by this script."""
-
 
 def report(result: Mapping[str, Any], words_each: int) -> str:
     """The tables, as Markdown; ``words_each``: of every answer that was compared."""
-    u = result["u"]
 
     def cells(seconds: float) -> list[str]:
-        return [harness.duration(seconds), f"{seconds / u:.4f}", f"{1 / seconds:,.0f}"]
+        return [harness.duration(seconds), f"{1 / seconds:,.0f}"]
 
     blocks = []
     for row in result["compared"]:
         words = row["batch"] * words_each
         lines = [[name, *cells(timing["median"] / words)] for name, timing in row["timings"].items()]
         blocks.append(
-            f"Batch {row['batch']}, greedy, of a word:\n\n"
-            + harness.table(("", "time", "u", "words/s"), lines)
+            f"Batch {row['batch']}, greedy, of a word:\n\n" + harness.table(("", "time", "words/s"), lines)
         )
         if row["parts"]:
             before, after = row["parts"].values()
             lines = [
-                [part, *(f"{part_of[part] / words / u:.4f}" for part_of in (before, after))] for part in after
+                [part, *(harness.duration(part_of[part] / words) for part_of in (before, after))]
+                for part in after
             ]
             blocks.append(
-                f"Batch {row['batch']}, where it goes (u a word):\n\n"
+                f"Batch {row['batch']}, where a word's time goes:\n\n"
                 + harness.table(("", *row["parts"]), lines)
             )
     for name, times in result["growth"].items():
         blocks.append(
-            harness.table(
-                (name, "time a word", "u", "words/s"), [[f"{k:,}", *cells(v)] for k, v in times.items()]
-            )
+            harness.table((name, "time a word", "words/s"), [[f"{k:,}", *cells(v)] for k, v in times.items()])
         )
     return "\n\n".join(blocks)
 
@@ -66,7 +59,7 @@ def plot(results: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def drawn(results: Sequence[Mapping[str, Any]]) -> Figure:
-    """What :func:`plot` writes."""
+    """The figure that :func:`plot` writes."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, StrMethodFormatter
 
@@ -82,10 +75,6 @@ def drawn(results: Sequence[Mapping[str, Any]]) -> Figure:
         throughput.plot(*_line(grown["batch"], lambda s: 1.0 / s), label=name, **look)
         for key, style in (("context words", "-"), ("words already said", ":")):
             cost.plot(*_line(grown[key], lambda s: 1e3 * s), style, label=f"{name}, {key}", **look)
-    throughput.scatter(1, RELEASED_CODE[0], marker="x", s=60, color="black", zorder=3)
-    throughput.annotate(
-        "the authors' code", (1, RELEASED_CODE[0]), xytext=(8, 0), textcoords="offset points", va="center"
-    )
     throughput.set(xscale="log", yscale="log", xlabel="contexts at once", ylabel="words a second")
     cost.set(xscale="log", xlabel="words, one context", ylabel="ms a word", ylim=(0, None))
     throughput.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from benchmarks.generation.steppers import WITHOUT, Modules, Whole, check, configurations, only
-from benchmarks.workload import CONTEXT_WORDS, made_up_batch, unit, workload
+from benchmarks.workload import CONTEXT_WORDS, made_up_batch, workload
 from ecore.data.batches import Batch
 from ecore.data.prepared import PreparedData
 from ecore.data.vocabulary import EOS
@@ -190,7 +190,6 @@ def run(data: Path | None, preset: str, device: str, rounds: int, compiled: bool
     with torch.no_grad():
         model.output.bias[EOS] = -1e4
     contexts = Contexts(data, len(model.vocabulary), device)
-    u = [unit(device)]
     compared = []
     for rows in COMPARED:
         batch = contexts(rows)
@@ -198,12 +197,10 @@ def run(data: Path | None, preset: str, device: str, rounds: int, compiled: bool
         where = parts(model, batch, rounds) if device == "cpu" else {}
         compared.append({"batch": rows, "timings": timings, "parts": where})
     grown = growth(model, contexts, rounds)
-    u.append(unit(device))
     return {
         "preset": preset,
         "device": device,
         "contexts": work.name,
-        "u": min(u),
         "compared": compared,
         "growth": grown,
     }

@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.training [--data PREPARED] [--preset released] [--device cpu] [--out FILE.json]``
 
-Times are of forward, backward and optimiser on batches of 16, in u (benchmarks/workload.py) and in seconds. The
+Times are of forward, backward and optimiser on batches of 16, beside plain PyTorch's in the same process. The
 improvements are taken out one by one by putting back what PyTorch offers in their place; configurations run in turn,
 step by step, on the same batches. Peak memory is of a process of its own for each.
 
@@ -111,7 +111,7 @@ def time_on_gpu(
     document: dict[str, Any],
     write: Callable[[], None],
 ) -> None:
-    """Add u and a row for each configuration to ``document``, and write it: once before anything is compiled.
+    """Add a row for each configuration to ``document``, and write it: once before anything is compiled.
 
     Compiling may take longer than there is time.
     """
@@ -119,13 +119,13 @@ def time_on_gpu(
     compiled = {name: parts for name, parts in named.items() if NEEDS_COMPILER in parts}
     others = {name: parts for name, parts in named.items() if name not in compiled}
     share = None if budget is None else budget * (0.6 if compiled else 1.0)
-    document["u_seconds"], rows = compare_passes(work, others, passes, "cuda", budget=share)
+    rows = compare_passes(work, others, passes, "cuda", budget=share)
     document["configurations"] = rows
     write()
     if compiled:
         left = None if budget is None or share is None else budget - share
         plain = {PLAIN: others[PLAIN]} if PLAIN in others else {}
-        _, more = compare_passes(work, {**plain, **compiled}, passes, "cuda", budget=left)
+        more = compare_passes(work, {**plain, **compiled}, passes, "cuda", budget=left)
         rows += [row for row in more if row["configuration"] in compiled]
         write()
 
@@ -138,8 +138,8 @@ def time_on_cpu(
     document: dict[str, Any],
     write: Callable[[], None],
 ) -> None:
-    """Add u and a row for each configuration to ``document``, write it, and add peak memory: ``memory(name)``."""
-    document["u_seconds"], rows = compare(work, named, rounds)
+    """Add a row for each configuration to ``document``, write it, and add peak memory: ``memory(name)``."""
+    rows = compare(work, named, rounds)
     document["configurations"] = rows
     write()
     for row in rows:

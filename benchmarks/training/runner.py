@@ -11,17 +11,15 @@ import torch
 
 from benchmarks import harness
 from benchmarks.training.steps import Steps
-from benchmarks.workload import Workload, unit, wait
+from benchmarks.workload import Workload, wait
 from ecore.training.cuda_graphs import Recorder
 
 NO_TIME = "no time was left"
 """The reason given for a configuration that was not reached."""
 
 
-def compare(
-    work: Workload, named: Mapping[str, Sequence[str]], rounds: int
-) -> tuple[float, list[dict[str, Any]]]:
-    """Return u, and each configuration's seconds a step, the configurations in turn on each batch; for a CPU."""
+def compare(work: Workload, named: Mapping[str, Sequence[str]], rounds: int) -> list[dict[str, Any]]:
+    """Return each configuration's seconds a step, the configurations in turn on each batch; for a CPU."""
     steps = {name: Steps(work, parts) for name, parts in named.items()}
     times: dict[str, list[float]] = {name: [] for name in steps}
     first: dict[str, float] = {}
@@ -30,19 +28,13 @@ def compare(
         for batch, tokens in work.batches[:2]:
             one.take(batch, tokens)
         first[name] = time.perf_counter() - begin
-    units = [unit()]
     for turn in range(rounds):
         batch, tokens = work.batches[turn % len(work.batches)]
         for name, one in steps.items():
             begin = time.perf_counter()
             one.take(batch, tokens)
             times[name].append(time.perf_counter() - begin)
-        if turn % 8 == 7:
-            units.append(unit())
-    u = min(units)
-    return u, [
-        {**row, "first_two_steps_seconds": first[row["configuration"]]} for row in _summaries(times, u)
-    ]
+    return [{**row, "first_two_steps_seconds": first[row["configuration"]]} for row in _summaries(times)]
 
 
 def compare_passes(
@@ -52,8 +44,8 @@ def compare_passes(
     device: str,
     recorder: Recorder | None = None,
     budget: float | None = None,
-) -> tuple[float, list[dict[str, Any]]]:
-    """Return u, and each configuration's seconds a step over passes over all batches, in turn; for a GPU.
+) -> list[dict[str, Any]]:
+    """Return each configuration's seconds a step over passes over all batches, in turn; for a GPU.
 
     It is looked at after a pass and not after each step, for a training does not wait for its steps either.
 
@@ -94,12 +86,11 @@ def compare_passes(
                 one.take_number(number)
             wait(device)
             times[name].append((time.perf_counter() - begin) / len(work.batches))
-    u = unit(device)
-    rows = _summaries(times, u)
+    rows = _summaries(times)
     for row in rows:
         name = row["configuration"]
         row |= {"warm_up_seconds": first[name], "peak_memory_mib": memory[name]}
-    return u, [*rows, *({"configuration": name, "refused": why} for name, why in refused.items())]
+    return [*rows, *({"configuration": name, "refused": why} for name, why in refused.items())]
 
 
 def _allocated(device: str, peak: bool = False) -> int:
@@ -112,7 +103,7 @@ def _allocated(device: str, peak: bool = False) -> int:
     return torch.cuda.memory_allocated()
 
 
-def _summaries(times: dict[str, list[float]], u: float) -> list[dict[str, Any]]:
+def _summaries(times: dict[str, list[float]]) -> list[dict[str, Any]]:
     plain, results = times.get("plain PyTorch"), []
     for name, seconds in times.items():
         p20, p80 = (statistics.quantiles(seconds, n=5, method="inclusive")[i] for i in (0, 3))
@@ -130,8 +121,6 @@ def _summaries(times: dict[str, list[float]], u: float) -> list[dict[str, Any]]:
                 "configuration": name,
                 "timing": timing,
                 "mean_seconds": statistics.mean(seconds),
-                "u": statistics.mean(seconds) / u,
-                "u_median": timing.median / u,
                 "speedup_median": None if ratios is None else statistics.median(ratios),
             }
         )

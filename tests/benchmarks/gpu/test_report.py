@@ -92,12 +92,17 @@ def told(session):
 
 def test_tables(told):
     timing = {"minimum": 0.01, "median": 0.012, "p20": 0.011, "p80": 0.013, "measurements": 7, "calls": 1}
-    row = {"configuration": "all, CUDA graphs", "timing": timing, "u": 90.0, "speedup_median": 5.0}
-    document = {"preset": "paper", "device": "cuda", "data": "made up", "u_seconds": 1e-4, "growth": []}
+    row = {
+        "configuration": "all, CUDA graphs",
+        "timing": timing,
+        "mean_seconds": 0.0125,
+        "speedup_median": 5.0,
+    }
+    document = {"preset": "paper", "device": "cuda", "data": "made up", "growth": []}
     document |= {"configurations": [row | {"peak_memory_mib": 900.0, "warm_up_seconds": 4.0}]}
     document["parts"] = {"plain": {"optimiser": 0.1}, "all": {"optimiser": 0.2}}
     (line,) = [line for line in told("steps", {"results": [document]}).splitlines() if "CUDA" in line]
-    assert [cell.strip() for cell in line.split("|")[1:4]] == ["all, CUDA graphs", "90.00", "12 ms"]
+    assert [cell.strip() for cell in line.split("|")[1:4]] == ["all, CUDA graphs", "12.5 ms", "12 ms"]
 
     compared = {"precision": "tf32", "compared": "recorded / single", "steps": 48, "passed": False}
     text = told("losses", {"results": [{**compared, "failed": "recorded: out of memory"}]})
