@@ -22,18 +22,16 @@ from __future__ import annotations
 
 import argparse
 import math
-import signal
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
 
 import torch
 
 from benchmarks.gpu import stages
 from benchmarks.gpu.environment import build_extension, environment, has_extension
-from benchmarks.gpu.runner import ROOT, Process, Session
+from benchmarks.gpu.runner import ROOT, Process, Session, interrupt_on_signals
 from benchmarks.gpu.stages import PAPER_STEPS, STAGES, Plan
 
 STRATEGIES = ("soft", "hard", "none")
@@ -159,10 +157,6 @@ def default_folder(gpu: str) -> Path:
     return ROOT / "benchmarks" / "results" / name
 
 
-def _interrupted(*_: Any) -> NoReturn:
-    raise KeyboardInterrupt
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     if arguments.list:
@@ -195,8 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = arguments.out or Path(tempfile.mkdtemp(prefix="rehearsal-"))
     else:
         folder = arguments.out or default_folder(torch.cuda.get_device_name())
-    # Processes lead groups of their own: whoever stops this one has to reach them through it.
-    signal.signal(signal.SIGTERM, _interrupted)
+    interrupt_on_signals()
     seconds = None if total is None else 60.0 * total
     return _run(folder.resolve(), plan, minutes, seconds)
 

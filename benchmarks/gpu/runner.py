@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from benchmarks.gpu import report
 
@@ -21,6 +22,26 @@ RESULTS_SECONDS = 5.0  # between two looks at results that processes are still w
 FILES = ("summary.json", "summary.md", "log.txt", "results.json")
 
 OK, STOPPED, INTERRUPTED = "ok", "stopped at its limit", "interrupted"
+
+_REQUESTED = threading.Event()
+
+
+def interrupt_on_signals() -> None:
+    """Let SIGINT (unless it is ignored) and SIGTERM raise KeyboardInterrupt, and the session remember it.
+
+    Python drops an exception that is raised inside a destructor or a callback of the garbage collector: a session that
+    remembers the signal ends at its next look at its processes.
+    """
+    _REQUESTED.clear()
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _request)
+    # Processes lead groups of their own: whoever stops this one has to reach them through it.
+    signal.signal(signal.SIGTERM, _request)
+
+
+def _request(*_: Any) -> NoReturn:
+    _REQUESTED.set()
+    raise KeyboardInterrupt
 
 
 @dataclass(frozen=True)
@@ -146,6 +167,7 @@ class Session:
 
     def interrupt(self) -> None:
         """End every process; what is left to do is up to the caller."""
+        _REQUESTED.clear()
         self._waiting.clear()
         for running in list(self._running):
             self._stop(running, INTERRUPTED)
@@ -194,7 +216,13 @@ class Session:
         return running
 
     def _poll(self) -> None:
-        """Record what has ended, end what is over its limit, start what waits for a place, look at results."""
+        """Record what has ended, end what is over its limit, start what waits for a place, look at results.
+
+        Raises:
+            KeyboardInterrupt: a signal asked for it, and Python dropped the exception.
+        """
+        if _REQUESTED.is_set():
+            raise KeyboardInterrupt
         for running in list(self._running):
             code = running.child.poll()
             if code is not None:

@@ -153,7 +153,6 @@ sys.exit(command.main(["--stages", "smoke,tune", "--out", {str(tmp_path / "out")
     while not started.exists():
         assert child.poll() is None
         time.sleep(0.05)
-    time.sleep(0.5)  # the file is there before the parent waits for the process that made it
     begin = time.monotonic()
     child.send_signal(kind)
     assert child.wait(60) == 130

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import time
 
 import pytest
@@ -183,3 +184,25 @@ def test_interrupted(session, python, monkeypatch):
     session.interrupt()
     assert outcomes(session) == {"hanging": "interrupted", "other": "interrupted"}
     assert "interrupted" in (session.folder / "summary.md").read_text()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_that_python_drops_still_ends_the_session(session, python):
+    class Destructor:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)  # the handler raises here, and Python ignores it
+
+    before = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)}
+    runner.interrupt_on_signals()
+    try:
+        dropped = Destructor()
+        del dropped
+        with pytest.raises(KeyboardInterrupt):
+            session.run(python("long", "import time; time.sleep(50)", seconds=100.0))
+        session.interrupt()
+        session.run(python("after", "pass"))
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+    assert outcomes(session) == {"long": runner.INTERRUPTED, "after": OK}
