@@ -1,4 +1,4 @@
-"""What every benchmark shares: interleaved timing, a description of the machine, a table and a JSON file."""
+"""Shared by all benchmarks: interleaved timing, a description of the machine, a table and a JSON file."""
 
 from __future__ import annotations
 

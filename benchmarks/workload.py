@@ -34,7 +34,7 @@ def wait(device: str) -> None:
 
 @dataclasses.dataclass
 class Workload:
-    """What to train and on what: ``model()`` makes the same model each time; ``batches`` come with their words.
+    """A model and its batches: ``model()`` makes the same model each time; ``batches`` come with their words.
 
     ``samples(device)`` is the split that ``rows``, an array of indices for each batch, point into.
     """

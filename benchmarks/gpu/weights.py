@@ -92,8 +92,8 @@ def join(folder: Path, run: Path) -> None:
     if not found:
         raise InputError(f"{folder}: no weights-*.safetensors in it")
     (number, *others) = {int(metadata["parts"]) for metadata in found.values()}
-    told = {(metadata["config"], metadata["checkpoint"]) for metadata in found.values()}
-    if others or len(told) > 1:
+    sources = {(metadata["config"], metadata["checkpoint"]) for metadata in found.values()}
+    if others or len(sources) > 1:
         raise InputError(f"{folder}: parts of different weights")
     missing = sorted(set(range(1, number + 1)) - set(found))
     if missing:

@@ -1,4 +1,4 @@
-"""Who runs in the operators' race, and what "the same work" means.
+"""The candidates of the operators' benchmark, and the meaning of "the same work".
 
 Every candidate gets the same tensors and gives the same outputs; backward, gradients reach the same leaves:
 query, key, value, every earlier query, key, gate and edge scale, the emotions' weights and their correlation

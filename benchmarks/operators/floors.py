@@ -53,7 +53,7 @@ def pairs(problem: Problem, word_mask: Tensor) -> tuple[int, int, int]:
 
 
 def work(problem: Problem, tensors: dict[str, Tensor], backward: bool) -> Work:
-    """What a call has to move and to compute: forward, or forward and backward."""
+    """Count what a call has to move and to compute: forward, or forward and backward."""
     taking_part, neighbors, from_emotions = pairs(problem, tensors["word_mask"])
     nodes = problem.batch * problem.resolutions * problem.nodes
     dim, depth = problem.dim, problem.depth
@@ -134,5 +134,5 @@ def _arithmetic(device: str, precision: str) -> float:
 
 @functools.cache
 def ceilings(device: str, precision: str) -> Ceilings:
-    """What this machine reaches at most."""
+    """The highest rates that this machine reaches."""
     return Ceilings(_bandwidth(device), _arithmetic(device, precision))

@@ -65,7 +65,7 @@ class Problem(problems.Problem):
     """One call of an operator, and how wrong its answer may be."""
 
     def allows(self, errors: tuple[float, float]) -> bool:
-        """Whether an answer that is off by so much, in norm and in its worst element, is right."""
+        """Return whether an answer that is off by so much, in norm and in its worst element, is right."""
         limit = LIMITS[self.precision]
         return errors[0] <= limit and errors[1] <= 10 * limit
 
@@ -98,7 +98,7 @@ def plain(problem: Problem, tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Oracle:
-    """What a right answer is, in float64.
+    """The right answer, in float64.
 
     Attributes:
         receivers: the rows that are judged; None for all. upstream: gradients of the outputs to use, 0 in rows

@@ -24,7 +24,7 @@ LARGEST_REPLAYED = 1024
 
 
 def reason(error: Exception) -> str:
-    """Why a candidate did not run, in one line."""
+    """Return in one line why a candidate did not run."""
     if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
         return "out of memory"
     lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -32,7 +32,7 @@ def reason(error: Exception) -> str:
 
 
 def compiler_cache_hits() -> int:
-    """How often torch.compile has found a graph in its cache on disk."""
+    """Count how often torch.compile has found a graph in its cache on disk."""
     counters = torch._dynamo.utils.counters
     return counters["inductor"]["fxgraph_cache_hit"] + counters["aot_autograd"]["autograd_cache_hit"]
 
@@ -44,7 +44,7 @@ def free_memory(device: str) -> None:
 
 
 def lost(device: str) -> bool:
-    """Whether an error has left this process without its GPU: nothing runs there any more, whoever calls."""
+    """Return whether an error has left this process without its GPU: every later call fails there."""
     if device != "cuda":
         return False
     try:
@@ -264,6 +264,6 @@ def _refused(problem: Problem, direction: str, device: str, masks: str, why: str
 
 
 def _identity(result: dict[str, Any]) -> tuple[Any, ...]:
-    """What was measured in a row."""
+    """The measured parts of a row."""
     names = [field.name for field in dataclasses.fields(Problem)]
     return tuple(result[name] for name in (*names, "direction", "device"))
