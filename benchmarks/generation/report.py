@@ -43,7 +43,7 @@ def report(result: Mapping[str, Any], words_each: int) -> str:
 
 
 def plot(results: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw how generation grows, one colour a result: with contexts at once, with a context's length, with what is said.
+    """Draw how generation grows, one colour a result: with contexts at once, a context's length, and what is said.
 
     Args:
         results: of the benchmark, as measured or read back, each of another preset; at most three.

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from ecore.cli import about, annotate, answers, evaluate, figures, human, prepare, reproduce, train
+from ecore.cli import about, annotate, answers, compare, evaluate, figures, human, prepare, reproduce, train
 from ecore.errors import InputError
 
 # torch takes seconds to import: commands import what they need, and `ecore --help` answers at once.
@@ -101,6 +101,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callab
     "prepare": ("turn a corpus into a prepared folder", prepare.declare_prepare, prepare.run_prepare),
     "train": ("train a model, or go on with a run", train.declare_train, train.run_train),
     "evaluate": ("score a run, or anybody's predictions", evaluate.declare_evaluate, evaluate.run_evaluate),
+    "compare": ("compare two models on the same samples", compare.declare_compare, compare.run_compare),
     "generate": ("answer a dialogue, or a whole split", answers.declare_generate, answers.run_generate),
     "chat": ("talk with a model", answers.declare_chat, answers.run_chat),
     "figures": ("draw a run's figures, as in the paper", figures.declare_figures, figures.run_figures),
