@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 
 from ecore_kernels import EdgeUpdate, EmotionGraph, native, triton_kernels, use_backend
+from tests.kernels.interpreter import quicken
+
+quicken()
 
 BACKENDS = [
     "reference",
