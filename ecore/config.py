@@ -34,9 +34,16 @@ WORD_LEVEL = (
 """Settings of the word-level encoder and decoder, which a backbone has no use for."""
 
 
-def setting(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
-    """A dataclass field that :func:`add_arguments` makes a flag of."""
-    return field(default=default, metadata={"help": help, "choices": choices})
+def setting(
+    default: Any, help: str, choices: tuple[str, ...] | None = None, before: Any = dataclasses.MISSING
+) -> Any:
+    """Return a dataclass field that :func:`add_arguments` makes a flag of.
+
+    Args:
+        before: value of all that was made before the field was, where that is not the default: an older
+            ``config.json`` lacks the field, and its model stays what it was.
+    """
+    return field(default=default, metadata={"help": help, "choices": choices, "before": before})
 
 
 def _check_choices(config: Any) -> None:
@@ -74,6 +81,17 @@ class ModelConfig:
     gamma_correlation: float = setting(1.0, "weight of the emotion correlation loss (gamma 2)")
     label_smoothing: float = setting(0.1, "label smoothing of the generation loss")
     graph_norm: bool = setting(True, "norms of the graph's features and edges; off is as the paper prints it")
+    own_weight: bool = setting(
+        True,
+        "in Eq. 8 an emotion's own weight stays 1, and what it hears from others is bounded; off: the whole row is "
+        "bounded, as in older runs",
+        before=False,
+    )
+    graph_bias: bool = setting(
+        False,
+        "biases in the graph's projections, as in older runs; the paper's are bare matrices",
+        before=True,
+    )
     score_scale: float | None = setting(
         None, "scale of graph scores (default: 1/sqrt(D/K); 1.0 is as the paper prints it)"
     )
@@ -189,20 +207,21 @@ Config = TypeVar("Config", bound="DataclassInstance")
 
 
 def to_dict(config: ModelConfig | TrainingConfig) -> dict[str, Any]:
-    """The settings as a JSON-ready dictionary."""
+    """Return the settings as a JSON-ready dictionary."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
 
 
 def from_dict(cls: type[Config], values: dict[str, Any]) -> Config:
-    """The settings from :func:`to_dict`'s dictionary.
+    """Return the settings from :func:`to_dict`'s dictionary; fields that it lacks take the value of its time.
 
     Raises:
         InputError: a name that the class does not have, or a value out of range.
     """
-    known = {item.name for item in dataclasses.fields(cls)}
+    known = {item.name: item.metadata["before"] for item in dataclasses.fields(cls)}
     for name in values:
         if name not in known:
             raise InputError(f"{cls.__name__}: unknown setting {name!r}")
+    values = {name: before for name, before in known.items() if before is not dataclasses.MISSING} | values
     try:
         settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**settings)

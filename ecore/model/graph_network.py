@@ -22,13 +22,13 @@ class Correlation(nn.Module):
         self.factor = nn.Parameter(torch.randn(emotions, emotions) * emotions**-0.5)
 
     def forward(self) -> Tensor:
-        """R, [P, P]; float32 under autocast too, like every edge weight."""
+        """Return R, [P, P]; float32 under autocast too, like every edge weight."""
         with torch.autocast(self.factor.device.type, enabled=False):
             inner = self.factor.mT @ self.factor
         return torch.where(torch.eye(len(inner), dtype=torch.bool, device=inner.device), 1.0, inner)
 
     def pair_weight(self, form: str) -> Tensor:
-        """What a pair of co-occurring emotions earns in Eq. 18, [P, P].
+        """Return the weight of each pair of co-occurring emotions in Eq. 18, [P, P].
 
         ``inner`` is R, the paper's letter, which the loss can push up without bound; ``softmax`` is Softmax_j(R) and
         ``cosine`` the cosine between columns of S, both bounded.
@@ -48,19 +48,21 @@ class GraphLayer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         dim = config.dim
-        self.attention = MultiResolutionEdgeAttention(dim, len(config.thresholds), scale=config.score_scale)
+        self.attention = MultiResolutionEdgeAttention(
+            dim, len(config.thresholds), scale=config.score_scale, bias=config.graph_bias
+        )
         self.fuse = nn.Sequential(nn.Linear(dim, 2 * dim), nn.ReLU(), nn.Linear(2 * dim, dim))
         self.norm = nn.LayerNorm(dim) if config.graph_norm else None
         self.dropout = Dropout(config.graph_dropout)
 
     def finish(self, nodes: Tensor, attended: Tensor) -> Tensor:
-        """The layer's output features from its input nodes and what they attended to."""
+        """Return the layer's output features from its input nodes and what they attended to."""
         fused = self.dropout(self.fuse(attended))
         return fused if self.norm is None else self.norm(nodes + fused)
 
 
 class FirstPass(NamedTuple):
-    """What the second pass takes over from the first, and the readout (Eq. 8).
+    """Parts of the first pass that the second takes over, and the readout (Eq. 8).
 
     Attributes:
         nodes: [B, N, D], h0: words, then emotions.
@@ -93,8 +95,11 @@ class GraphNetwork(nn.Module):
     def _layers(
         self, nodes: Tensor, update: EdgeUpdate, values: Tensor, graph: EmotionGraph
     ) -> tuple[Tensor, Tensor, list[EdgeUpdate]]:
-        """All layers but the last one's attention: the last one's input nodes, the same as its products take them, and
-        every layer's update."""
+        """Run all layers but the last one's attention.
+
+        Returns:
+            The last layer's input nodes, the same as its products take them, and every layer's update.
+        """
         history, inputs = [update], nodes
         for layer, following in zip(self.layers[:-1], self.layers[1:], strict=True):
             if len(history) > 1:
@@ -108,7 +113,7 @@ class GraphNetwork(nn.Module):
     def perceive(
         self, words: Tensor, emotions: Tensor, graph: EmotionGraph, per_word: bool = False
     ) -> FirstPass:
-        """First pass. The last layer's attention is never read, so it is not computed.
+        """Run the first pass. The last layer's attention is never read, so it is not computed.
 
         With ``graph_norm`` Eq. 8 sums over words without [CLS]. Its edges hardly differ from context to context, and
         nothing bounds them: training has made them eighty times those of the words, whose sum then says nothing.
@@ -117,10 +122,10 @@ class GraphNetwork(nn.Module):
             words: [B, M, D], Eq. 1's embeddings.
             emotions: [P, D], embeddings of the emotions' own words.
             graph: with the initial edges of Eq. 3.
-            per_word: give ``word_to_emotion`` for each word, [B, M, P], and not their sum.
+            per_word: return ``word_to_emotion`` for each word, [B, M, P], and not their sum.
         """
         emotions = self.emotion_norm(emotions).expand(len(words), -1, -1)
-        nodes = torch.cat([self.word_norm(words), emotions], dim=1)
+        nodes = torch.cat([self.word_norm(words), emotions], dim=1)  # [B, N, D]
         first, inputs = self.layers[0].attention, for_products(nodes)
         update, values = first.edge_update(inputs), first.values(inputs)
         *_, history = self._layers(nodes, update, values, graph)
@@ -131,16 +136,22 @@ class GraphNetwork(nn.Module):
         return FirstPass(nodes, update, values, to_emotion, among_emotions)
 
     def guide(self, first: FirstPass, graph: EmotionGraph) -> Tensor:
-        """Second pass, over the improved graph: word node features [B, M, D] (the input of Eq. 24)."""
+        """Run the second pass, over the improved graph.
+
+        Returns:
+            Word node features [B, M, D], the input of Eq. 24.
+        """
         nodes, inputs, history = self._layers(first.nodes, first.update, first.values, graph)
         last, words = self.layers[-1], graph.shape[2]
         values = first.values if len(self.layers) == 1 else last.attention.values(inputs)
-        attended = last.attention.attend(history[-1], values, graph, history[:-1], receivers="words")
+        attended = last.attention.attend(
+            history[-1], values, graph, history[:-1], receivers="words"
+        )  # [B, M, D]
         return last.finish(nodes[:, :words], attended)
 
 
 class EmotionAttention(nn.Module):
-    """Without the graph: one attention from h_X to the emotions' embeddings stands for E^{w-e}."""
+    """One attention from h_X to the emotions' embeddings, in place of E^{w-e} where there is no graph."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -148,6 +159,6 @@ class EmotionAttention(nn.Module):
         self.key = nn.Linear(config.dim, config.dim)
 
     def forward(self, context: Tensor, mask: Tensor, emotions: Tensor) -> Tensor:
-        """context [B, M, D], mask [B, M] bool, emotions [P, D] -> sum over words of E^{w-e}, [B, P]."""
-        score = self.query(context) @ self.key(emotions).mT * context.shape[-1] ** -0.5
+        """Return the sum over words of E^{w-e}, [B, P], of context [B, M, D], mask [B, M] bool, emotions [P, D]."""
+        score = self.query(context) @ self.key(emotions).mT * context.shape[-1] ** -0.5  # [B, M, P]
         return (score.softmax(-1) * mask[..., None]).sum(1)

@@ -38,6 +38,7 @@ class Perceptron(nn.Module):
         super().__init__()
         self.aggregate = "co-p" not in config.ablations
         self.normed = config.graph_norm
+        self.own_weight = config.own_weight
         self.gated = "gate-g" not in config.ablations
         self.norm = nn.LayerNorm(emotions) if config.graph_norm else nn.Identity()
         self.context = nn.Linear(config.dim, emotions)
@@ -45,28 +46,34 @@ class Perceptron(nn.Module):
         self.gate = nn.Linear(emotions, emotions)
 
     def aggregation(self, emotion_to_emotion: Tensor) -> Tensor:
-        """What Eq. 8 sums emotions up by, [B, P, P]: E^{e-e} with a diagonal of 1.
+        """Return the weights by which Eq. 8 sums emotions up, [B, P, P]: E^{e-e} with a diagonal of 1.
 
-        With ``graph_norm`` every row is divided by the sum of its absolute values. Nothing else bounds it: a row of
-        thousands, which training does make, would leave only itself after the LayerNorm on h^g.
+        Nothing bounds an edge: a row of thousands, which training does make, would leave only itself after the
+        LayerNorm on h^g. So with ``graph_norm`` what an emotion hears from others is divided by the sum of its
+        absolute values where that is over 1. Its own weight stays 1 (``own_weight``): gates multiply all of a row
+        but the diagonal, which would vanish if the whole row were divided.
         """
         own = torch.eye(emotion_to_emotion.shape[-1], dtype=torch.bool, device=emotion_to_emotion.device)
-        edges = torch.where(own, 1.0, emotion_to_emotion)
+        if self.normed and self.own_weight:
+            others = emotion_to_emotion.masked_fill(own, 0.0)  # [B, P, P]
+            total = others.abs().sum(-1, keepdim=True)  # [B, P, 1]
+            return torch.where(own, 1.0, others / total.clamp(min=1.0))
+        edges = torch.where(own, 1.0, emotion_to_emotion)  # [B, P, P]
         return F.normalize(edges, p=1.0, dim=-1) if self.normed else edges
 
     def forward(self, word_to_emotion: Tensor, emotion_to_emotion: Tensor, context: Tensor) -> Perception:
-        """Perceive.
+        """Return the emotion signals of contexts.
 
         Args:
             word_to_emotion: [B, P], sum over words of E^{w-e}.
             emotion_to_emotion: [B, P, P], E^{e-e} (row i receives from column j), whatever its diagonal.
             context: [B, D], mean of h_X.
         """
-        global_signal = word_to_emotion
+        global_signal = word_to_emotion  # [B, P]
         if self.aggregate:
             # Not a matrix product: under autocast that would round the edge weights.
             global_signal = (self.aggregation(emotion_to_emotion) * word_to_emotion[:, None]).sum(-1)
-        normed = for_products(self.norm(global_signal))
-        main = self.main(torch.cat([normed, self.context(context)], dim=1))
-        gate = torch.sigmoid(self.gate(normed))
+        normed = for_products(self.norm(global_signal))  # [B, P]
+        main = self.main(torch.cat([normed, self.context(context)], dim=1))  # [B, P]
+        gate = torch.sigmoid(self.gate(normed))  # [B, P]
         return Perception(global_signal, main, gate * main + main if self.gated else main, gate)

@@ -49,6 +49,8 @@ class Progress:
     """Sums since the last line of the log."""
     line: dict[str, Any] | None = None
     """A line of the log that still waits for its validation."""
+    blind_since: int | None = None
+    """Step since which the graph says the same of every context; None while it sees."""
     scaler: dict[str, Any] = field(default_factory=dict)
     """State of the gradient scaler; empty where there is none."""
 

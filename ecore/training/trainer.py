@@ -28,6 +28,7 @@ from ecore.training import checkpoint, run_folder, validation
 from ecore.training.checkpoint import Progress
 from ecore.training.cuda_graphs import CapturedStep, Recorder, Taken, recorder
 from ecore.training.distributed import Processes
+from ecore.training.graph_watch import GraphWatch
 from ecore.training.interrupt import Interrupt
 from ecore.training.journal import Journal, sums
 from ecore.training.objective import objective
@@ -151,6 +152,7 @@ class Trainer:
         self.saved_at = clock()
         self.state = self._restored()
         self.journal = Journal(run, self.state, processes)
+        self.graph_watch = GraphWatch(self.config.warmup, self.state)
         reopened = self._reopen_last_line()
         self.journal.open()
         self.interrupt = Interrupt()
@@ -282,6 +284,10 @@ class Trainer:
             self._settle()
             line = self._line() | {f"health_{name}": float(v) for name, v in health.items()}
             self.journal.note(line)
+            batch, _ = self._share(self.batches[state.batches - 1])
+            warning = self.graph_watch.look(line, len(batch))
+            if warning is not None and self.processes.first:
+                self._notice(warning)
             self.bar.set_postfix({k: f"{line[k]:.2f}" for k in ("loss", "emotion")}, refresh=False)
             # The last step may log early; should the run be prolonged, its next regular line must not notice.
             if regular:

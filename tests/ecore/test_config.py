@@ -70,6 +70,16 @@ def test_trainings_that_cannot_be(options, what):
         TrainingConfig(**options)
 
 
+def test_an_older_config_keeps_what_it_was():
+    """Fields that it lacks take the value of its time, not the default of now."""
+    written = to_dict(ModelConfig())
+    for name, before in (("own_weight", False), ("graph_bias", True)):
+        assert written.pop(name) is not before
+        assert getattr(from_dict(ModelConfig, written), name) is before
+    assert from_dict(ModelConfig, written) == ModelConfig(own_weight=False, graph_bias=True)
+    assert from_dict(TrainingConfig, {}) == TrainingConfig()
+
+
 def test_unknown_setting():
     with pytest.raises(InputError, match="ModelConfig: unknown setting 'width'"):
         from_dict(ModelConfig, {"width": 3})

@@ -23,30 +23,57 @@ CONFIG = ModelConfig(dim=6, heads=2)
 # Perceptron (Eqs. 8, 9, 12) ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("graph_norm", [True, False])
-def test_eq_8_by_hand(graph_norm):
+FORMS = {
+    "own weight": {},
+    "whole row": {"own_weight": False},
+    "letter": {"graph_norm": False},
+}
+"""Forms of Eq. 8's aggregation: the present one, older runs', the paper's."""
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_eq_8_by_hand(form):
     """h^g_i = sum_j E^{e-e}_ij (sum of E^{w-e})_j: row i receives from j, and the diagonal is 1."""
     to_emotion = torch.tensor([[1.0, 10.0, 100.0]])
-    between = torch.tensor([[[9.0, -0.2, 0.3], [0.4, 9.0, 0.6], [0.7, 0.8, 9.0]]])
-    perceptron = Perceptron(dataclasses.replace(CONFIG, graph_norm=graph_norm), 3)
-    expected = torch.tensor([[1 - 2 + 30, 0.4 + 10 + 60, 0.7 + 8 + 100]])
-    if graph_norm:
-        expected = expected / torch.tensor([[1.5, 2.0, 2.5]])
+    between = torch.tensor([[[9.0, -0.2, 0.3], [0.4, 9.0, 0.6], [-0.7, 1.8, 9.0]]])
+    perceptron = Perceptron(dataclasses.replace(CONFIG, **FORMS[form]), 3)
+    expected = {
+        "letter": [[1 - 2 + 30, 0.4 + 10 + 60, -0.7 + 18 + 100]],
+        "whole row": [[(1 - 2 + 30) / 1.5, (0.4 + 10 + 60) / 2.0, (-0.7 + 18 + 100) / 3.5]],
+        # The last row alone hears more than 1 from others, 2.5.
+        "own weight": [[1 - 2 + 30, 0.4 + 10 + 60, (-0.7 + 18) / 2.5 + 100]],
+    }
     signal = perceptron(to_emotion, between, torch.zeros(1, 6)).global_signal
-    torch.testing.assert_close(signal, expected)
+    torch.testing.assert_close(signal, torch.tensor(expected[form]))
 
 
 def test_no_emotion_drowns_the_others():
     """An emotion with edges of 10^4 leaves h^g telling contexts apart; in the letter nothing else is left of it."""
     to_emotion, between = torch.randn(64, 8), torch.rand(8, 8) * 0.1
     between[5] = 1e4 * torch.rand(8)
-    told = {}
-    for graph_norm in (True, False):
-        perceptron = Perceptron(dataclasses.replace(CONFIG, graph_norm=graph_norm), 8)
+    largest = {}
+    for form, settings in FORMS.items():
+        perceptron = Perceptron(dataclasses.replace(CONFIG, **settings), 8)
         signal = perceptron(to_emotion, between.expand(64, 8, 8), torch.zeros(64, 6)).global_signal
-        told[graph_norm] = F.layer_norm(signal, (8,)).abs().amax(1).mean()
-    assert told[False] > 2.6  # a single 1 among zeros has 7**0.5 after a LayerNorm
-    assert told[True] < 2.3
+        largest[form] = F.layer_norm(signal, (8,)).abs().amax(1).mean()
+    assert largest["letter"] > 2.6  # a single 1 among zeros has 7**0.5 after a LayerNorm
+    assert largest["whole row"] < 2.3
+    assert largest["own weight"] < 2.3
+
+
+def test_an_emotion_keeps_its_own_weight():
+    """Where row gates make all edges large and alike, h^g still differs between contexts as its own terms do."""
+    to_emotion = torch.randn(64, 8) + 1.5
+    gates = torch.linspace(-300.0, 300.0, 8)[:, None]
+    between = (gates * (1.0 + torch.rand(8))).expand(64, 8, 8)
+    shares = {}
+    for form, settings in FORMS.items():
+        perceptron = Perceptron(dataclasses.replace(CONFIG, **settings), 8)
+        signal = perceptron(to_emotion, between, torch.zeros(64, 6)).global_signal
+        shares[form] = F.layer_norm(signal, (8,)).var(0, correction=0).mean()
+    assert shares["own weight"] > 0.2
+    assert shares["whole row"] < 0.05
+    assert shares["letter"] < 0.05
 
 
 @pytest.mark.parametrize("graph_norm", [True, False])

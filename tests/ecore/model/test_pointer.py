@@ -221,8 +221,8 @@ def test_the_start_is_the_emotions(make):
 def test_settings():
     config = ModelConfig(copy=True, emotion_start=True)
     assert from_dict(ModelConfig, to_dict(config)) == config
-    old = {k: v for k, v in to_dict(ModelConfig()).items() if k not in ("copy", "emotion_start")}
-    assert from_dict(ModelConfig, old) == ModelConfig()
+    earlier = {k: v for k, v in to_dict(ModelConfig()).items() if k not in ("copy", "emotion_start")}
+    assert from_dict(ModelConfig, earlier) == ModelConfig()
     with pytest.raises(InputError, match="emotion_start"):
         ModelConfig(strategy="none", emotion_start=True)
 

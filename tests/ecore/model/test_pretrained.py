@@ -56,6 +56,27 @@ def test_the_folder_travels(make, tmp_path):
     pretrained.load(tmp_path / "there")
 
 
+@torch.no_grad()
+def test_an_older_model_answers_as_it_did(make, tmp_path):
+    """Its config lacks the graph's later fields: it keeps its biases and its form of Eq. 8."""
+    model, batch = make.model(own_weight=False, graph_bias=True), make.batch()
+    for layer in model.perceiver.graph_network.layers:
+        layer.attention.gate.bias.fill_(20.0)  # large edges, so that the forms of Eq. 8 differ
+    pretrained.save(model, tmp_path)
+    edit(
+        tmp_path / "config.json",
+        lambda config: [config["model"].pop(k) for k in ("own_weight", "graph_bias")],
+    )
+    loaded = pretrained.load(tmp_path)
+    assert loaded.config == model.config
+    answer = model(batch)
+    assert torch.equal(loaded(batch).logits, answer.logits)
+    present = make.model(graph_bias=True)
+    present.load_state_dict(model.state_dict())
+    signals = [m(batch).encoding.perceived.global_signal for m in (model, present)]
+    assert not torch.allclose(*signals)
+
+
 def edit(path, change):
     value = json.loads(path.read_text())
     change(value)

@@ -60,8 +60,11 @@ def encode_in_full(model, batch):
     _, last = graph_pass(model, nodes, edge, neighbors)
     to_emotion = last[:, :, config.graph_norm : words, words:].sum((1, 2))  # without [CLS]
     between = last[:, :, words:, words:].sum(1)
-    between = between.diagonal_scatter(torch.ones_like(to_emotion), dim1=1, dim2=2)
-    if config.graph_norm:
+    others = between - torch.diag_embed(between.diagonal(dim1=1, dim2=2))
+    if config.graph_norm and config.own_weight:
+        others = others / others.abs().sum(2, keepdim=True).clamp(min=1.0)
+    between = others + torch.eye(others.shape[-1])
+    if config.graph_norm and not config.own_weight:
         between = between / between.abs().sum(2, keepdim=True)
     perception = torch.einsum("bij,bj->bi", between, to_emotion)  # Eq. 8
     perceptron = model.perceiver.perceptron
@@ -100,9 +103,10 @@ def encode_in_full(model, batch):
         {"graph_layers": 2},
         {"graph_layers": 3},
         {"graph_norm": False, "score_scale": 1.0},
+        {"own_weight": False, "graph_bias": True},
         {"thresholds": (0.0, 0.1), "max_relevant": 2},
     ],
-    ids=["one layer", "two", "three", "the letter", "two resolutions"],
+    ids=["one layer", "two", "three", "the letter", "older runs", "two resolutions"],
 )
 def test_shortcuts_change_nothing(make, strategy, settings):
     """Values, and the gradients of all graph and perceptron parameters and of the embeddings, in float64."""

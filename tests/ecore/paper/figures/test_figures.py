@@ -149,8 +149,9 @@ def test_trace_has_the_edges_of_the_papers_recurrence(model: ECore) -> None:
         encoding = model.encode(batch)
     assert not seen.word_edges[0].any()  # [CLS] is not summed
     np.testing.assert_allclose(seen.word_edges[1:], total[1:count, count:], rtol=1e-3, atol=1e-5)
-    among = np.where(np.eye(len(FEW), dtype=bool), 1, total[count:, count:])
-    among /= np.abs(among).sum(1, keepdims=True)
+    own = np.eye(len(FEW), dtype=bool)
+    others = np.where(own, 0.0, total[count:, count:])
+    among = own + others / np.maximum(1.0, np.abs(others).sum(1, keepdims=True))
     np.testing.assert_allclose(seen.emotion_edges, among, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(seen.before, seen.word_edges.sum(0), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(seen.after, seen.emotion_edges @ seen.before, rtol=1e-4, atol=1e-5)
