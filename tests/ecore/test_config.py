@@ -32,6 +32,20 @@ def test_the_papers_numbers():
     assert (training.batch_size, training.warmup, training.factor) == (16, 8000, 1.0)
 
 
+def test_what_the_released_command_trains_and_what_its_rivals_are():
+    released, _ = PRESETS["released"]
+    assert (released.encoder_blocks, released.decoder_blocks, released.thresholds) == (4, 4, (0.0, 0.15))
+    assert released.copy
+    assert released.emotion_start
+    baseline, _ = PRESETS["baseline"]
+    assert (baseline.encoder_blocks, baseline.decoder_blocks) == (1, 1)
+    assert not baseline.copy
+    assert not baseline.emotion_start
+    for config in (released, baseline):
+        assert (config.heads, config.attention_dim, config.feed_forward, config.dropout) == (2, 40, 50, 0.0)
+        assert config.dim == 300
+
+
 @pytest.mark.parametrize(
     "options, what",
     [

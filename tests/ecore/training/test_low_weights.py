@@ -85,7 +85,7 @@ def test_each_weight_is_cast_once_a_step(settings):
 
 @pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS.keys())
 def test_weights_and_gradients_stay_what_they_were(settings):
-    model = made("released", **settings)
+    model = made("baseline", **settings)
     before = {name: id(weight) for name, weight in model.named_parameters()}
     low, (batch, tokens) = LowWeights(model, "bfloat16"), made_up_batch(4, seed=0)
     with low():
@@ -146,7 +146,7 @@ def test_a_training_casts_each_weight_once_a_step(
 
 
 def test_float32_has_no_copies():
-    model = made("released")
+    model = made("baseline")
     weight = model.encoder.blocks[0].attention.query.weight
     for precision in ("float32", "tf32"):
         with LowWeights(model, precision)():
@@ -156,7 +156,7 @@ def test_float32_has_no_copies():
 def test_losses_and_gradients_are_autocasts():
     """Eight steps beside autocast's own casts and beside float32, from which both differ by as much."""
     ways = {"exact": "float32", "autocast": "bfloat16", "low": "bfloat16"}
-    models = {way: made("released") for way in ways}
+    models = {way: made("baseline") for way in ways}
     optimizers = {way: adam(model.parameters()) for way, model in models.items()}
     losses = {way: [] for way in ways}
     for number in range(8):
