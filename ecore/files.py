@@ -1,13 +1,17 @@
-"""Writing files so that a crash leaves either the old content or the new one, never a torn file."""
+"""Files: written so that a crash leaves either the old content or the new one, and read as somebody else's."""
 
 from __future__ import annotations
 
+import gzip
 import json
+import math
 import os
-from collections.abc import Iterator
+import re
+import zlib
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ecore.errors import InputError
 
@@ -53,13 +57,160 @@ def read_json(path: Path) -> Any:
     """Read JSON from ``path``.
 
     Raises:
-        InputError: the file is missing, unreadable or not JSON.
+        InputError: the file is missing, unreadable or not JSON (:func:`parse_json`).
+    """
+    path = Path(path)
+    return parse_json(read_bytes(path), path)
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a whole file.
+
+    Raises:
+        InputError: the file is missing or unreadable.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return path.read_bytes()
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the lines of a UTF-8 text that are not blank, without their ends, and their numbers from 1 on.
+
+    Only a line feed ends a line: utterances hold other separators. A byte order mark is no part of the first line. A
+    file whose name ends with ``.gz`` is unpacked.
+
+    Raises:
+        InputError: the file is missing or unreadable; or, with its line, not UTF-8.
+    """
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            for number, raw in enumerate(file, 1):
+                line = _decoded(raw, f"{path}:{number}", first=number == 1).rstrip("\r\n")
+                if line.strip():
+                    yield number, line
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+
+
+def _decoded(raw: bytes, where: str, first: bool) -> str:
+    try:
+        return raw.decode("utf-8-sig" if first else "utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: expected UTF-8 text, cannot be read ({error.reason})") from None
+
+
+# JSON
+
+DEEPEST = 100
+"""Lists and objects inside one another that JSON may have here."""
+LONGEST_INTEGER = 20
+"""Digits of a whole number: more are nothing that is counted or numbered here, and break what reads them."""
+_TOKENS = re.compile(r'"(?:[^"\\]|\\.)*"|-?[\w.+-]+|[\[\]{}]', re.DOTALL)
+
+
+class _BadValue(Exception):
+    """A token that JSON must not have here, and why not."""
+
+    def __init__(self, token: str, why: str) -> None:
+        self.token, self.why = token, why
+
+
+def parse_json(text: str | bytes, where: Path | str) -> Any:
+    """Return the value of JSON that somebody else may have written.
+
+    Beyond what JSON forbids, refused are numbers that are not finite or longer than :data:`LONGEST_INTEGER` digits,
+    nesting deeper than :data:`DEEPEST`, and half a surrogate pair, which no file can hold.
+
+    Args:
+        text: JSON, as bytes in UTF-8, perhaps after a byte order mark.
+        where: the file that ``text`` is the whole of, whose line the message then names; or else, as text, the place
+            that the message is to name.
+
+    Raises:
+        InputError: it is not such JSON; one line that says where and why.
+    """
+    if isinstance(text, bytes):
+        number = text[: _first_bad_byte(text)].count(b"\n") + 1
+        text = _decoded(text, f"{where}:{number}" if isinstance(where, Path) else where, first=True)
+    text = text.removeprefix("\ufeff")
+    try:
+        value = _value(text)
     except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from None
+        position, why = error.pos, f"not valid JSON ({error.msg})"
+    except _BadValue as error:
+        bad = error.token
+        position, why = _position(text, lambda token, depth: token == bad), error.why
+    except RecursionError:
+        position, why = _position(text, lambda token, depth: depth > DEEPEST), _TOO_DEEP
+    else:
+        return value
+    line = f":{text.count(chr(10), 0, position) + 1}" if isinstance(where, Path) else ""
+    raise InputError(f"{where}{line}: {why}") from None
+
+
+_TOO_DEEP = f"not valid JSON (nested deeper than {DEEPEST})"
+
+
+def _first_bad_byte(data: bytes) -> int:
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return error.start
+    return 0
+
+
+def _value(text: str) -> Any:
+    value = json.loads(text, parse_constant=_no_constant, parse_float=_number, parse_int=_integer)
+    # Looking into the value takes as long as parsing it; few texts can hold what is looked for.
+    if text.count("[") + text.count("{") > DEEPEST and _depth(text) > DEEPEST:
+        raise RecursionError
+    if re.search(r"\\u[dD][89a-fA-F]", text) or re.search("[\ud800-\udfff]", text):
+        half = next((t for t in _TOKENS.findall(text) if t[0] == '"' and _is_torn(json.loads(t))), None)
+        if half is not None:
+            raise _BadValue(half, "not valid Unicode (half a surrogate pair); expected text")
+    return value
+
+
+def _no_constant(token: str) -> NoReturn:
+    raise _BadValue(token, f"not valid JSON ({token}); expected a finite number")
+
+
+def _number(token: str) -> float:
+    value = float(token)
+    if not math.isfinite(value):
+        raise _BadValue(token, f"not usable JSON ({token[:40]}); expected a finite number")
+    return value
+
+
+def _integer(token: str) -> int:
+    digits = len(token.lstrip("-"))
+    if digits > LONGEST_INTEGER:
+        raise _BadValue(token, f"a number of {digits:,} digits; expected at most {LONGEST_INTEGER}")
+    return int(token)
+
+
+def _is_torn(text: str) -> bool:
+    return any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def _depth(text: str) -> int:
+    return max(depth for _, _, depth in _scan(text))
+
+
+def _position(text: str, found: Callable[[str, int], bool]) -> int:
+    return next((position for position, token, depth in _scan(text) if found(token, depth)), 0)
+
+
+def _scan(text: str) -> Iterator[tuple[int, str, int]]:
+    """Yield each token of ``text`` but commas and colons: where it begins, itself, and how deep it lies."""
+    depth = 0
+    for match in _TOKENS.finditer(text):
+        token = match.group()
+        depth += (token in ("[", "{")) - (token in ("]", "}"))
+        yield match.start(), token, depth

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ from ecore.data.text import tokenize
 from ecore.data.vocabulary import CLS, EOS, PAD, Vocabulary
 from ecore.data.word_tables import WordTables
 from ecore.errors import InputError
+from ecore.files import parse_json
 
 MAX_CONTEXT_WORDS = 512
 """Words of a context that are kept, ``[CLS]`` not counted: the latest ones."""
@@ -163,7 +163,8 @@ class Split:
         """Sample ``index`` as written: ``conv_id``, ``turn``, ``context``, ``response``, ``emotion``."""
         conversation, turn = int(self._conversation[index]), int(self._turn[index])
         begin, end = self.arrays.text_offsets[conversation : conversation + 2]
-        record = json.loads(self.arrays.texts[begin:end].tobytes())
+        where = f"{self.name}: conversation {conversation}"
+        record = parse_json(self.arrays.texts[begin:end].tobytes(), where)
         return {
             "conv_id": record["conv_id"],
             "turn": turn,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,13 +10,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from ecore.data.intensity import is_number, numbered_lines
+from ecore.data.intensity import is_number
 from ecore.data.vocabulary import PAD, SPECIAL_WORDS
 from ecore.errors import InputError
+from ecore.files import numbered_lines
 
 if TYPE_CHECKING:
     from ecore.data.word_tables import WordTables
 
+MOST_WEIGHT = 1e6
+"""Largest weight of a relation; ConceptNet's are under 100, and sums of these stay finite."""
 MOST_CONCEPTS = 10
 """Related words kept for a word, and shown with a context."""
 
@@ -77,17 +79,16 @@ def related_words(
         fields = line.split("\t")
         if number == 1 and len(fields) >= 4 and not is_number(fields[3]):
             continue  # the header
-        if len(fields) < 4 or not is_number(fields[3]):
-            raise InputError(f"{path}:{number}: expected head, relation, tail and weight, parted by tabs")
+        if (
+            len(fields) < 4 or not is_number(fields[3]) or not abs(float(fields[3])) <= MOST_WEIGHT
+        ):  # NaN, too
+            raise InputError(
+                f"{path}:{number}: expected head, relation, tail and weight, parted by tabs, and a weight from "
+                f"-{MOST_WEIGHT:g} to {MOST_WEIGHT:g}"
+            )
         head, relation, tail, weight = fields[0], fields[1], fields[2], float(fields[3])
         i, j = ids.get(head), ids.get(tail)
-        if (
-            i is not None
-            and j is not None
-            and i != j
-            and 0 < weight < math.inf
-            and relation not in EXCLUDED_RELATIONS
-        ):
+        if i is not None and j is not None and i != j and weight > 0 and relation not in EXCLUDED_RELATIONS:
             weights[i][j] += weight
     preference = NEUTRAL_PREFERENCE + 2.0 * np.sqrt(intensity.astype(np.float64))
     related = np.full((len(words), MOST_CONCEPTS), PAD, dtype=np.int32)

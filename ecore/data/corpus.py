@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import re
 import shutil
 import tarfile
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ecore.errors import InputError
-from ecore.files import atomic_path
+from ecore.files import atomic_path, numbered_lines, parse_json
 from ecore.progress import tqdm
 
 ARCHIVE_URL = "https://dl.fbaipublicfiles.com/parlai/empatheticdialogues/empatheticdialogues.tar.gz"
@@ -31,6 +31,9 @@ CSV_COLUMNS = (
     "tags",
 )
 SPLIT_NAMES = ("train", "valid", "test")
+_RESAVED = re.compile(r'"(?:[^"]|"")*""(?:[^"]|"")*"')
+"""A field that a spreadsheet or pandas has saved: quotes around it, and doubled inside."""
+_SELF_EVALUATION = re.compile(r"\d(\|\d)*_?(\d(\|\d)*)?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Corpus:
 
 
 class _BadLine(Exception):
-    """What is wrong with one line and what was expected."""
+    """A line that cannot be used: why, and what was expected."""
 
 
 def read_corpus(folder: Path | str, skip_bad: bool = False) -> Corpus:
@@ -91,7 +94,7 @@ def _split_path(folder: Path, name: str) -> Path:
 def read_split(
     path: Path | str, emotions: Collection[str] | None = None, skip_bad: bool = False
 ) -> tuple[list[Conversation], int]:
-    """The conversations of one file, and how many bad lines were skipped.
+    """Return the conversations of one file, and how many bad lines were skipped.
 
     In a CSV file, what follows a bad line in the same conversation is bad too, for its turns no longer
     alternate: the conversation ends before it.
@@ -106,37 +109,21 @@ def read_split(
             ``skip_bad`` is off.
     """
     path = Path(path)
-    reader = _CsvReader(emotions) if path.suffix == ".csv" else _JsonReader(emotions)
+    reader = _CsvReader(path, emotions) if path.suffix == ".csv" else _JsonReader(path, emotions)
     skipped = 0
-    for number, line in _lines(path):
+    for number, line in numbered_lines(path):
         try:
             reader.read(line, number)
-        except _BadLine as error:
+        except (_BadLine, InputError) as error:
             if not skip_bad or number == reader.header_line:
-                raise InputError(f"{path}:{number}: {error}") from None
+                where = f"{path}:{number}: " if isinstance(error, _BadLine) else ""
+                raise InputError(f"{where}{error}") from None
             skipped += 1
     conversations = reader.conversations()
     if not any(len(conversation.turns) > 1 for conversation in conversations):
         what = "no listener turn" if conversations else "empty"
         raise InputError(f"{path}: {what}; expected conversations in which a listener answers a speaker")
     return conversations, skipped
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines that are not blank. Only a line feed ends a line: utterances hold other separators."""
-    try:
-        with open(path, "rb") as file:
-            for number, raw in enumerate(file, 1):
-                try:
-                    line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-                except UnicodeDecodeError as error:
-                    raise InputError(f"{path}:{number}: expected UTF-8 text ({error.reason})") from None
-                if line.strip():
-                    yield number, line
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def _check_emotion(emotion: Any, known: Collection[str] | None) -> None:
@@ -148,21 +135,23 @@ def _check_emotion(emotion: Any, known: Collection[str] | None) -> None:
         )
 
 
+def _check_said(text: str, what: str) -> None:
+    if not text.replace(",", " ").strip():
+        raise _BadLine(f"{what}: empty ({text[:20]!r}); expected what was said")
+
+
 class _JsonReader:
     header_line = 0
 
-    def __init__(self, emotions: Collection[str] | None) -> None:
-        self._emotions = emotions
+    def __init__(self, path: Path, emotions: Collection[str] | None) -> None:
+        self._path, self._emotions = path, emotions
         self._conversations: list[Conversation] = []
 
     def conversations(self) -> list[Conversation]:
         return self._conversations
 
     def read(self, line: str, number: int) -> None:
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise _BadLine(f"not valid JSON ({error.msg}); expected one conversation a line") from None
+        record = parse_json(line, f"{self._path}:{number}")
         if not isinstance(record, dict):
             raise _BadLine("expected a JSON object with conv_id, emotion, situation and utterances")
         for key in ("conv_id", "emotion", "situation", "utterances"):
@@ -181,15 +170,13 @@ class _JsonReader:
                     f"utterance {i + 1}: expected the {expected}'s (the speaker starts, turns alternate), "
                     f"got speaker {utterance.get('speaker')!r}"
                 )
+            _check_said(utterance["text"], f"utterance {i + 1}")
+        conv_id, situation = record["conv_id"], record["situation"]
+        # Numbers have been taken as ids of conversations.
+        if isinstance(conv_id, bool) or not isinstance(conv_id, str | int) or not isinstance(situation, str):
+            raise _BadLine("expected conv_id to be text or a whole number, and situation to be text")
         turns = tuple(utterance["text"] for utterance in utterances)
-        conversation = Conversation(
-            str(record["conv_id"]), record["emotion"], str(record["situation"]), turns
-        )
-        try:
-            "".join((conversation.emotion, conversation.situation, *turns)).encode()
-        except UnicodeEncodeError:
-            raise _BadLine("not valid Unicode (half a surrogate pair); expected text") from None
-        self._conversations.append(conversation)
+        self._conversations.append(Conversation(str(conv_id), record["emotion"], situation, turns))
 
 
 class _CsvReader:
@@ -197,8 +184,8 @@ class _CsvReader:
 
     header_line = 1
 
-    def __init__(self, emotions: Collection[str] | None) -> None:
-        self._emotions = emotions
+    def __init__(self, path: Path, emotions: Collection[str] | None) -> None:
+        self._path, self._emotions = path, emotions
         # Per conversation: id, emotion, situation, the two speakers' numbers as they come, turns.
         self._rows: list[tuple[str, str, str, list[str], list[str]]] = []
 
@@ -215,11 +202,21 @@ class _CsvReader:
                 raise _BadLine(f"expected the header {','.join(CSV_COLUMNS)}")
             return
         # Validation and test rows may carry candidate responses in a ninth field.
-        if len(fields) not in (len(CSV_COLUMNS), len(CSV_COLUMNS) + 1) or not fields[1].isdecimal():
+        if len(fields) not in (len(CSV_COLUMNS), len(CSV_COLUMNS) + 1) or not re.fullmatch(
+            r"\d{1,6}", fields[1]
+        ):
             raise _BadLine(
                 f"torn line: expected {len(CSV_COLUMNS)} fields, the second a number, got {len(fields)}"
             )
+        if any(map(_RESAVED.fullmatch, fields)):
+            raise _BadLine("quotes as another program saves them; expected the file as it is distributed")
+        if not fields[4].isdecimal() or not _SELF_EVALUATION.fullmatch(fields[6]):
+            raise _BadLine(
+                "fields out of place: expected a number as the fifth (speaker_idx) and marks like 5|5|5_2|2|5 as the "
+                f"seventh (selfeval), got {fields[4][:20]!r} and {fields[6][:20]!r}"
+            )
         conv_id, index, emotion, situation, speaker, text = (f.replace("_comma_", ",") for f in fields[:6])
+        _check_said(text, f"utterance {index}")
         if int(index) == 1:
             _check_emotion(emotion, self._emotions)
             self._rows.append((conv_id, emotion, situation, [speaker], [text]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import zipfile
 import zlib
@@ -15,6 +16,11 @@ import numpy.typing as npt
 from ecore.data.intensity import is_number
 from ecore.errors import InputError
 from ecore.progress import tqdm
+
+MOST_NUMBERS = 10_000
+"""Numbers that a vector may have: a line with more belongs to no file of word vectors."""
+MOST_VALUE = 1e6
+"""Largest number in a vector; those of GloVe are under 10, and squares of these stay finite."""
 
 
 def load_vectors(
@@ -49,14 +55,24 @@ def _from_npz(path: Path, ids: dict[str, int]) -> npt.NDArray[np.float32]:
             words, vectors = arrays["words"], np.asarray(arrays["vectors"], dtype=np.float32)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path}: cannot be read ({error}); expected arrays words and vectors") from None
-    if words.ndim != 1 or vectors.ndim != 2 or len(words) != len(vectors):
+    except Exception as error:  # a damaged header raises almost anything, SyntaxError among it
+        reason = str(error).split("\n")[0]
+        raise InputError(f"{path}: cannot be read ({reason}); expected arrays words and vectors") from None
+    if words.ndim != 1 or vectors.ndim != 2 or len(words) != len(vectors) or vectors.shape[1] > MOST_NUMBERS:
         raise InputError(f"{path}: words {words.shape} and vectors {vectors.shape}; expected [W] and [W, g]")
     rows = {ids[word]: i for i, word in reversed(list(enumerate(words.tolist()))) if word in ids}
     result = np.full((len(ids), vectors.shape[1]), np.nan, dtype=np.float32)
     result[list(rows)] = vectors[list(rows.values())]
+    _check_finite(result[list(rows)], str(path))
     return result
+
+
+def _check_finite(vectors: npt.NDArray[np.float32], where: str) -> None:
+    # NaN means a word without a vector here, and infinity would spoil every mean.
+    if not np.isfinite(vectors).all() or np.abs(vectors).max(initial=0) > MOST_VALUE:
+        raise InputError(
+            f"{where}: a vector's number is not finite or over {MOST_VALUE:g}; expected word vectors"
+        )
 
 
 def _from_text(path: Path, ids: dict[str, int], progress: bool) -> npt.NDArray[np.float32]:
@@ -65,11 +81,13 @@ def _from_text(path: Path, ids: dict[str, int], progress: bool) -> npt.NDArray[n
     width = 0
     with _open(path) as file:
         for number, line in enumerate(tqdm(file, desc=path.name, unit=" vectors", disable=not progress), 1):
-            line = line.rstrip()
+            line = (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).rstrip()
             if result is None:
                 width = line.count(b" ")
                 if width == 0:
                     raise InputError(f"{path}:{number}: expected a word and its vector's numbers")
+                if width > MOST_NUMBERS:
+                    raise InputError(f"{path}:{number}: {width:,} numbers; expected at most {MOST_NUMBERS:,}")
                 result = np.full((len(ids), width), np.nan, dtype=np.float32)
             # Some releases hold words with spaces in them: the vector is the last `width` fields.
             extra = line.count(b" ") - width
@@ -84,6 +102,7 @@ def _from_text(path: Path, ids: dict[str, int], progress: bool) -> npt.NDArray[n
                     result[row] = np.array(numbers, dtype="S").astype(np.float32)
                 except ValueError:
                     raise InputError(f"{path}:{number}: expected {width} numbers after the word") from None
+                _check_finite(result[row], f"{path}:{number}")
     if result is None:
         raise InputError(f"{path}: empty; expected GloVe text, a word and its numbers on each line")
     return result

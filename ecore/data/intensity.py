@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -14,6 +12,7 @@ import numpy.typing as npt
 
 from ecore.data.vocabulary import SPECIAL_WORDS, UNK
 from ecore.errors import InputError
+from ecore.files import numbered_lines
 from ecore.packages import needed
 
 SOURCES = ("vader", "sentiwordnet", "vad", "skep", "none")
@@ -138,7 +137,7 @@ def read_positivity(path: Path, source: str) -> dict[str, float]:
             if width == 6:
                 for term in fields[4].split():
                     word, _, rank = term.rpartition("#")
-                    if not rank.isdecimal() or int(rank) == 0:
+                    if not rank.isdecimal() or len(rank) > 4 or int(rank) == 0:
                         raise ValueError(f"term {term!r} has no rank")
                     senses[word.lower(), fields[0]].append((balance, 1.0 / int(rank)))
             else:
@@ -160,7 +159,7 @@ def _balance(senses: Mapping[tuple[str, str], list[tuple[float, float]]]) -> dic
 
 
 def is_number(text: str | bytes) -> bool:
-    """Whether ``float`` reads ``text``: a header's column names it does not."""
+    """Return whether ``float`` reads ``text``: a header's column names it does not."""
     try:
         float(text)
     except ValueError:
@@ -190,20 +189,6 @@ def _expected(source: str) -> str:
             "skep": "",
         }[source]
     )
-
-
-def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a text file, ``.gz`` or plain, that are not blank, with their numbers."""
-    opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rt", encoding="utf-8", newline="\n") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield number, line.rstrip("\r\n")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
 
 
 def matched_thresholds(

@@ -9,7 +9,6 @@ No other module knows these names.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -26,7 +25,7 @@ from ecore.data.corpus import Conversation
 from ecore.data.vocabulary import Vocabulary
 from ecore.data.word_tables import WordTables
 from ecore.errors import InputError
-from ecore.files import read_json, write_json
+from ecore.files import numbered_lines, parse_json, read_json, write_json
 
 FORMAT = 1
 """Version of the prepared folder; another one is refused."""
@@ -139,10 +138,9 @@ def read_conversations(folder: Path, split: str) -> list[Conversation]:
     """
     path = folder / _texts(split)
     try:
-        # Not splitlines, which would tear a text at U+2028.
-        records = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        records = [parse_json(line, f"{path}:{number}") for number, line in numbered_lines(path)]
         return [Conversation(r["conv_id"], r["emotion"], r["situation"], tuple(r["turns"])) for r in records]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise _broken(path, error) from None
 
 

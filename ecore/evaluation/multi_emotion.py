@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ecore.errors import InputError
-from ecore.files import atomic_path
+from ecore.files import atomic_path, numbered_lines, parse_json
 from ecore.metrics import recall_at
 
 if TYPE_CHECKING:
@@ -74,18 +74,11 @@ def read_labels(
             accepted here.
     """
     path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
     seen: dict[str, int] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    for number, line in numbered_lines(path):
+        record = parse_json(line, f"{path}:{number}")
         try:
-            conv_id, names = _label(line, emotions)
+            conv_id, names = _label(record, emotions)
         except ValueError as error:
             raise InputError(f"{path}:{number}: {error}") from None
         if conv_id in seen:
@@ -94,13 +87,9 @@ def read_labels(
         yield number, conv_id, names
 
 
-def _label(line: str, emotions: Collection[str] | None) -> tuple[str, tuple[str, ...]]:
-    try:
-        record = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"not valid JSON ({getattr(error, 'msg', 'too deep')})") from None
+def _label(record: Any, emotions: Collection[str] | None) -> tuple[str, tuple[str, ...]]:
     if not isinstance(record, dict) or not isinstance(record.get("conv_id"), str):
-        raise ValueError(f"expected an object with the text conv_id, got {line.strip()[:40]}")
+        raise ValueError(f"expected an object with the text conv_id, got {repr(record)[:40]}")
     names = record.get("emotions")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"expected emotions to be a list of names, got {names!r}")

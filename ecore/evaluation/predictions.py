@@ -32,7 +32,7 @@ from ecore.data.text import tokenize
 from ecore.data.vocabulary import UNK, Vocabulary
 from ecore.errors import InputError
 from ecore.evaluation.multi_emotion import multi_emotion_recall, read_multi_emotion
-from ecore.files import atomic_path, expect_file
+from ecore.files import atomic_path, expect_file, numbered_lines, parse_json
 from ecore.generation.decoding import Decoding
 from ecore.generation.search import generate
 from ecore.metrics import accuracy, distinct, mean_length
@@ -169,21 +169,9 @@ def read_predictions(path: Path | str) -> list[Record]:
             ``reference_tokens`` that is no text.
     """
     path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
     records: list[Record] = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            why = getattr(error, "msg", "too deep")
-            raise InputError(f"{path}:{number}: not valid JSON ({why})") from None
+    for number, line in numbered_lines(path):
+        record = parse_json(line, f"{path}:{number}")
         if not isinstance(record, dict):
             raise InputError(f"{path}:{number}: expected an object, got {line.strip()[:40]}")
         records.append(record)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ecore.errors import InputError
-from ecore.files import atomic_path, write_json
+from ecore.files import atomic_path, parse_json, write_json
 from ecore.model.base import EmpatheticModel
 from ecore.model.pretrained import CHECKPOINTS, weights_file
 from ecore.model.weights import load_weights, present_name, save_weights
@@ -104,7 +104,7 @@ def load(
     path = weights.with_suffix(".state.safetensors")
     state, notes = _read_state(path)
     try:
-        progress = Progress(**json.loads(notes["progress"]))
+        progress = Progress(**parse_json(notes["progress"], path.name))
         _restore_optimizer(model, optimizer, state)
         _restore_random_state(model, state, rank, processes)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:

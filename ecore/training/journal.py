@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ecore.files import atomic_path
+from ecore.errors import InputError
+from ecore.files import atomic_path, parse_json, read_bytes
 from ecore.model.losses import Losses
 from ecore.training.checkpoint import Progress
 from ecore.training.distributed import Processes
@@ -188,19 +189,39 @@ class MetricsLog:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run's log; a line torn by a crash is left out, and so is everything after it."""
-    path = run / METRICS
+    """Return the lines of a run's log, but for a last one that a crash tore; none where there is no log.
+
+    Raises:
+        InputError: any other damage, by its line.
+    """
+    return [line for line, _ in _read(run / METRICS)]
+
+
+def _read(path: Path) -> list[tuple[dict[str, Any], bytes]]:
+    """Return each line as a value and as it is written."""
+    *texts, torn = read_bytes(path).split(b"\n") if path.exists() else [b""]
+    if b"}" in torn:  # a whole line without its end is none that a crash tore
+        texts.append(torn)
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
+    for number, text in enumerate(texts, 1):
+        where = f"{path}:{number}"
+        line = parse_json(text, where)
+        step = line.get("step") if isinstance(line, dict) else None
+        if not isinstance(step, int) or isinstance(step, bool):
+            raise InputError(
+                f"{where}: not a line of a run's log; expected an object with the whole number step"
+            )
+        for name, value in line.items():
+            if not isinstance(value, int | float | None):
+                raise InputError(f"{where}: {name}: expected a number, got {repr(value)[:40]}")
+        lines.append((line, text + b"\n"))
     return lines
 
 
 def _cut(path: Path, keep_through: int) -> None:
-    if path.exists():
-        kept = [line for line in read_metrics(path.parent) if line["step"] <= keep_through]
-        with atomic_path(path) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    """Cut off lines of later steps, and a torn one; a log that is damaged otherwise is refused, and stays."""
+    if not path.exists():
+        return
+    kept = [text for line, text in _read(path) if line["step"] <= keep_through]
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(b"".join(kept))

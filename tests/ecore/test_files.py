@@ -1,11 +1,12 @@
 """Files are whole or not there."""
 
+import gzip
 import os
 
 import pytest
 
 from ecore.errors import InputError
-from ecore.files import atomic_path, read_json, write_json
+from ecore.files import atomic_path, numbered_lines, parse_json, read_json, write_json
 
 
 def test_json_comes_back(tmp_path):
@@ -41,7 +42,7 @@ def test_content_is_on_disk_before_the_name(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "content, what", [(b"{\n\n 1: 2}", r"a.json:3: not valid JSON"), (b"\xff", "cannot be read")]
+    "content, what", [(b"{\n\n 1: 2}", r"a.json:3: not valid JSON"), (b"\xff", "expected UTF-8")]
 )
 def test_what_cannot_be_read(tmp_path, content, what):
     (tmp_path / "a.json").write_bytes(content)
@@ -52,3 +53,72 @@ def test_what_cannot_be_read(tmp_path, content, what):
 def test_missing(tmp_path):
     with pytest.raises(InputError, match=r"a\.json: no such file"):
         read_json(tmp_path / "a.json")
+
+
+FOREIGN = {
+    "deep": ("[" * 100_000, "nested deeper than 100"),
+    "deep and whole": ("[" * 101 + "]" * 101, "nested deeper than 100"),
+    "deep objects": ('{"a":' * 100_000 + "1" + "}" * 100_000, "nested deeper than 100"),
+    "long integer": ("9" * 5000, "a number of 5,000 digits; expected at most 20"),
+    "long negative": ("-" + "9" * 21, "a number of 21 digits"),
+    "NaN": ("NaN", r"not valid JSON \(NaN\)"),
+    "Infinity": ("-Infinity", r"not valid JSON \(-Infinity\)"),
+    "overflow": ("1e999", "expected a finite number"),
+    "surrogate": ('"\\ud800"', "half a surrogate pair"),
+    "surrogate in a key": ('{"\\uDFFF": 1}', "half a surrogate pair"),
+    "UTF-8": (b'"\xff"', r"expected UTF-8 text, cannot be read \(invalid start byte\)"),
+    "UTF-16": ('"a"'.encode("utf-16"), "expected UTF-8 text"),
+    "encoded surrogate": (b'"\xed\xa0\x80"', "expected UTF-8 text"),
+    "empty": ("", "not valid JSON"),
+    "two values": ("1 2", "not valid JSON"),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_foreign_json_is_one_line_with_its_place(tmp_path, name):
+    content, why = FOREIGN[name]
+    content = content if isinstance(content, bytes) else content.encode()
+    with pytest.raises(InputError, match=rf"^a reply: .*{why}") as error:
+        parse_json(content, "a reply")
+    assert len(str(error.value)) < 200
+    assert "\n" not in str(error.value)
+    if name == "UTF-16":  # its byte order mark is on the first line
+        return
+    path = tmp_path / "a.json"
+    # The token is also inside a string, a line before: that one is not to be named.
+    token = content.decode("utf-8", "replace").replace("\\", "").replace('"', "")[:50].encode()
+    path.write_bytes(b'["' + token + b'",\n\n' + content)
+    with pytest.raises(InputError, match=rf"a\.json:3: .*({why}|not valid JSON)"):
+        read_json(path)
+
+
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        ('\ufeff{"é": 1}', {"é": 1}),
+        ('"\\ud83d\\ude00"', "😀"),
+        ('"\\\\ud800"', "\\ud800"),
+        ("[" * 100 + "]" * 100, None),
+        ('{"' + "[" * 500 + '": 99999999999999999999}', {"[" * 500: 10**20 - 1}),
+        ("[-0.5, 1e308, null]", [-0.5, 1e308, None]),
+    ],
+)
+def test_what_json_may_hold(text, value):
+    for given in (text, text.encode()):
+        found = parse_json(given, "a reply")
+        assert value is None or found == value
+
+
+def test_lines_of_a_text(tmp_path):
+    content = "\ufeffone\u2028same\r\n\n \nfour é".encode()
+    (tmp_path / "a.txt").write_bytes(content)
+    with gzip.open(tmp_path / "a.txt.gz", "wb") as file:
+        file.write(content)
+    for name in ("a.txt", "a.txt.gz"):
+        assert list(numbered_lines(tmp_path / name)) == [(1, "one\u2028same"), (4, "four é")]
+    (tmp_path / "b.txt").write_bytes(b"one\n\n\xff\n")
+    with pytest.raises(InputError, match=r"b\.txt:3: expected UTF-8"):
+        list(numbered_lines(tmp_path / "b.txt"))
+    (tmp_path / "c.gz").write_bytes(b"not packed")
+    with pytest.raises(InputError, match=r"c\.gz: cannot be read"):
+        list(numbered_lines(tmp_path / "c.gz"))

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from ecore.data.corpus import Conversation
 from ecore.errors import InputError
+from ecore.files import parse_json, read_bytes
 from ecore.paper.annotation.annotators import NoAnnotation
 
 TIMEOUT = 120.0
@@ -40,6 +41,9 @@ experience, and a listener. Name every emotion that the dialogue expresses, the 
 the others, the strongest first; as few as do it justice, usually one to four. Use only these emotions: {emotions}.
 Answer with nothing but a JSON list of their names, like ["{first}", "{second}"]."""
 
+_ESCAPES = re.compile(
+    r"\\u[dD][89abAB]..\\u[dD][c-fC-F]..|(?P<half>\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\.", re.DOTALL
+)
 _LIST = re.compile(r"\[[^\[\]]*\]")
 
 
@@ -196,17 +200,19 @@ class EndpointAnnotator:
         answers: dict[str, str] = {}
         if not self._cache.is_file():
             return answers
-        content = self._cache.read_bytes()
+        content = read_bytes(self._cache)
         whole = content[: content.rfind(b"\n") + 1]
-        for number, line in enumerate(whole.splitlines(), start=1):
-            try:
-                record = json.loads(line)
-                answers[record["key"]] = str(record["answer"])
-            except (ValueError, KeyError, TypeError):
+        for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
+            where = f"{self._cache}:{number}"
+            record = parse_json(line, where)
+            key, answer = (
+                (record.get("key"), record.get("answer")) if isinstance(record, dict) else (None, None)
+            )
+            if not isinstance(key, str) or not isinstance(answer, str):
                 raise InputError(
-                    f"{self._cache}:{number}: not an answer that was kept; expected key, conv_id and answer; "
-                    "remove the line"
-                ) from None
+                    f"{where}: not an answer that was kept; expected key, conv_id and answer; remove the line"
+                )
+            answers[key] = answer
         if len(whole) < len(content):
             with open(self._cache, "r+b") as file:
                 file.truncate(len(whole))
@@ -226,19 +232,27 @@ def _answer_text(content: bytes) -> str:
     Raises:
         ValueError: not JSON, or no chat completion.
     """
-    reply = json.loads(content)
+    # What a model writes may break off between the halves of a surrogate pair.
+    reply = parse_json(_ESCAPES.sub(_whole, content.decode("utf-8", "replace")), "the reply")
     try:
-        return str(reply["choices"][0]["message"]["content"] or "")
+        text = reply["choices"][0]["message"]["content"]
     except (KeyError, IndexError, TypeError):
         raise ValueError("no choices[0].message.content") from None
+    if not isinstance(text, str | None):
+        raise ValueError("choices[0].message.content is no text")
+    return text or ""
+
+
+def _whole(escape: re.Match[str]) -> str:
+    return r"\ufffd" if escape["half"] else escape[0]
 
 
 def _lists(text: str) -> Iterator[list[str]]:
     """The JSON lists of texts in ``text``."""
     for found in _LIST.findall(text):
         try:
-            names = json.loads(found)
-        except ValueError:
+            names = parse_json(found, "the list")
+        except InputError:
             continue
         if all(isinstance(name, str) for name in names):
             yield names

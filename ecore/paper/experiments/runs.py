@@ -17,7 +17,7 @@ from typing import Any
 
 from ecore.config import to_dict
 from ecore.errors import InputError
-from ecore.files import read_json
+from ecore.files import parse_json, read_json
 from ecore.paper.experiments.plan import Run
 from ecore.progress import tqdm
 from ecore.training.interrupt import Interrupt
@@ -59,8 +59,9 @@ def steps_of(run: Run) -> int:
     except OSError:
         return 0
     for line in reversed(lines):
-        with contextlib.suppress(ValueError):  # a line that is being written, or cut in front
-            return int(json.loads(line)["step"])
+        # A line may be cut in front, or be one that is being written.
+        with contextlib.suppress(InputError, KeyError, TypeError, ValueError):
+            return int(parse_json(line, METRICS)["step"])
     return 0
 
 

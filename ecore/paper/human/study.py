@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ecore.errors import InputError
-from ecore.files import read_json, write_json
+from ecore.files import numbered_lines, read_json, write_json
 from ecore.packages import needed
 from ecore.paper.human.page import write_page
 from ecore.paper.human.sheets import ASPECTS, KINDS, Item, Sheet, checksum, clean, read_sheet, write_sheet
@@ -162,8 +162,7 @@ def _read_contexts(systems: Mapping[str, Path | str]) -> list[_Context]:
     files: dict[str, list[tuple[str, int, Record]]] = {}
     for name, path in systems.items():
         records = read_predictions(path)
-        text = Path(path).read_text(encoding="utf-8")
-        lines = [number for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+        lines = [number for number, _ in numbered_lines(Path(path))]
         files[name] = [(f"{path}:{n}", n, record) for n, record in zip(lines, records, strict=True)]
     first, *others = files.values()
     for other in others:

@@ -57,7 +57,6 @@ def test_what_is_no_related_word(tmp_path):
         ("dog", "Antonym", "sad", 1),
         ("dog", "IsA", "sad", 0),
         ("dog", "IsA", "sad", -2),
-        ("dog", "IsA", "sad", "nan"),
         ("unknown", "IsA", "pet", 1),
     ]
     assert related_to("dog", tmp_path, *rows) == {}
@@ -69,6 +68,7 @@ def test_what_is_no_related_word(tmp_path):
     [
         (HEADER + "dog\tIsA\tpet\n", 2),
         (HEADER + "dog\tIsA\tpet\t1\n\ndog\tIsA\tpet\tmuch\n", 4),
+        *[(HEADER + f"dog\tIsA\tpet\t{weight}\n", 2) for weight in ("nan", "inf", "1e308", "-1e308")],
         ("dog IsA pet 1\n", 1),
     ],
 )

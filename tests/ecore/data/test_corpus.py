@@ -126,6 +126,10 @@ BAD_RECORDS = [
     (lambda r: r["utterances"][1].pop("speaker"), "utterance 2: expected the listener's"),
     (lambda r: r["utterances"].pop(1), "utterance 2: expected the listener's .* got speaker 'speaker'"),
     (lambda r: r["utterances"][0].update(text="\ud83d"), "not valid Unicode"),
+    (lambda r: r["utterances"][0].update(text=" \u3000"), "utterance 1: empty"),
+    (_put(conv_id=[1]), "expected conv_id to be text or a whole number"),
+    (_put(conv_id=True), "expected conv_id to be text or a whole number"),
+    (_put(situation=None), "situation to be text"),
 ]
 
 
@@ -141,7 +145,12 @@ def test_bad_json_record(change, match, jsonl_folder):
 
 @pytest.mark.parametrize(
     "line, match",
-    [('{"conv_id": "t', "not valid JSON"), ("[1]", "expected a JSON object"), ("NaN", "object")],
+    [
+        ('{"conv_id": "t', "not valid JSON"),
+        ("[1]", "expected a JSON object"),
+        ("NaN", "expected a finite number"),
+        ("[" * 10**5, "nested deeper"),
+    ],
 )
 def test_invalid_json(line, match, jsonl_folder):
     edit_line(jsonl_folder / "train.jsonl", 3, lambda _: line)
@@ -170,6 +179,26 @@ def test_emotion_that_training_does_not_have(jsonl_folder, csv_folder):
         (3, lambda line: line.replace(",8,", ",7,"), "expected the listener's turn", [1, 2, 3, 1]),
         (4, lambda line: line.replace(",7,", ",8,"), "expected speaker 7", [2, 2, 3, 1]),
         (5, lambda line: line.replace(",8,", ",9,"), "expected speaker 8", [3, 2, 3, 1]),
+        (4, lambda line: line.replace("t:0,3", "t:0," + "9" * 5000), "torn line", [2, 2, 3, 1]),
+        (4, lambda line: line.replace("_comma_", ","), "fields out of place.*selfeval", [2, 2, 3, 1]),
+        (4, lambda line: line.replace(",7,", ",Oh no,"), "fields out of place.*got 'Oh no'", [2, 2, 3, 1]),
+        (4, lambda line: line.replace("5|5|5_2|2|5", ""), "fields out of place", [2, 2, 3, 1]),
+        (
+            4,
+            lambda line: (
+                line.replace("Thanks", 'So ""well""').replace(",7,So", ',7,"So', 1).replace(".,5", '.",5')
+            ),
+            "quotes as another program saves them",
+            [2, 2, 3, 1],
+        ),
+        (4, lambda line: line.replace("Thanks_comma_ I miss him.", " "), "utterance 3: empty", [2, 2, 3, 1]),
+        (
+            4,
+            lambda line: line.replace("Thanks_comma_ I miss him.", "_comma_"),
+            "utterance 3: empty",
+            [2, 2, 3, 1],
+        ),
+        (4, lambda line: ",", "torn line", [2, 2, 3, 1]),
     ],
 )
 def test_bad_csv_line(number, change, match, turns, csv_folder):

@@ -51,6 +51,10 @@ def test_npz_beside_text(tmp_path):
         ("sad 1 2 3\ndog 1 2\n", ":2: 2 numbers, expected 3 as on the first line"),
         ("sad 1 2 3\ndog 1 2 3 4\n", ":2: 4 numbers, expected 3"),
         ("the 1 2 3\nsad 1 x 3\n", ":2: expected 3 numbers after the word"),
+        ("sad 1 inf 3\n", ":1: a vector's number is not finite"),
+        ("the 1 2 3\nsad 1 2 nan\n", ":2: a vector's number is not finite"),
+        ("sad 1 1e38 3\n", ":1: a vector's number is not finite or over 1e"),
+        ("sad" + " 1" * 10**6 + "\n", ":1: 1,000,000 numbers; expected at most 10,000"),
         ("the 1 2 3\n", "no vector for any word of the vocabulary"),
     ],
 )
