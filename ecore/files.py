@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import gzip
+import hashlib
 import json
 import math
 import os
@@ -39,28 +42,115 @@ def expect_file(path: Path) -> None:
     """Check, before the work, that a file can be put at ``path``.
 
     Raises:
-        InputError: it is a folder, or its folder does not exist.
+        InputError: it is a folder, or its folder does not exist or cannot be written to.
     """
     if not path.parent.is_dir():
         raise InputError(f"{path}: its folder does not exist")
     if path.is_dir():
         raise InputError(f"{path}: is a folder; expected a file to write")
+    check_writable(path.parent)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` to ``path`` as indented JSON, atomically."""
+def check_writable(folder: Path) -> None:
+    """Check, before the work, that files can be written in ``folder`` and renamed there.
+
+    Raises:
+        InputError: they cannot: no rights, a read-only file system, a full disk.
+    """
+    probe = folder / f".probe.{os.getpid()}.tmp"
+    try:
+        try:
+            probe.write_bytes(b"\0" * 4096)
+            os.replace(probe, probe)
+        finally:
+            probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be written to ({error.strerror}); expected a folder for files"
+        ) from None
+
+
+def make_folder(folder: Path) -> None:
+    """Make ``folder`` where it is missing, and check that files can be written there.
+
+    Raises:
+        InputError: it cannot be made, or not be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made a folder ({error.strerror})") from None
+    check_writable(folder)
+
+
+def sync_folder(folder: Path) -> None:
+    """Put the files in ``folder`` and their names on disk."""
+    for path in (*folder.iterdir(), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def locked(folder: Path, complaint: str) -> Iterator[None]:
+    """Keep other processes that lock ``folder`` out of it, until this one ends or leaves the context.
+
+    A file system that cannot lock folders, as some networks', keeps nobody out.
+
+    Raises:
+        InputError: one of them is at work there: ``complaint``.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            os.close(descriptor)
+            raise InputError(f"{folder}: {complaint}") from None
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+_SEAL = re.compile(rb',\n "checksum": "sha256:([0-9a-f]{64})"\n}\n\Z')
+"""How a sealed file ends. In another layout the member is somebody else's copy, and says nothing."""
+
+
+def write_json(path: Path, value: Any, sealed: bool = False) -> None:
+    """Write ``value`` to ``path`` as indented JSON, atomically.
+
+    Args:
+        sealed: ``value`` is an object that gets a last member ``checksum``, of all that stands before it;
+            :func:`read_json` checks it and leaves it out.
+    """
+    content = (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+    if sealed:
+        body = content.removesuffix(b"\n}\n")
+        content = body + b',\n "checksum": "sha256:%s"\n}\n' % hashlib.sha256(body).hexdigest().encode()
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_bytes(content)
 
 
 def read_json(path: Path) -> Any:
     """Read JSON from ``path``.
 
     Raises:
-        InputError: the file is missing, unreadable or not JSON (:func:`parse_json`).
+        InputError: the file is missing, unreadable, not JSON (:func:`parse_json`) or not what its checksum is of.
     """
     path = Path(path)
-    return parse_json(read_bytes(path), path)
+    content = read_bytes(path)
+    seal = _SEAL.search(content)
+    if seal is not None:
+        body = content[: seal.start()]
+        if hashlib.sha256(body).hexdigest().encode() != seal[1]:
+            raise InputError(
+                f"{path}: damaged: its content does not fit its checksum (if you changed it, delete the line checksum)"
+            )
+        content = body + b"\n}\n"
+    return parse_json(content, path)
 
 
 def read_bytes(path: Path) -> bytes:

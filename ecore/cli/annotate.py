@@ -106,6 +106,7 @@ def _declare_run(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     import threading
 
+    from ecore.files import make_folder
     from ecore.paper.annotation import pipeline
 
     _check_flags(arguments)
@@ -115,10 +116,7 @@ def _run(arguments: argparse.Namespace) -> int:
             raise InputError(f"--limit: expected at least 1, got {arguments.limit}")
         conversations = conversations[: arguments.limit]
     out = arguments.out
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be made a folder ({error.strerror})") from None
+    make_folder(out)
     stopped = threading.Event()
     annotator = _annotator(arguments, emotions, stopped)
     jobs = (arguments.jobs or 4) if arguments.annotator == "endpoint" else 1

@@ -8,11 +8,12 @@ No other module knows these names.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,15 @@ from ecore.data.corpus import Conversation
 from ecore.data.vocabulary import Vocabulary
 from ecore.data.word_tables import WordTables
 from ecore.errors import InputError
-from ecore.files import numbered_lines, parse_json, read_json, write_json
+from ecore.files import (
+    locked,
+    numbered_lines,
+    parse_json,
+    read_bytes,
+    read_json,
+    sync_folder,
+    write_json,
+)
 
 FORMAT = 1
 """Version of the prepared folder; another one is refused."""
@@ -64,15 +73,7 @@ class PreparedData:
             raise InputError(f"{folder}: no such folder; expected one made by `ecore prepare`")
         if not is_prepared(folder):
             raise InputError(f"{folder}: not a prepared folder (no {META}); make one with `ecore prepare`")
-        self.meta = read_json(folder / META)
-        version = self.meta.get("format") if isinstance(self.meta, dict) else None
-        if version != FORMAT:
-            raise InputError(
-                f"{folder / META}: folder of format {version}, expected {FORMAT}; prepare it again"
-            )
-        for key in ("vocabulary_fingerprint", "intensity", "thresholds", "glove"):
-            if key not in self.meta:
-                raise _broken(folder / META, f"no {key}")
+        self.meta = _read_meta(folder)
         self.vocabulary = Vocabulary.load(folder / VOCABULARY)
         if self.vocabulary.fingerprint != self.meta["vocabulary_fingerprint"]:
             raise InputError(f"{folder / VOCABULARY}: not the vocabulary that the folder was prepared with")
@@ -87,6 +88,7 @@ class PreparedData:
         self.train, self.valid, self.test = (
             _read_split(folder, name, self.vocabulary.emotions) for name in SPLITS
         )
+        _verify(folder, self.meta)  # last: what is wrong with one file is told by its name
         return self
 
     def conversations(self) -> list[Conversation]:
@@ -137,6 +139,7 @@ def read_conversations(folder: Path, split: str) -> list[Conversation]:
         InputError: the file is missing or damaged.
     """
     path = folder / _texts(split)
+    _verify(folder, _read_meta(folder))
     try:
         records = [parse_json(line, f"{path}:{number}") for number, line in numbered_lines(path)]
         return [Conversation(r["conv_id"], r["emotion"], r["situation"], tuple(r["turns"])) for r in records]
@@ -150,11 +153,16 @@ def read_conversations(folder: Path, split: str) -> list[Conversation]:
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """Yield a temporary folder beside ``out``, which becomes ``out`` when all is done, and vanishes otherwise."""
+    for left in out.parent.glob(f".{glob.escape(out.name)}.*.tmp"):
+        with suppress(InputError, OSError), locked(left, "somebody prepares there"):
+            shutil.rmtree(left)  # who made it is dead, or it would be locked
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
     try:
-        yield temporary
-        os.replace(temporary, out)
+        with locked(temporary, "another process prepares there"):
+            yield temporary
+            sync_folder(temporary)
+            os.replace(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -180,8 +188,8 @@ def write_split(folder: Path, name: str, arrays: SplitArrays) -> None:
 
 def copy_with_intensity(data: PreparedData, folder: Path, intensity: npt.NDArray[np.float32]) -> None:
     """Copy all of ``data`` but its meta.json to ``folder``, with other intensities [V]."""
-    for path in data.folder.iterdir():
-        if path.is_file() and path.name not in (META, _array("intensity")):
+    for path in _files(data.folder):
+        if path.name != _array("intensity"):
             shutil.copyfile(path, folder / path.name)  # not its rights: it may be read-only
     np.save(folder / _array("intensity"), intensity)
 
@@ -189,17 +197,36 @@ def copy_with_intensity(data: PreparedData, folder: Path, intensity: npt.NDArray
 def write_meta(folder: Path, meta: dict[str, Any]) -> dict[str, Any]:
     """Write meta.json, when all other files are written; return it with their fingerprint."""
     meta = {**meta, "fingerprint": fingerprint(folder)}
-    write_json(folder / META, meta)
+    write_json(folder / META, meta, sealed=True)
     return meta
 
 
 def fingerprint(folder: Path) -> str:
-    """Return sixteen hexadecimal digits of every file's content: data prepared alike have the same."""
+    """Return sixteen hexadecimal digits of every file's content but meta.json's: data prepared alike have the same.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
     digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
+    for path in _files(folder):
         digest.update(path.name.encode())
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
+        digest.update(hashlib.sha256(read_bytes(path)).digest())
     return digest.hexdigest()[:16]
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return the files that ``prepare`` wrote but meta.json, sorted; what somebody else put there is not of them."""
+    ours = (path for path in folder.iterdir() if path.suffix == ".npy" or path.name.endswith(".texts.jsonl"))
+    return sorted([*ours, folder / VOCABULARY])
+
+
+def _verify(folder: Path, meta: dict[str, Any]) -> None:
+    found = fingerprint(folder)
+    if found != meta.get("fingerprint"):
+        raise InputError(
+            f"{folder}: damaged: its arrays or texts are not those that were prepared (fingerprint {found}, expected "
+            f"{meta.get('fingerprint')}); prepare it again"
+        )
 
 
 # Reading
@@ -235,11 +262,28 @@ def _read_split(folder: Path, name: str, emotions: Sequence[str]) -> Split:
     return Split(name, arrays, emotions)
 
 
+def _read_meta(folder: Path) -> dict[str, Any]:
+    meta = read_json(folder / META)
+    version = meta.get("format") if isinstance(meta, dict) else None
+    if version != FORMAT:
+        raise InputError(f"{folder / META}: folder of format {version}, expected {FORMAT}; prepare it again")
+    kinds: dict[str, type] = {
+        "vocabulary_fingerprint": str,
+        "intensity": str,
+        "thresholds": dict,
+        "glove": list,
+    }
+    for key, kind in kinds.items():
+        if not isinstance(meta.get(key), kind):
+            raise _broken(folder / META, f"no {key}")
+    return dict(meta)
+
+
 def _load(folder: Path, name: str, ndim: int) -> npt.NDArray[Any]:
     path = folder / name
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # a damaged header raises almost anything, SyntaxError among it
         raise _broken(path, error) from None
     if array.ndim != ndim:
         raise _broken(path, f"{array.ndim} dimensions, expected {ndim}")

@@ -21,7 +21,7 @@ from ecore.evaluation.multi_emotion import (
 )
 from ecore.evaluation.predictions import Record, has_emotions, predict, text_metrics, write_records
 from ecore.evaluation.yardsticks import yardsticks as count_yardsticks
-from ecore.files import write_json
+from ecore.files import make_folder, write_json
 from ecore.generation.decoding import Decoding
 from ecore.metrics import accuracy_by_emotion, accuracy_by_length, perplexity, recall_at
 from ecore.model import pretrained
@@ -86,10 +86,7 @@ def evaluate_run(
             raise InputError(f"--multi-emotion: {run} is of strategy none, which perceives no emotions")
         labels = read_multi_emotion(multi_emotion, prepared.vocabulary.emotions, split_emotions(chosen))
     out = Path(out) if out is not None else run / f"evaluation-{split}"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be made a folder ({error.strerror})") from None
+    make_folder(out)
 
     kind = model.device.type
     with float32_products(kind, precision):

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from ecore.model.gpt2 import GPT2ECore
 from ecore.model.weights import load_weights, read_weights, save_weights
 
 FORMAT = 2
+_NAME = re.compile(r"[\w-][\w.-]*", re.ASCII)
+"""Of a checkpoint: no part of it leads out of its folder."""
 CONFIG, VOCABULARY, CHECKPOINTS = "config.json", "vocabulary.json", "checkpoints.json"
 
 
@@ -60,6 +63,10 @@ def weights_file(folder: Path, which: str) -> Path:
     name = names.get(which) or names.get("last") if isinstance(names, dict) else None
     if not isinstance(name, str):
         raise InputError(f"{folder / CHECKPOINTS}: names no {which} checkpoint")
+    if not _NAME.fullmatch(name):
+        raise InputError(
+            f"{folder / CHECKPOINTS}: {name[:60]!r}: expected the name of a checkpoint in this folder"
+        )
     return folder / f"{name}.safetensors"
 
 
@@ -67,10 +74,10 @@ def save(model: EmpatheticModel, folder: Path) -> None:
     """Write a model folder."""
     folder.mkdir(parents=True, exist_ok=True)
     data = {"vocabulary_fingerprint": model.vocabulary.fingerprint}
-    write_json(folder / CONFIG, {"format": FORMAT, "model": to_dict(model.config), "data": data})
+    write_json(folder / CONFIG, {"format": FORMAT, "model": to_dict(model.config), "data": data}, sealed=True)
     save_parts(model, folder)
     save_weights(model, folder / "checkpoint-final.safetensors")
-    write_json(folder / CHECKPOINTS, {"best": None, "last": "checkpoint-final"})
+    write_json(folder / CHECKPOINTS, {"best": None, "last": "checkpoint-final"}, sealed=True)
 
 
 def save_parts(model: EmpatheticModel, folder: Path) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from ecore.errors import InputError
 from ecore.files import atomic_path
 from ecore.model.base import EmpatheticModel
 
+_HASH = "sha256"
 _MOVED = {
     "correlation.": "perceiver.correlation.",
     "graph.": "perceiver.graph_network.",
@@ -21,7 +25,10 @@ _MOVED = {
 
 
 def present_name(name: str) -> str:
-    """Return the name that a weight of an older file has now."""
+    """Return the name that a weight of an older file, or its part of the optimiser's state, has now."""
+    if name.startswith("adam."):
+        adam, part, weight = name.split(".", 2)
+        return f"{adam}.{part}.{present_name(weight)}"
     for old, new in _MOVED.items():
         if name.startswith(old):
             return new + name.removeprefix(old)
@@ -33,22 +40,65 @@ def save_weights(model: EmpatheticModel, path: Path) -> None:
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     if model.config.tie_embeddings:
         del state["output.weight"]
-    with atomic_path(path) as temporary:
-        save_file(state, temporary)
+    save_tensors(path, state, {})
 
 
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Read the tensors of a ``.safetensors`` file, by the names that they have now.
+def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], notes: Mapping[str, str]) -> None:
+    """Write contiguous ``tensors`` on the CPU and ``notes`` to a ``.safetensors`` file, atomically, with their hash.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    try:
+        with atomic_path(path) as temporary:
+            save_file(dict(tensors), temporary, metadata={**notes, _HASH: _digest(tensors, notes)})
+    except SafetensorError as error:
+        raise OSError(f"{path}: cannot be written ({error})") from None
+
+
+def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Read a ``.safetensors`` file: its tensors, by the names that they have now, and its notes.
+
+    Both have to fit the file's hash, where it has one.
 
     Raises:
         InputError: missing or damaged.
     """
     try:
-        return {present_name(name): value for name, value in load_file(path).items()}
+        with safe_open(path, framework="pt") as file:
+            tensors = {present_name(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            notes = file.metadata() or {}
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not a readable safetensors file ({error})") from None
+    except Exception as error:  # damaged headers raise torch's errors, too
+        reason = str(error).split("\n")[0]
+        raise InputError(f"{path}: damaged, not a readable safetensors file ({reason})") from None
+    expected = notes.pop(_HASH, None)  # older files have none
+    if expected is not None and expected != _digest(tensors, notes):
+        raise InputError(f"{path}: damaged: its tensors do not fit their hash")
+    return tensors, notes
+
+
+def _digest(tensors: Mapping[str, torch.Tensor], notes: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(sorted(notes.items())).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Read the weights of a ``.safetensors`` file, by the names that they have now.
+
+    Raises:
+        InputError: missing or damaged, or a weight is not finite.
+    """
+    state, _ = read_tensors(path)
+    for name, value in state.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise InputError(f"{path}: {name}: a weight is not finite; expected finite ones")
+    return state
 
 
 def load_weights(model: EmpatheticModel, path: Path) -> None:

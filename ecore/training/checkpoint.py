@@ -16,16 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ecore.errors import InputError
-from ecore.files import atomic_path, parse_json, write_json
+from ecore.files import parse_json, write_json
 from ecore.model.base import EmpatheticModel
 from ecore.model.pretrained import CHECKPOINTS, weights_file
-from ecore.model.weights import load_weights, present_name, save_weights
+from ecore.model.weights import load_weights, read_tensors, save_tensors, save_weights
 
 _ADAM = ("exp_avg", "exp_avg_sq", "step")
 
@@ -77,12 +75,9 @@ def save(
     """
     name = checkpoint_name(progress.step)
     notes = {"progress": json.dumps(dataclasses.asdict(progress))}
-    try:
-        save_weights(model, run / f"{name}.safetensors")
-        with atomic_path(run / f"{name}.state.safetensors") as path:
-            save_file(_optimizer_tensors(model, optimizer) | _numbered(random), path, metadata=notes)
-    except SafetensorError as error:
-        raise OSError(f"{run / name}: cannot be written ({error})") from None
+    save_weights(model, run / f"{name}.safetensors")
+    state = _optimizer_tensors(model, optimizer) | _numbered(random)
+    save_tensors(run / f"{name}.state.safetensors", state, notes)
     _point(run, progress)
 
 
@@ -123,7 +118,7 @@ def _point(run: Path, progress: Progress) -> None:
             f"{run / best}.safetensors: missing, but checkpoints.json needs it (the best checkpoint)"
         )
     pointers = {"best": best, "last": last}
-    write_json(run / CHECKPOINTS, pointers)
+    write_json(run / CHECKPOINTS, pointers, sealed=True)
     kept = {f"{best}.safetensors", f"{last}.safetensors", f"{last}.state.safetensors"}
     for path in [*run.glob("checkpoint-*.safetensors"), *stray_files(run)]:
         if path.name not in kept:
@@ -132,26 +127,13 @@ def _point(run: Path, progress: Progress) -> None:
 
 def stray_files(run: Path) -> list[Path]:
     """Temporary files that a process left when it died while it wrote them."""
-    return list(run.glob(".*.tmp"))
+    return [*run.glob(".*.tmp"), *run.glob(".tmp??????")]  # the second are safetensors' own
 
 
 def _read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = {_present(name): name for name in file.keys()}  # noqa: SIM118
-            return {new: file.get_tensor(name) for new, name in names.items()}, file.metadata() or {}
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; without it training cannot go on") from None
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: damaged, not a safetensors file ({error})") from None
-
-
-def _present(name: str) -> str:
-    """Return the name that a tensor of an older file has now."""
-    if not name.startswith("adam."):
-        return name
-    adam, part, weight = name.split(".", 2)
-    return f"{adam}.{part}.{present_name(weight)}"
+    if not path.exists():
+        raise InputError(f"{path}: no such file; without it training cannot go on")
+    return read_tensors(path)
 
 
 def _parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -161,7 +143,7 @@ def _parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 def _optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     return {
-        f"adam.{part}.{name}": optimizer.state[p][part]
+        f"adam.{part}.{name}": optimizer.state[p][part].detach().cpu().contiguous()
         for name, p in _parameters(model)
         if p in optimizer.state  # not where no gradient ever came, as in some ablations
         for part in _ADAM

@@ -1,17 +1,20 @@
-"""Stopping politely: Ctrl-C asks, a second Ctrl-C insists."""
+"""Stopping politely: Ctrl-C asks, a second Ctrl-C insists. A closed terminal asks, too."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
 from types import FrameType, TracebackType
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupt:
-    """While entered, the first SIGINT or SIGTERM sets ``requested``; the second raises KeyboardInterrupt.
+    """While entered, the first SIGINT, SIGTERM or SIGHUP sets ``requested``; the second raises KeyboardInterrupt.
+
+    A signal that is ignored, as nohup has SIGHUP, stays so.
 
     Python delivers signals to the main thread alone, so elsewhere this does nothing.
     """
@@ -22,7 +25,8 @@ class Interrupt:
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+            heard = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+            self._previous = {number: signal.signal(number, self._handle) for number in heard}
         return self
 
     def __exit__(
@@ -36,4 +40,5 @@ class Interrupt:
             raise KeyboardInterrupt
         self.requested = True
         # Not print: the signal may arrive in the middle of another write to the same buffered stream.
-        os.write(2, b"\nfinishing this step, then writing a checkpoint (once more to stop at once)\n")
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            os.write(2, b"\nfinishing this step, then writing a checkpoint (once more to stop at once)\n")

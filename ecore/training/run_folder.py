@@ -1,9 +1,11 @@
-"""A run's folder: its settings, and whether training may start or go on there."""
+"""A run's folder: its settings, and checks that training may start or go on there."""
 
 from __future__ import annotations
 
 import dataclasses
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from ecore.config import ModelConfig, TrainingConfig, from_dict, to_dict
 from ecore.data.prepared import PreparedData
 from ecore.data.vocabulary import Vocabulary
 from ecore.errors import InputError
-from ecore.files import write_json
+from ecore.files import check_writable, locked, write_json
 from ecore.model.pretrained import CHECKPOINTS, CONFIG, FORMAT, VOCABULARY, read_config, weights_file
 from ecore.training.checkpoint import stray_files
 from ecore.training.journal import read_metrics
@@ -20,7 +22,7 @@ from ecore.training.journal import read_metrics
 
 @dataclass(frozen=True)
 class Settings:
-    """What ``config.json`` holds."""
+    """The content of ``config.json``."""
 
     model: ModelConfig
     training: TrainingConfig
@@ -30,11 +32,11 @@ class Settings:
     def write(self, run: Path) -> None:
         """Write ``config.json``, atomically."""
         value = {"format": FORMAT, "preset": self.preset, "model": to_dict(self.model)}
-        write_json(run / CONFIG, value | {"training": to_dict(self.training), "data": self.data})
+        write_json(run / CONFIG, value | {"training": to_dict(self.training), "data": self.data}, sealed=True)
 
 
 def read_settings(run: Path) -> Settings:
-    """The settings of an existing run.
+    """Return the settings of an existing run.
 
     Raises:
         InputError: the folder holds no run, or one whose ``config.json`` cannot be used.
@@ -49,28 +51,48 @@ def read_settings(run: Path) -> Settings:
         raise InputError(f"{run / CONFIG}: not a run's settings ({error!r})") from None
 
 
+@contextmanager
+def alone(run: Path) -> Iterator[None]:
+    """Be the only one that trains in ``run``, which is made where it is missing; it goes again if it stays empty.
+
+    Raises:
+        InputError: another process trains there, or no folder can be there.
+    """
+    made = not run.exists()
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        what = "a file is in the way" if run.exists() else f"cannot be made a folder ({error.strerror})"
+        raise InputError(f"{run}: {what}; expected a new folder for the run") from None
+    try:
+        with locked(run, "another process trains there; wait for it, or stop it"):
+            check_writable(run)
+            yield
+    finally:
+        if made:
+            with suppress(OSError):
+                run.rmdir()
+
+
 def expect_new(run: Path) -> None:
     """Check that a new run may be made at ``run``.
 
     Raises:
         InputError: something is there already.
     """
-    if run.exists() and not run.is_dir():
-        raise InputError(f"{run}: a file is in the way; expected a new folder for the run")
-    if run.is_dir() and set(run.iterdir()) - set(stray_files(run)):
+    if set(run.iterdir()) - set(stray_files(run)):
         raise InputError(f"{run}: exists and is not empty; go on with --resume or choose another folder")
 
 
 def start(run: Path, data: PreparedData, settings: Settings) -> None:
     """Make the folder of a new run."""
-    run.mkdir(parents=True, exist_ok=True)
     # First, so that a process that dies right after leaves a run that can be resumed.
     settings.write(run)
     data.vocabulary.save(run / VOCABULARY)
 
 
 def resume(run: Path, data: PreparedData, max_steps: int | None) -> Settings:
-    """The settings of the run to go on with, its end moved to ``max_steps`` where that is given.
+    """Return the settings of the run to go on with, its end moved to ``max_steps`` where that is given.
 
     Raises:
         InputError: no run is there, or it was trained on other data.
@@ -94,13 +116,13 @@ def resume(run: Path, data: PreparedData, max_steps: int | None) -> Settings:
 
 
 def describe(data: PreparedData) -> dict[str, Any]:
-    """What ``config.json`` says of the data."""
-    told = ("fingerprint", "vocabulary", "vocabulary_fingerprint", "vocabulary_size", "intensity", "glove")
-    return {"folder": str(data.folder.resolve())} | {key: data.meta[key] for key in told}
+    """Return what ``config.json`` says of the data."""
+    names = ("fingerprint", "vocabulary", "vocabulary_fingerprint", "vocabulary_size", "intensity", "glove")
+    return {"folder": str(data.folder.resolve())} | {key: data.meta[key] for key in names}
 
 
 def opening(run: Path, settings: Settings, data: PreparedData, parameters: int, step: int, where: str) -> str:
-    """What a training is about to do, for people: with so many parameters, from ``step`` on, on what machine."""
+    """Return a training's opening words: with so many parameters, from ``step`` on, on what machine."""
     model, config = settings.model, settings.training
     preset = f" (preset {settings.preset})" if settings.preset else ""
     left_out = f", without {', '.join(model.ablations)}" if model.ablations else ""
@@ -118,7 +140,7 @@ def opening(run: Path, settings: Settings, data: PreparedData, parameters: int, 
 
 
 def summarize(run: Path) -> str:
-    """What a run is and how far it came, for people.
+    """Describe a run and how far it came, for people.
 
     Raises:
         InputError: there is no run, or its files cannot be used.
@@ -126,27 +148,27 @@ def summarize(run: Path) -> str:
     settings = read_settings(run)
     model, lines = settings.model, read_metrics(run)
     left_out = f", without {', '.join(model.ablations)}" if model.ablations else ""
-    told = [
+    shown = [
         f"run {run}: preset {settings.preset or 'none'}, {model.strategy} strategy{left_out}",
         f"data {settings.data.get('folder')}: {settings.data.get('vocabulary_size'):,} words of the "
         f"{settings.data.get('vocabulary')} vocabulary, intensities of {settings.data.get('intensity')}",
     ]
     if lines:
         last = lines[-1]
-        told.append(
+        shown.append(
             f"logged up to step {last['step']:,} of {settings.training.max_steps:,}: loss {last['loss']:.3f}"
         )
     validated = [line for line in lines if line.get("valid_ppl_per_sample") is not None]
     if validated:
         best = min(validated, key=lambda line: line["valid_ppl_per_sample"])
-        told.append(
+        shown.append(
             f"best validation at step {best['step']:,}: perplexity {best['valid_ppl']:.2f} per token, "
             f"{best['valid_ppl_per_sample']:.2f} per sample"
             + (f", emotion accuracy {best[name]:.2f} %" if (name := "valid_emotion_accuracy") in best else "")
         )
     if (run / CHECKPOINTS).exists():
         names = [f"{which}: {weights_file(run, which).name}" for which in ("best", "last")]
-        told.append(f"checkpoints: {', '.join(names)}")
+        shown.append(f"checkpoints: {', '.join(names)}")
     else:
-        told.append("no checkpoint yet")
-    return "\n".join(told)
+        shown.append("no checkpoint yet")
+    return "\n".join(shown)

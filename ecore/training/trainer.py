@@ -104,8 +104,23 @@ def train(
         if max_steps is not None:
             training = replace(training, max_steps=max_steps)
         settings = Settings(model_config or ModelConfig(), training, run_folder.describe(data), preset)
+    with contextlib.ExitStack() as held:
         if processes.first:
-            run_folder.expect_new(run)
+            held.enter_context(run_folder.alone(run))
+        return _train(run, data, settings, device, resume, progress, processes)
+
+
+def _train(
+    run: Path,
+    data: PreparedData,
+    settings: Settings,
+    device: torch.device,
+    resume: bool,
+    progress: bool,
+    processes: Processes,
+) -> dict[str, Any]:
+    if processes.first and not resume:
+        run_folder.expect_new(run)
     captures = recorder(settings.training, settings.model.backbone, device, processes.count, resumed=resume)
     if settings.training.compile and processes.count > 1:
         raise InputError(f"--compile: expected one process, these are {processes.count}")

@@ -10,6 +10,7 @@ from ecore.data.prepared import PreparedData
 from ecore.data.statistics import describe
 from ecore.data.vocabulary import SPECIAL_WORDS, Vocabulary
 from ecore.errors import InputError
+from ecore.files import read_json
 
 
 def run(data, out, **options):
@@ -53,7 +54,7 @@ def test_train_vocabulary_has_frequent_words_of_training_alone(jsonl_folder, tmp
 
 def test_meta_is_written_and_counts(jsonl_folder, tmp_path, glove, relations, capsys):
     meta = run(jsonl_folder, tmp_path / "out", glove=[glove, glove], relations=relations)
-    assert json.loads((tmp_path / "out" / "meta.json").read_text()) == meta
+    assert read_json(tmp_path / "out" / "meta.json") == meta
     assert [meta["splits"][name]["samples"] for name in ("train", "valid", "test")] == [4, 1, 1]
     assert meta["splits"]["train"]["conversations"] == 4
     # Contexts: 5 words; 5 + 5 + 6; 7; 5.

@@ -19,8 +19,7 @@ import torch
 torch.set_num_threads(1)
 from ecore.config import ModelConfig, TrainingConfig
 from ecore.data.prepared import PreparedData
-from ecore.model import pretrained
-from ecore.training import checkpoint
+from ecore.model import weights
 from ecore.training.journal import read_metrics
 from ecore.training.trainer import train
 
@@ -56,7 +55,7 @@ def die_at(place):
 
     for owner, name in ((os, "replace"), (os, "fsync"), (Path, "unlink"), (Path, "mkdir")):
         setattr(owner, name, spied(getattr(owner, name)))
-    checkpoint.save_file = pretrained.save_file = torn
+    weights.save_file = torn
     return lambda: count
 
 
