@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ecore.errors import InputError
+from ecore.ranges import check
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -44,15 +45,6 @@ def setting(
             ``config.json`` lacks the field, and its model stays what it was.
     """
     return field(default=default, metadata={"help": help, "choices": choices, "before": before})
-
-
-def _check_choices(config: Any) -> None:
-    for item in dataclasses.fields(config):
-        choices = item.metadata["choices"]
-        value = getattr(config, item.name)
-        for one in value if isinstance(value, tuple) else (value,):
-            if choices and one not in choices:
-                raise InputError(f"{item.name}: expected one of {', '.join(choices)}, got {one!r}")
 
 
 @dataclass(frozen=True)
@@ -111,7 +103,7 @@ class ModelConfig:
     )
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        check(self)
         resolutions = len(self.thresholds)
         width = self.attention_dim or self.dim
         if not self.thresholds or self.thresholds[0] != 0.0:
@@ -124,15 +116,6 @@ class ModelConfig:
             raise InputError(f"ablations: strategy none has no {self.ablations[0]!r} to leave out")
         if self.strategy == "none" and self.emotion_start:
             raise InputError("emotion_start: strategy none predicts no emotions to start from")
-        for name in ("dim", "encoder_blocks", "decoder_blocks", "heads", "graph_layers", "max_relevant"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        for name in ("attention_dim", "feed_forward"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise InputError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        for name in ("dropout", "graph_dropout", "label_smoothing"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise InputError(f"{name}: expected a number in [0, 1), got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -168,17 +151,11 @@ class TrainingConfig:
     compile: bool = setting(False, "torch.compile the losses: minutes of compiling before the first steps")
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        check(self)
         if self.cuda_graphs and self.accumulate > 1:
             raise InputError(f"cuda_graphs: expected accumulate 1, got {self.accumulate}")
         if self.cuda_graphs and self.precision == "float16":
             raise InputError("cuda_graphs: expected precision float32, tf32 or bfloat16, got float16")
-        counts = ("batch_size", "accumulate", "max_steps", "warmup")
-        for name in (*counts, "validate_every", "checkpoint_every", "log_every", "patience"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise InputError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if not 0 <= self.seed < 2**63:
-            raise InputError(f"seed: expected a number in [0, 2^63), got {self.seed}")
 
 
 _RIVALS_ATTENTION: dict[str, Any] = {"heads": 2, "attention_dim": 40, "feed_forward": 50, "dropout": 0.0}

@@ -52,6 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing it for every command
             return _fail("the GPU's memory is full; try a smaller --batch-size (and --accumulate)", 1)
+        if "DefaultCPUAllocator" in str(error):
+            return _fail(
+                "memory is full; try a smaller --batch-size (and --accumulate), or a smaller model", 1
+            )
         raise
 
 

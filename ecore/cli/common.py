@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ecore.errors import InputError
+from ecore.ranges import check_value
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
@@ -16,8 +17,7 @@ def device(arguments: argparse.Namespace) -> str:
     import torch
 
     if arguments.threads is not None:
-        if arguments.threads < 1:
-            raise InputError(f"--threads: expected at least 1, got {arguments.threads}")
+        check_value("threads", arguments.threads, int)
         torch.set_num_threads(arguments.threads)
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: torch sees no CUDA device here; `ecore info` says why")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from ecore.config import setting
 from ecore.errors import InputError
+from ecore.ranges import check
 
 METHODS = ("greedy", "beam", "sample")
 
@@ -29,17 +29,7 @@ class Decoding:
     seed: int | None = setting(None, "sample: seed (default: from torch's own generator)")
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise InputError(f"method: expected one of {', '.join(METHODS)}, got {self.method!r}")
-        for name, least in (("beams", 1), ("max_length", 1), ("top_k", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name}: expected at least {least}, got {getattr(self, name)}")
-        if not 0.0 < self.top_p <= 1.0:
-            raise InputError(f"top_p: expected a number over 0, at most 1, got {self.top_p}")
-        if not 0.0 < self.temperature < math.inf:
-            raise InputError(f"temperature: expected a number over 0, got {self.temperature}")
-        if not math.isfinite(self.length_penalty):
-            raise InputError(f"length_penalty: expected a finite number, got {self.length_penalty}")
+        check(self)
         if self.method != "sample":
             for name, unset in (("top_k", 0), ("top_p", 1.0), ("temperature", 1.0)):
                 if getattr(self, name) != unset:
