@@ -158,7 +158,9 @@ def configurations(with_compile: bool, device: str = "cpu") -> dict[str, list[st
         return {**{f"{name}, {kind}": [*parts, kind] for kind in LOW}, name: list(parts)}
 
     # The pairs that tell the kernels from the recording come before single launches.
-    named = plain | each("all, CUDA graphs", *WITHOUT, "CUDA graphs") | each("plain, CUDA graphs", "CUDA graphs")
+    named = (
+        plain | each("all, CUDA graphs", *WITHOUT, "CUDA graphs") | each("plain, CUDA graphs", "CUDA graphs")
+    )
     named |= each("all", *WITHOUT) | {f"plain, {kind}": [kind] for kind in LOW} | alone
     if with_compile:
         named |= each("all, torch.compile", *WITHOUT, "torch.compile") | each(
