@@ -96,8 +96,8 @@ ecore::GraphAttention<T> graph_attention(const GraphTuple& graph, const std::vec
            pointer<int32_t>(counts)}};
 }
 
-// A forward bound to a layout is a function of addresses: sizes and strides, most of what there is to tell, are told
-// once.
+// A forward bound to a layout is a function of addresses: sizes and strides, most of the arguments, arrive once. Results
+// are in the order of the registered operator's; what the backward alone reads may have address 0.
 using Unlocked = py::call_guard<py::gil_scoped_release>;
 using Addresses = std::vector<uintptr_t>;
 
@@ -161,7 +161,7 @@ py::cpp_function bind_graph_attention_forward(const GraphTuple& graph, const std
   const auto layout =
       graph_attention<T>(graph, queries, keys, value, dim, value_dim, 0, 1, words_only, {0, 0, 0, 0, 0});
   const auto run = [layout, result = heads<T>(output)](const Addresses& at, const Addresses& gates, double scale,
-                                                       uintptr_t saved, uintptr_t to, int threads) {
+                                                       const Addresses& to, int threads) {
     auto call = layout;
     auto target = result;
     const size_t layers = call.queries.size() - 1;
@@ -181,9 +181,9 @@ py::cpp_function bind_graph_attention_forward(const GraphTuple& graph, const std
     const RowFactor<T> factor(gates, size);
     call.row_factor = factor.data;
     call.scale = static_cast<T>(scale);
-    const Planes<T> planes(saved, 5, size);
+    const Planes<T> planes(to.at(1), 5, size);
     call.saved = saved_order(planes);
-    target.data = pointer<T>(to);
+    target.data = pointer<T>(to.at(0));
     ecore::graph_attention_forward(call, target, threads);
   };
   return py::cpp_function(run, Unlocked());
@@ -224,8 +224,8 @@ template <typename T>
 py::cpp_function bind_edge_readout_forward(const GraphTuple& graph, const std::vector<HeadsTuple>& queries,
                                            const std::vector<HeadsTuple>& keys, int64_t dim, bool per_word) {
   const auto layout = edge_readout<T>(graph, queries, keys, dim, 0, 1, per_word);
-  const auto run = [layout](const Addresses& at, const Addresses& gates, double scale, uintptr_t to_word,
-                            uintptr_t to_emotion, int threads) {
+  const auto run = [layout](const Addresses& at, const Addresses& gates, double scale, const Addresses& to,
+                            int threads) {
     auto call = layout;
     const size_t layers = call.queries.size();
     call.graph.word_mask = pointer<const uint8_t>(at.at(0));
@@ -239,7 +239,7 @@ py::cpp_function bind_edge_readout_forward(const GraphTuple& graph, const std::v
     const RowFactor<T> factor(gates, call.graph.pairs() * call.graph.nodes());
     call.row_factor = factor.data;
     call.scale = static_cast<T>(scale);
-    ecore::edge_readout_forward(call, pointer<T>(to_word), pointer<T>(to_emotion), threads);
+    ecore::edge_readout_forward(call, pointer<T>(to.at(0)), pointer<T>(to.at(1)), threads);
   };
   return py::cpp_function(run, Unlocked());
 }
@@ -296,7 +296,7 @@ py::cpp_function bind_edge_attention_forward(const SizesTuple& sizes, const std:
                                              const HeadsTuple& output) {
   const auto layout = edge_attention<T>(sizes, query_key_value, edge, neighbors, 0, 1, 0, 0);
   const auto run = [layout, result = heads<T>(output)](const Addresses& at, const Addresses& gates, double scale,
-                                                       uintptr_t saved, uintptr_t to, uintptr_t new_edge, int threads) {
+                                                       const Addresses& to, int threads) {
     auto call = layout;
     auto target = result;
     call.query.data = pointer<const T>(at.at(0));
@@ -308,11 +308,11 @@ py::cpp_function bind_edge_attention_forward(const SizesTuple& sizes, const std:
     const RowFactor<T> factor(gates, size);
     call.factor = factor.data;
     call.scale = static_cast<T>(scale);
-    const Planes<T> planes(saved, 2, size);
+    const Planes<T> planes(to.at(2), 2, size);
     call.maximum = planes[0];
     call.inverse = planes[1];
-    target.data = pointer<T>(to);
-    ecore::edge_attention_forward(call, target, pointer<T>(new_edge), threads);
+    target.data = pointer<T>(to.at(0));
+    ecore::edge_attention_forward(call, target, pointer<T>(to.at(1)), threads);
   };
   return py::cpp_function(run, Unlocked());
 }

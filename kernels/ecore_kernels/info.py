@@ -94,7 +94,7 @@ def compile_report(architectures: Sequence[int], to: Path | None = None) -> tupl
     Returns:
         A line per kernel as text, and whether all of them compile and fit.
     """
-    from ecore_kernels.triton_kernels import compile as ahead_of_time
+    from ecore_kernels import ahead_of_time
 
     began, done = time.monotonic(), 0
     wanted = [entry for architecture in architectures for entry in ahead_of_time.entries(architecture)]

@@ -1,4 +1,4 @@
-"""Where the elements of a [B, K, N, d] lie in memory: what the fused kernels take, and how they lay out results."""
+"""Layout in memory of a [B, K, N, d]: what the fused kernels take, and how their results lie."""
 
 from __future__ import annotations
 
@@ -55,6 +55,10 @@ def empty_saved(query: Tensor, planes: int) -> Tensor:
     return query.new_empty((planes, *query.shape[:3]), dtype=kind)
 
 
-def asked(gradients: list[Tensor | None], needs: list[bool]) -> list[Tensor]:
-    """Those of the gradients that are needed."""
-    return [g for g, needed in zip(gradients, needs, strict=True) if needed and g is not None]
+def sum_resolutions(apart: Tensor | None, result: Tensor | None) -> None:
+    """Fill a gradient [B, ...], or [...] of all dialogues, with the sum of what lies apart by resolution, [B, K, ...].
+
+    Nothing happens where ``apart`` is None.
+    """
+    if apart is not None and result is not None:
+        torch.sum(apart, 1 if result.dim() == apart.dim() - 1 else (0, 1), out=result)

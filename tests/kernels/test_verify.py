@@ -68,14 +68,13 @@ def test_triton_has_rows_under_its_interpreter(monkeypatch):
 def test_a_wrong_number_is_found(monkeypatch, capsys, module, part, fault):
     right = getattr(module, part)
 
-    def wrong(*args, **kwargs):
-        results = list(right(*args, **kwargs))
-        first = results[0]
+    def wrong(*arguments):
+        right(*arguments)
+        first = arguments[-1][0]
         if fault == "one percent":
             first.mul_(1.01)
         else:
             first[-1, 0, 3, 2] = math.nan if fault == "NaN" else first[-1, 0, 3, 2] + 0.01 * first.abs().max()
-        return tuple(results)
 
     monkeypatch.setattr(module, part, wrong)
     assert verify.main(["--device", "cpu"]) == 1
@@ -102,10 +101,11 @@ def test_a_wrong_number_is_found(monkeypatch, capsys, module, part, fault):
 def test_other_bits_the_second_time_are_found(monkeypatch):
     right, calls = edge_readout.forward, []
 
-    def unsteady(*args, **kwargs):
-        first, *others = right(*args, **kwargs)
+    def unsteady(*arguments):
+        right(*arguments)
+        first, _ = arguments[-1]
         calls.append(first)
-        return (torch.nextafter(first, first + len(calls) % 2), *others)
+        first.copy_(torch.nextafter(first, first + len(calls) % 2))
 
     monkeypatch.setattr(edge_readout, "forward", unsteady)
     rows = verify.run("cpu", lambda row: None)

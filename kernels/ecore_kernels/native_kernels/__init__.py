@@ -1,12 +1,13 @@
-"""The CPU kernels, in C++: one file an operator, which allocates tensors and hands addresses to the extension.
+"""The CPU kernels, in C++: one file an operator, which hands addresses to the extension.
 
-``precision``, which the registered operators take, is about GPUs: here float32 is float32.
+Arguments and results are those of ``_results`` and ``_gradients`` in the operator's file, which allocate what is filled
+here. All tensors of a call are of one type, masks excepted. ``precision`` is about GPUs: here float32 is float32.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -46,9 +47,14 @@ def kernel(name: str, kind: torch.dtype) -> Callable[..., Any]:
     return getattr(native._native, f"{name}_{str(kind).removeprefix('torch.')}")
 
 
-def dense(tensor: Tensor) -> Tensor:
-    """``tensor``, copied if the elements of a row do not lie side by side."""
-    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+def readable(tensor: Any) -> Any:
+    """``tensor`` as the kernels read it: itself, or a copy where it lies otherwise in memory; None stays.
+
+    Of a [B, K, N, d] the elements of a row lie side by side, anything else is contiguous.
+    """
+    if tensor is None or (tensor.dim() == 4 and (tensor.stride(3) == 1 or tensor.shape[3] == 1)):
+        return tensor
+    return tensor.contiguous()
 
 
 def addresses(tensors: Sequence[Tensor | None]) -> list[int]:
@@ -66,18 +72,48 @@ def _as_tensor(value: float, kind: torch.dtype) -> Tensor:
     return torch.tensor(value, dtype=kind, device=CPU)
 
 
-def lies_ready(rows: Iterable[Tensor], *contiguous: Tensor | None) -> bool:
-    """Return True if the kernels take all of these without a copy: ``rows`` by :func:`dense`, the others contiguous."""
-    return all(x.stride(-1) == 1 or x.shape[-1] == 1 for x in rows) and all(
-        x is None or x.is_contiguous() for x in contiguous
+def lies_ready(
+    tensors: Sequence[Tensor | None], gates: Sequence[Tensor | None], edge_scales: Sequence[Any]
+) -> bool:
+    """Return True if the extension takes all of these without a copy, the first as :func:`readable` has them."""
+    kind = next(x.dtype for x in tensors if x is not None and x.is_floating_point())
+    return (
+        all(readable(x) is x for x in tensors)
+        and all(x is None or (x.dtype is kind and x.is_contiguous()) for x in gates)
+        and all(x.dtype is kind and x.is_cpu for x in edge_scales if isinstance(x, Tensor))
     )
 
 
-def multiplies(gates: Sequence[Tensor | None], edge_scales: Sequence[Any], kind: torch.dtype) -> bool:
-    """Return True if the extension takes these gates and edge scales as they are."""
-    return all(x is None or (x.dtype is kind and x.is_contiguous()) for x in gates) and all(
-        x.dtype is kind and x.is_cpu for x in edge_scales if isinstance(x, Tensor)
-    )
+def repeatable(
+    run: Callable[..., None], results: Sequence[Tensor], unwanted: int
+) -> Callable[..., tuple[Tensor, ...]]:
+    """Make a forward that is bound to a layout repeatable, for calls without a backward.
+
+    Args:
+        run: the extension's function: (addresses of tensors, of gates and edge scales, scale, addresses of results,
+            threads).
+        results: like those of every call.
+        unwanted: number of results that follow them and are not wanted.
+
+    Returns:
+        (tensors, gates, edge_scales, scale) -> results.
+    """
+    kind, layouts = results[0].dtype, [(x.shape, x.stride()) for x in results]
+    nowhere = [0] * unwanted
+
+    def call(
+        tensors: Sequence[Tensor | None],
+        gates: Sequence[Tensor | None],
+        edge_scales: Sequence[Any],
+        scale: float,
+    ) -> tuple[Tensor, ...]:
+        made = [torch.empty_strided(shape, stride, dtype=kind, device=CPU) for shape, stride in layouts]
+        factors = addresses([*gates, *[number(x, kind) for x in edge_scales]]) if gates else []
+        to = [x.data_ptr() for x in made] + nowhere
+        run(addresses(tensors), factors, scale, to, torch.get_num_threads())
+        return tuple(made)
+
+    return call
 
 
 def strides(tensor: Tensor | None) -> tuple[int, int, int, int]:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ecore_kernels.operators import registration
+
 Dim = int | None
 
 
@@ -83,9 +85,63 @@ def one_by_one(operator: Callable[..., list[Tensor]]) -> Callable[..., Any]:
     return rule
 
 
-def unfolded(fold: Fold, gradients: Sequence[Tensor], shared_correlation: bool) -> Any:
-    """Gradients of every member; the last one's batch is added up where the correlation is shared."""
-    unfolded = [fold.unfold(x) for x in gradients]
-    if shared_correlation:
-        unfolded[-1] = unfolded[-1].sum(1)
-    return unfolded, [0] * len(unfolded)
+def _folded(
+    fold: Fold, schema: Any, dims: Sequence[Any], arguments: Sequence[Any], apart: str | None
+) -> list[Any]:
+    """The arguments of a registered operator, folded.
+
+    Args:
+        apart: name of the argument of which every member of the batch gets its own.
+    """
+
+    def folded(of: Any, value: Any, dim: Any) -> Any:
+        if registration.is_list(of):
+            return fold.fold_all(value, dim)
+        if not isinstance(value, Tensor):
+            return value
+        if of.name == "correlation":
+            return fold.correlation(value, dim, of.name == apart)
+        if of.name in ("edge", "neighbors"):
+            return fold.spread(value, dim, of.name == apart)
+        return fold.fold_saved(value, dim) if of.name == "saved" else fold.fold(value, dim)
+
+    return [folded(*each) for each in zip(schema.arguments, arguments, dims, strict=True)]
+
+
+def register(operator: str, shared: str, place: int, saved_as_a_whole: bool = False) -> None:
+    """Give both registered operators of ``operator`` their rules.
+
+    The first argument of each has a batch.
+
+    Args:
+        shared: name of the argument that members of a batch may share.
+        place: the one of its gradient among the gradients.
+        saved_as_a_whole: what the forward leaves belongs to its batch as a whole, and cannot be repeated.
+    """
+    names = f"fused_{operator}", f"fused_{operator}_backward"
+    run_forward, run_backward = (getattr(torch.ops.ecore_kernels, name) for name in names)
+    forward, backward = map(registration.schema_of, names)
+    at = {argument.name: i for i, argument in enumerate(backward.arguments)}
+
+    def forward_rule(info: Any, dims: Sequence[Any], *arguments: Any) -> Any:
+        fold = Fold(info.batch_size, batch_of(arguments[0], dims[0]))
+        axes = tuple(1 if of.name == "saved" else 0 for of in forward.returns)
+        results = run_forward(*_folded(fold, forward, dims, arguments, None))
+        return tuple(map(fold.unfold, results, axes)), axes
+
+    def backward_rule(info: Any, dims: Sequence[Any], *arguments: Any) -> Any:
+        if saved_as_a_whole and dims[at["saved"]] is None:
+            return one_by_one(run_backward)(info, dims, *arguments)
+        fold = Fold(info.batch_size, batch_of(arguments[0], dims[0]))
+        needs, value, dim = arguments[at["needs"]], arguments[at[shared]], dims[at[shared]]
+        gradients = run_backward(*_folded(fold, backward, dims, arguments, shared if needs[place] else None))
+        unfolded = [fold.unfold(x) for x in gradients]
+        if needs[place]:
+            i = sum(needs[:place])
+            without_batch = value.dim() - (dim is not None) < unfolded[i].dim() - 1
+            if without_batch or batch_of(value, dim) == 1:
+                unfolded[i] = unfolded[i].sum(1, keepdim=not without_batch)
+        return unfolded, [0] * len(unfolded)
+
+    for name, rule in zip(names, (forward_rule, backward_rule), strict=True):
+        torch.library.register_vmap(f"ecore_kernels::{name}", rule, lib=registration.library)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,8 +10,7 @@ from torch import Tensor
 from ecore_kernels import backends, reference
 from ecore_kernels.dtypes import common_type, kernel_type, node_type, weight_type
 from ecore_kernels.layout import empty_rows, empty_saved
-from ecore_kernels.operators import registration
-from ecore_kernels.operators.batching import Fold, batch_of
+from ecore_kernels.operators import batching, registration
 from ecore_kernels.operators.checks import (
     check_floats,
     check_gate,
@@ -23,10 +21,11 @@ from ecore_kernels.operators.checks import (
 from ecore_kernels.operators.history import EdgeUpdate, row_factor
 from ecore_kernels.operators.plans import (
     Plan,
-    direct_forward,
+    bound_forward,
     runs_at_once,
     score_scale,
     settled,
+    takes_as_they_are,
     without_autocast,
 )
 
@@ -63,7 +62,7 @@ registration.library.impl("edge_attention", _composite, "FuncTorchBatchedDecompo
 
 registration.library.define(
     "fused_edge_attention(Tensor query, Tensor key, Tensor value, Tensor edge, Tensor? neighbors, Tensor? factor, "
-    "float scale, str precision, str backend) -> (Tensor, Tensor, Tensor)"
+    "float scale, str precision, str backend) -> (Tensor output, Tensor new_edge, Tensor saved)"
 )
 registration.library.define(
     "fused_edge_attention_backward(Tensor grad_output, Tensor? grad_new_edge, Tensor query, Tensor key, Tensor value, "
@@ -72,7 +71,22 @@ registration.library.define(
 )
 
 
-def _forward_results(query, key, value, edge, neighbors, factor, scale, precision, backend):
+def _results(query, key, value, edge, neighbors, factor, scale, precision):
+    """Allocate the results of the forward.
+
+    Args:
+        query, key: [B, K, N, d], value [B, K, N, dv], of one type.
+        edge: [B or 1, K or 1, N, N].
+        neighbors: bool, [B or 1, K or 1, N, N]; None for a complete graph.
+        factor: [B, K, N], what the updated edges of a receiver are multiplied by; None for no updated edges.
+        precision: "ieee" or "tf32", for float32 on a GPU.
+
+    Returns:
+        output: [B, K, N, dv], in the type of value.
+        new_edge: [B, K, N, N], 0 off the graph, float32 (float64 where query is); empty without ``factor``.
+        saved: [2, B, K, N], for the backward: every receiver's largest exponent to base 2, and one over the sum of its
+            softmax. The backends agree on neither where there is no neighbour.
+    """
     batch, resolutions, nodes = query.shape[:3]
     new_edge = (0,) if factor is None else (batch, resolutions, nodes, nodes)
     return (
@@ -83,24 +97,43 @@ def _forward_results(query, key, value, edge, neighbors, factor, scale, precisio
 
 
 def _gradients(
-    grad_output, grad_new_edge, query, key, value, edge, neighbors, factor, output, saved, scale, needs, precision,
-    backend,
-):  # fmt: skip
-    nodes = (query, key, value)
+    grad_output,
+    grad_new_edge,
+    query,
+    key,
+    value,
+    edge,
+    neighbors,
+    factor,
+    output,
+    saved,
+    scale,
+    needs,
+    precision,
+):
+    """Allocate the results of the backward.
+
+    Args:
+        grad_output: the gradient of output, in its shape.
+        grad_new_edge: the gradient of new_edge, in its shape; None for 0, or where there is no factor.
+        output, saved: from the forward; the rest as it got them.
+        needs: which of the gradients below are wanted, in their order; for the others nothing is computed.
+
+    Returns:
+        gradients of query, key, value, edge (in its shape and type) and factor; None for those that are not needed.
+    """
     gradients = [
-        empty_rows(query, query.shape[2], x.shape[3], x.dtype)
-        for x, needed in zip(nodes, needs, strict=False)
-        if needed
+        empty_rows(query, query.shape[2], x.shape[3], x.dtype) if needed else None
+        for x, needed in zip((query, key, value), needs[:3], strict=True)
     ]
-    if needs[3]:
-        gradients.append(edge.new_empty(edge.shape))
-    if needs[4]:
-        gradients.append(saved.new_empty(query.shape[:3]))
+    gradients.append(edge.new_empty(edge.shape) if needs[3] else None)
+    gradients.append(saved.new_empty(query.shape[:3]) if needs[4] else None)
     return gradients
 
 
-registration.register("fused_edge_attention", "edge_attention", "forward", _forward_results)
-registration.register("fused_edge_attention_backward", "edge_attention", "backward", _gradients)
+registration.register("edge_attention", "forward", _results)
+registration.register("edge_attention", "backward", _gradients)
+batching.register("edge_attention", "edge", place=3)
 
 
 def _forward(setting, tensors):
@@ -176,49 +209,6 @@ def _fused(
     return output, new_edge
 
 
-# Under torch.vmap --------------------------------------------------------------------------------------------
-
-
-def _forward_rule(info: Any, dims: Sequence[Any], *arguments: Any) -> Any:
-    fold = Fold(info.batch_size, batch_of(arguments[0], dims[0]))
-    output, new_edge, saved = torch.ops.ecore_kernels.fused_edge_attention(
-        *fold.fold_all(arguments[:3], dims[:3]),
-        *(fold.spread(x, d, apart=False) for x, d in zip(arguments[3:5], dims[3:5], strict=True)),
-        fold.fold(arguments[5], dims[5]),
-        *arguments[6:],
-    )
-    updates = arguments[5] is not None  # else new_edge is empty
-    return (
-        (fold.unfold(output), fold.unfold(new_edge) if updates else new_edge, fold.unfold(saved, 1)),
-        (0, 0 if updates else None, 1),
-    )
-
-
-def _backward_rule(info: Any, dims: Sequence[Any], *arguments: Any) -> Any:
-    fold = Fold(info.batch_size, batch_of(arguments[2], dims[2]))
-    needs, edge, edge_dim = arguments[11], arguments[5], dims[5]
-    shared = batch_of(edge, edge_dim) == 1
-    gradients = torch.ops.ecore_kernels.fused_edge_attention_backward(
-        *fold.fold_all(arguments[:5], dims[:5]),
-        fold.spread(edge, edge_dim, apart=needs[3]),
-        fold.spread(arguments[6], dims[6], apart=False),
-        *fold.fold_all(arguments[7:9], dims[7:9]),
-        fold.fold_saved(arguments[9], dims[9]),
-        *arguments[10:],
-    )
-    unfolded = [fold.unfold(x) for x in gradients]
-    if needs[3] and shared:
-        place = sum(needs[:3])
-        unfolded[place] = unfolded[place].sum(1, keepdim=True)
-    return unfolded, [0] * len(unfolded)
-
-
-torch.library.register_vmap("ecore_kernels::fused_edge_attention", _forward_rule, lib=registration.library)
-torch.library.register_vmap(
-    "ecore_kernels::fused_edge_attention_backward", _backward_rule, lib=registration.library
-)
-
-
 # The public function -----------------------------------------------------------------------------------------
 
 
@@ -268,11 +258,14 @@ def edge_attention(
         neighbors = _broadcastable("neighbors", neighbors, full)
     if scale.__class__ is float and runs_at_once(plan):
         if plan.bound is not None:
-            return plan.bound(query, key, value, edge, neighbors, gate, edge_scale, scale)
+            if gate is None:
+                return plan.bound((query, key, value, edge, neighbors), (), (), scale)[0], None
+            return plan.bound((query, key, value, edge, neighbors), (gate,), (edge_scale,), scale)
         factor = None if gate is None else row_factor(((None, None, gate, edge_scale),))
-        output, new_edge, _ = plan.kernels.forward(
-            query, key, value, edge, neighbors, factor, scale, registration.precision(plan.backend)
-        )
+        arguments = (
+            query, key, value, edge, neighbors, factor, scale, registration.precision(plan.backend), plan.backend,
+        )  # fmt: skip
+        output, new_edge, _ = registration.compute("edge_attention", "forward", arguments)
         return output, None if gate is None else new_edge
     kind, chosen = plan.autocast, plan.backend
     if kind is not None:
@@ -343,14 +336,15 @@ def _plan(
     chosen = backends.choose("edge_attention", backend, *nodes, edge, neighbors, gate=gate)
     if chosen != "reference":
         check_one_device("edge_attention", query, key, value, edge, neighbors, gate)
-    module = bound = None
+    as_they_are, bound = False, None
     if kind is None:
-        module = direct_forward("edge_attention", chosen, nodes, (edge, gate), (neighbors,), (edge_scale,))
-    if module is not None and hasattr(module, "bind"):
+        as_they_are = takes_as_they_are(chosen, nodes, (edge, gate), (neighbors,), (edge_scale,))
+    if as_they_are:
         full = (*query.shape[:3], query.shape[2])
         shared = None if neighbors is None else _broadcastable("neighbors", neighbors, full)
-        bound = module.bind(query, key, value, _broadcastable("edge", edge, full), shared, gate, edge_scale)
-    return Plan(chosen, kind, common_type(*nodes), module, bound)
+        arguments = (*nodes, _broadcastable("edge", edge, full), shared, gate, 1.0, "ieee")
+        bound = bound_forward("edge_attention", chosen, arguments, (gate,), (edge_scale,))
+    return Plan(chosen, kind, common_type(*nodes), as_they_are, bound)
 
 
 def _broadcastable(name: str, tensor: Tensor, shape: tuple[int, int, int, int]) -> Tensor:

@@ -12,21 +12,17 @@ from ecore_kernels import backends, reference
 from ecore_kernels.dtypes import kernel_type, node_type, weight_type
 from ecore_kernels.graph import EmotionGraph
 from ecore_kernels.layout import empty_rows
-from ecore_kernels.operators import registration
-from ecore_kernels.operators.batching import Fold, batch_of, unfolded
-from ecore_kernels.operators.checks import (
-    check_graph,
-    check_history,
-    check_one_device,
-)
+from ecore_kernels.operators import batching, registration
+from ecore_kernels.operators.checks import check_graph, check_history, check_one_device
 from ecore_kernels.operators.history import EdgeUpdate, autocast_history, row_factor
 from ecore_kernels.operators.plans import (
     Plan,
-    direct_forward,
+    bound_forward,
     flat,
     runs_at_once,
     score_scale,
     settled,
+    takes_as_they_are,
     without_autocast,
 )
 
@@ -66,7 +62,7 @@ registration.library.impl("edge_readout", _composite, "FuncTorchBatchedDecomposi
 registration.library.define(
     "fused_edge_readout(Tensor word_mask, Tensor emotion_weight, Tensor correlation, Tensor? emotion_mask, "
     "Tensor[] history_query, Tensor[] history_key, Tensor? row_factor, float scale, bool per_word, str precision, "
-    "str backend) -> (Tensor, Tensor)"
+    "str backend) -> (Tensor word_to_emotion, Tensor emotion_to_emotion)"
 )
 registration.library.define(
     "fused_edge_readout_backward(Tensor grad_word_to_emotion, Tensor grad_emotion_to_emotion, Tensor word_mask, "
@@ -75,8 +71,23 @@ registration.library.define(
 )
 
 
-def _forward_results(word_mask, emotion_weight, *rest):
-    per_word = rest[-3]
+def _results(
+    word_mask, emotion_weight, correlation, emotion_mask, history_query, history_key, row_factor, scale, per_word,
+    precision,
+):  # fmt: skip
+    """Allocate the results of the forward.
+
+    Args:
+        word_mask ... emotion_mask: as in :class:`ecore_kernels.EmotionGraph`.
+        history: [B, K, N, d] of one type; may be empty.
+        row_factor: [B, K, N]; None for 1.
+        per_word: keep the words apart.
+        precision: "ieee" or "tf32", for float32 on a GPU.
+
+    Returns:
+        word_to_emotion: [B, P], or [B, M, P] with per_word; emotion_to_emotion: [B, P, P]. Both in the type of
+        emotion_weight: float32, or float64 where the history is.
+    """
     batch, _, words = word_mask.shape
     emotions = emotion_weight.shape[1]
     shape = (batch, words, emotions) if per_word else (batch, emotions)
@@ -85,20 +96,32 @@ def _forward_results(word_mask, emotion_weight, *rest):
 
 def _gradients(
     grad_word_to_emotion, grad_emotion_to_emotion, word_mask, emotion_weight, correlation, emotion_mask,
-    history_query, history_key, row_factor, scale, per_word, needs, precision, backend,
+    history_query, history_key, row_factor, scale, per_word, needs, precision,
 ):  # fmt: skip
+    """Allocate the results of the backward.
+
+    Args:
+        grad_word_to_emotion, grad_emotion_to_emotion: gradients of the forward's results; the rest is as it got it.
+        needs: which of the gradients below are wanted, in their order; for the others nothing is computed.
+
+    Returns:
+        gradients of the history's queries, its keys, row_factor, emotion_weight [B, P] and correlation (in its shape);
+        None for those that are not needed.
+    """
     past = (*history_query, *history_key)
     gradients = [
-        empty_rows(past[0], x.shape[2], x.shape[3], x.dtype)
-        for x, needed in zip(past, needs, strict=False)
-        if needed
+        empty_rows(past[0], x.shape[2], x.shape[3], x.dtype) if needed else None
+        for x, needed in zip(past, needs[:-3], strict=True)
     ]
     rest = (row_factor, emotion_weight, correlation)
-    return gradients + [x.new_empty(x.shape) for x, needed in zip(rest, needs[-3:], strict=True) if needed]
+    return gradients + [
+        x.new_empty(x.shape) if needed else None for x, needed in zip(rest, needs[-3:], strict=True)
+    ]
 
 
-registration.register("fused_edge_readout", "edge_readout", "forward", _forward_results)
-registration.register("fused_edge_readout_backward", "edge_readout", "backward", _gradients)
+registration.register("edge_readout", "forward", _results)
+registration.register("edge_readout", "backward", _gradients)
+batching.register("edge_readout", "correlation", place=-1)
 
 
 class _Tensors(NamedTuple):
@@ -190,46 +213,6 @@ def _fused(
     return to_word, to_emotion
 
 
-# Under torch.vmap --------------------------------------------------------------------------------------------
-
-
-def _readout_arguments(fold: Fold, dims: Sequence[Any], arguments: Sequence[Any], apart: bool) -> list[Any]:
-    """The arguments from word_mask to row_factor, folded."""
-    return [
-        *fold.fold_all(arguments[:2], dims[:2]),
-        fold.correlation(arguments[2], dims[2], apart),
-        fold.fold(arguments[3], dims[3]),
-        *(fold.fold_all(x, d) for x, d in zip(arguments[4:6], dims[4:6], strict=True)),
-        fold.fold(arguments[6], dims[6]),
-    ]
-
-
-def _forward_rule(info: Any, dims: Sequence[Any], *arguments: Any) -> Any:
-    fold = Fold(info.batch_size, batch_of(arguments[0], dims[0]))
-    results = torch.ops.ecore_kernels.fused_edge_readout(
-        *_readout_arguments(fold, dims, arguments, apart=False), *arguments[7:]
-    )
-    return tuple(map(fold.unfold, results)), (0, 0)
-
-
-def _backward_rule(info: Any, dims: Sequence[Any], *arguments: Any) -> Any:
-    fold = Fold(info.batch_size, batch_of(arguments[2], dims[2]))
-    needs = arguments[11]
-    shared = arguments[4].dim() - (dims[4] is not None) == 2
-    gradients = torch.ops.ecore_kernels.fused_edge_readout_backward(
-        *fold.fold_all(arguments[:2], dims[:2]),
-        *_readout_arguments(fold, dims[2:], arguments[2:], apart=needs[-1]),
-        *arguments[9:],
-    )
-    return unfolded(fold, gradients, needs[-1] and shared)
-
-
-torch.library.register_vmap("ecore_kernels::fused_edge_readout", _forward_rule, lib=registration.library)
-torch.library.register_vmap(
-    "ecore_kernels::fused_edge_readout_backward", _backward_rule, lib=registration.library
-)
-
-
 # The public function -----------------------------------------------------------------------------------------
 
 
@@ -270,10 +253,11 @@ def edge_readout(
         if plan.bound is not None:
             graph_and_past = (*tensors[1:5], *tensors[5::4], *tensors[6::4])
             return plan.bound(graph_and_past, tensors[7::4], tensors[8::4], scale)
-        factor = row_factor(history)
-        return plan.kernels.forward(
-            *tensors[1:5], tensors[5::4], tensors[6::4], factor, scale, per_word, registration.precision(plan.backend),
+        arguments = (
+            *tensors[1:5], tensors[5::4], tensors[6::4], row_factor(history), scale, per_word,
+            registration.precision(plan.backend), plan.backend,
         )  # fmt: skip
+        return registration.compute("edge_readout", "forward", arguments)
     kind = plan.autocast
     past = history if kind is None else autocast_history(history, kind)
     history_query, history_key = [u.query for u in past], [u.key for u in past]
@@ -317,21 +301,21 @@ def _plan(graph: EmotionGraph, history: Sequence[EdgeUpdate], per_word: bool, ba
     if chosen != "reference":
         # The readout does not read the words' weights.
         check_one_device("edge_readout", *graph.tensors()[1:], *(x for u in past for x in u[:3]))
-    module = bound = None
+    as_they_are, bound = False, None
     if kind is None:
         gates, scales = [u.gate for u in past], [u.edge_scale for u in past]
         history_query, history_key = [u.query for u in past], [u.key for u in past]
-        module = direct_forward(
-            "edge_readout",
+        as_they_are = takes_as_they_are(
             chosen,
             [*history_query, *history_key] or [graph.emotion_weight],
             (graph.emotion_weight, graph.correlation, *gates),
             (graph.word_mask, graph.emotion_mask),
             scales,
         )
-    if module is not None and hasattr(module, "bind"):
-        bound = module.bind(*graph.tensors()[1:], history_query, history_key, gates, scales, per_word)
-    return Plan(chosen, kind, torch.float32, module, bound)
+    if as_they_are:
+        arguments = (*graph.tensors()[1:], history_query, history_key, None, 1.0, per_word, "ieee")
+        bound = bound_forward("edge_readout", chosen, arguments, gates, scales)
+    return Plan(chosen, kind, torch.float32, as_they_are, bound)
 
 
 backends.register("edge_readout", edge_readout, _check)

@@ -12,8 +12,7 @@ from ecore_kernels import backends, reference
 from ecore_kernels.dtypes import common_type, kernel_type, node_type, weight_type
 from ecore_kernels.graph import EmotionGraph
 from ecore_kernels.layout import empty_rows, empty_saved
-from ecore_kernels.operators import registration
-from ecore_kernels.operators.batching import Fold, batch_of, one_by_one, unfolded
+from ecore_kernels.operators import batching, registration
 from ecore_kernels.operators.checks import (
     check_floats,
     check_graph,
@@ -24,11 +23,12 @@ from ecore_kernels.operators.checks import (
 from ecore_kernels.operators.history import EdgeUpdate, autocast_history, row_factor
 from ecore_kernels.operators.plans import (
     Plan,
-    direct_forward,
+    bound_forward,
     flat,
     runs_at_once,
     score_scale,
     settled,
+    takes_as_they_are,
     without_autocast,
 )
 
@@ -73,7 +73,7 @@ registration.library.impl("graph_attention", _composite, "FuncTorchBatchedDecomp
 registration.library.define(
     "fused_graph_attention(Tensor query, Tensor key, Tensor value, Tensor word_weight, Tensor word_mask, "
     "Tensor emotion_weight, Tensor correlation, Tensor? emotion_mask, Tensor[] history_query, Tensor[] history_key, "
-    "Tensor? row_factor, float scale, bool words_only, str precision, str backend) -> (Tensor, Tensor)"
+    "Tensor? row_factor, float scale, bool words_only, str precision, str backend) -> (Tensor output, Tensor saved)"
 )
 registration.library.define(
     "fused_graph_attention_backward(Tensor grad_output, Tensor query, Tensor key, Tensor value, Tensor word_mask, "
@@ -82,30 +82,60 @@ registration.library.define(
 )
 
 
-def _forward_results(query, key, value, word_weight, word_mask, emotion_weight, *rest):
-    words_only = rest[-3]
+def _results(
+    query, key, value, word_weight, word_mask, emotion_weight, correlation, emotion_mask, history_query, history_key,
+    row_factor, scale, words_only, precision,
+):  # fmt: skip
+    """Allocate the results of the forward.
+
+    Args:
+        query, key, history: [B, K, N, d], value [B, K, N, dv], of one type.
+        word_weight ... emotion_mask: as in :class:`ecore_kernels.EmotionGraph`.
+        row_factor: [B, K, N]; None for 1.
+        words_only: only words receive.
+        precision: "ieee" or "tf32", for float32 on a GPU.
+
+    Returns:
+        output: [B, K, N or M, dv], in the type of value.
+        saved: [5, B, K, N], for the backward: of every receiver by its place its largest exponent to base 2, one over
+            the sum of its softmax, E0 of the edges that the node in that place sends to words; then order, int32
+            [B, K, N]: the nodes that take part ([CLS], emotions, words); and counts, int32 [B, K, 2]: emotions and
+            nodes that take part.
+    """
     rows = word_mask.shape[2] if words_only else query.shape[2]
     return empty_rows(value, rows, value.shape[3], value.dtype), empty_saved(query, 5)
 
 
 def _gradients(
     grad_output, query, key, value, word_mask, correlation, emotion_mask, history_query, history_key, row_factor,
-    output, saved, scale, words_only, needs, precision, backend,
+    output, saved, scale, words_only, needs, precision,
 ):  # fmt: skip
-    nodes = (query, key, value, *history_query, *history_key)
-    count = query.shape[2]
+    """Allocate the results of the backward.
+
+    Args:
+        grad_output: the gradient of output, in its shape.
+        output, saved: from the forward; the rest as it got them.
+        needs: which of the gradients below are wanted, in their order; for the others nothing is computed.
+
+    Returns:
+        gradients of query, key, value, the history's queries, its keys, row_factor, emotion_weight [B, P] and
+        correlation (in its shape); None for those that are not needed.
+    """
+    batch, resolutions, nodes, _ = query.shape
+    rows = (query, key, value, *history_query, *history_key)
     gradients = [
-        empty_rows(query, count, x.shape[3], x.dtype)
-        for x, needed in zip(nodes, needs, strict=False)
-        if needed
+        empty_rows(query, nodes, x.shape[3], x.dtype) if needed else None
+        for x, needed in zip(rows, needs[:-3], strict=True)
     ]
-    shapes = (query.shape[:3], (query.shape[0], count - word_mask.shape[2]), correlation.shape)
-    gradients += [saved.new_empty(shape) for shape, needed in zip(shapes, needs[-3:], strict=True) if needed]
-    return gradients
+    shapes = ((batch, resolutions, nodes), (batch, correlation.shape[-1]), correlation.shape)
+    return gradients + [
+        saved.new_empty(shape) if needed else None for shape, needed in zip(shapes, needs[-3:], strict=True)
+    ]
 
 
-registration.register("fused_graph_attention", "graph_attention", "forward", _forward_results)
-registration.register("fused_graph_attention_backward", "graph_attention", "backward", _gradients)
+registration.register("graph_attention", "forward", _results)
+registration.register("graph_attention", "backward", _gradients)
+batching.register("graph_attention", "correlation", place=-1, saved_as_a_whole=True)
 
 
 class _Tensors(NamedTuple):
@@ -206,48 +236,6 @@ def _fused(
     return output
 
 
-# Under torch.vmap --------------------------------------------------------------------------------------------
-
-
-def _forward_rule(info: Any, dims: Sequence[Any], *arguments: Any) -> Any:
-    fold = Fold(info.batch_size, batch_of(arguments[0], dims[0]))
-    folded = fold.fold_all(arguments[:6], dims[:6])
-    output, saved = torch.ops.ecore_kernels.fused_graph_attention(
-        *folded,
-        fold.correlation(arguments[6], dims[6], apart=False),
-        fold.fold(arguments[7], dims[7]),
-        *(fold.fold_all(x, d) for x, d in zip(arguments[8:10], dims[8:10], strict=True)),
-        fold.fold(arguments[10], dims[10]),
-        *arguments[11:],
-    )
-    return (fold.unfold(output), fold.unfold(saved, 1)), (0, 1)
-
-
-def _backward_rule(info: Any, dims: Sequence[Any], *arguments: Any) -> Any:
-    operator = torch.ops.ecore_kernels.fused_graph_attention_backward
-    if dims[11] is None:  # what was saved lists the nodes of a batch as a whole: it cannot be multiplied
-        return one_by_one(operator)(info, dims, *arguments)
-    fold = Fold(info.batch_size, batch_of(arguments[1], dims[1]))
-    needs = arguments[14]
-    shared = arguments[5].dim() - (dims[5] is not None) == 2
-    gradients = operator(
-        *fold.fold_all(arguments[:5], dims[:5]),
-        fold.correlation(arguments[5], dims[5], apart=needs[-1]),
-        fold.fold(arguments[6], dims[6]),
-        *(fold.fold_all(x, d) for x, d in zip(arguments[7:9], dims[7:9], strict=True)),
-        *fold.fold_all(arguments[9:11], dims[9:11]),
-        fold.fold_saved(arguments[11], dims[11]),
-        *arguments[12:],
-    )
-    return unfolded(fold, gradients, needs[-1] and shared)
-
-
-torch.library.register_vmap("ecore_kernels::fused_graph_attention", _forward_rule, lib=registration.library)
-torch.library.register_vmap(
-    "ecore_kernels::fused_graph_attention_backward", _backward_rule, lib=registration.library
-)
-
-
 # The public function -----------------------------------------------------------------------------------------
 
 
@@ -299,13 +287,12 @@ def graph_attention(
     if scale.__class__ is float and runs_at_once(plan):
         if plan.bound is not None:
             nodes_and_graph = (*tensors[:8], *tensors[8::4], *tensors[9::4])
-            return plan.bound(nodes_and_graph, tensors[10::4], tensors[11::4], scale)
-        factor = row_factor(history)
-        output, _ = plan.kernels.forward(
-            *tensors[:8], tensors[8::4], tensors[9::4], factor, scale, receivers == "words",
-            registration.precision(plan.backend),
+            return plan.bound(nodes_and_graph, tensors[10::4], tensors[11::4], scale)[0]
+        arguments = (
+            *tensors[:8], tensors[8::4], tensors[9::4], row_factor(history), scale, receivers == "words",
+            registration.precision(plan.backend), plan.backend,
         )  # fmt: skip
-        return output
+        return registration.compute("graph_attention", "forward", arguments)[0]
     kind, chosen = plan.autocast, plan.backend
     history_query, history_key = [u.query for u in history], [u.key for u in history]
     if kind is not None:
@@ -384,29 +371,27 @@ def _plan(
         check_one_device(
             "graph_attention", query, key, value, *graph.tensors(), *(x for u in past for x in u[:3])
         )
-    module = bound = None
+    as_they_are, bound = False, None
     if kind is None:
         gates, scales = [u.gate for u in past], [u.edge_scale for u in past]
         weights = (graph.word_weight, graph.emotion_weight, graph.correlation, *gates)
         masks = (graph.word_mask, graph.emotion_mask)
         history_query, history_key = [u.query for u in past], [u.key for u in past]
-        module = direct_forward(
-            "graph_attention", chosen, [*nodes, *history_query, *history_key], weights, masks,
-            scales,
-        )  # fmt: skip
-    if module is not None and hasattr(module, "bind"):
-        bound = module.bind(
-            query,
-            key,
-            value,
+        rows = [*nodes, *history_query, *history_key]
+        as_they_are = takes_as_they_are(chosen, rows, weights, masks, scales)
+    if as_they_are:
+        arguments = (
+            *nodes,
             *graph.tensors(),
             history_query,
             history_key,
-            gates,
-            scales,
+            None,
+            1.0,
             receivers == "words",
+            "ieee",
         )
-    return Plan(chosen, kind, common_type(*nodes), module, bound)
+        bound = bound_forward("graph_attention", chosen, arguments, gates, scales)
+    return Plan(chosen, kind, common_type(*nodes), as_they_are, bound)
 
 
 backends.register("graph_attention", graph_attention, _check)

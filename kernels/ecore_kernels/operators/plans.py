@@ -50,10 +50,10 @@ class Plan(NamedTuple):
     """Type that autocast asks queries, keys and values to have; None outside of it."""
     result: torch.dtype
     """Type of the output."""
-    kernels: Any
-    """The module with the backend's forward, where that takes the tensors as they are and no gradient is wanted."""
+    as_they_are: bool
+    """True where the backend's kernels take the tensors without a conversion and no gradient is wanted."""
     bound: Callable[..., Any] | None = None
-    """The forward of ``kernels`` for tensors in this layout, where the backend has that."""
+    """(tensors, gates, edge_scales, scale) -> results: the forward for tensors in this layout, where there is one."""
 
 
 def settled(plans: dict[Any, Plan], tensors: Sequence[Any], options: Any, make: Callable[[], Plan]) -> Plan:
@@ -76,37 +76,58 @@ def settled(plans: dict[Any, Plan], tensors: Sequence[Any], options: Any, make: 
 
 def runs_at_once(plan: Plan) -> bool:
     """Return True if a call can bypass autograd and torch's dispatcher: no gradients, dispatch modes or profilers."""
-    return plan.kernels is not None and not (
+    return plan.as_they_are and not (
         torch._C._len_torch_dispatch_stack() or torch.autograd._profiler_enabled()
     )
 
 
-def direct_forward(
-    operator: str,
+def takes_as_they_are(
     backend: str,
     nodes: Sequence[Tensor],
     weights: Sequence[Any],
     masks: Sequence[Any],
     scales: Sequence[Any],
-) -> Any:
-    """A backend's module if it takes queries, keys and values, edges and gates, and masks as they are; else None.
+) -> bool:
+    """Return True if a backend's kernels take queries, keys and values, edges and gates, and masks as they are.
 
-    None too where one of them, or an edge scale, wants a gradient.
+    False where one of them, or an edge scale, wants a gradient.
     """
     if backend == "reference" or backends.settles_every_call():
-        return None
+        return False
     if torch.is_grad_enabled() and any(
         isinstance(x, Tensor) and x.requires_grad for x in (*nodes, *weights, *scales)
     ):
-        return None
+        return False
     weights, masks = ([x for x in of if x is not None] for of in (weights, masks))
     kind = kernel_type(node_type(nodes, *weights), backend)
-    as_they_are = (
+    return (
         all(type(x) in registration.PLAIN for x in (*nodes, *weights, *masks))
         and all(x.dtype is kind for x in nodes)
         and all(x.dtype is weight_type(kind) for x in weights)
     )
-    return registration.kernels(backend, operator) if as_they_are else None
+
+
+def bound_forward(
+    operator: str,
+    backend: str,
+    arguments: Sequence[Any],
+    gates: Sequence[Tensor | None],
+    edge_scales: Sequence[Any],
+) -> Callable[..., Any] | None:
+    """A backend's forward for tensors in the layout of these, and gates and edge scales like these; see :class:`Plan`.
+
+    Args:
+        arguments: those of the registered operator without ``backend``; the row factor is not read.
+
+    Returns:
+        None where the backend has no such thing, or has to copy a tensor first.
+    """
+    module = registration.kernels(backend, operator)
+    if not hasattr(module, "bind"):
+        return None
+    return module.bind(
+        arguments, registration.ALLOCATORS[operator, "forward"](*arguments), gates, edge_scales
+    )
 
 
 def flat(operator: str, nodes: Sequence[Any], graph: Any, history: Any) -> list[Any]:

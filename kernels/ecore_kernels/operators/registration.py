@@ -5,8 +5,9 @@ and ``opcheck`` all see plain operators without derivatives of their own. Its te
 gradient first, and none of them twice: tensors in a list would get no gradient, and torch.compile fails on a repeated
 one.
 
-A backend's package has a module an operator with the functions ``forward`` and ``backward``, which take the registered
-operators' arguments (without ``backend``).
+The operator allocates the results of both directions, one function for each: the fake implementation returns them as
+they are, and a backend fills them. A backend's package has a module an operator with the functions ``forward`` and
+``backward``, which take the registered operators' arguments (without ``backend``) and the results, and return nothing.
 """
 
 from __future__ import annotations
@@ -237,25 +238,66 @@ def run(operator: str, direction: str, tensors: Sequence[Tensor | None], argumen
     if dispatches(tensors):
         name = f"fused_{operator}" if direction == "forward" else f"fused_{operator}_backward"
         return getattr(torch.ops.ecore_kernels, name)(*arguments)
-    return getattr(kernels(arguments[-1], operator), direction)(*arguments[:-1])
+    return compute(operator, direction, arguments)
 
 
-def _arguments_of(name: str) -> list[Any]:
-    """The arguments of a registered operator."""
-    return getattr(torch.ops.ecore_kernels, name).default._schema.arguments
+ALLOCATORS: dict[tuple[str, str], Callable[..., Sequence[Tensor | None]]] = {}
+"""By operator and direction: (the registered operator's arguments without ``backend``) -> its results, not yet filled.
+
+A gradient that is not needed is None there.
+"""
 
 
-def register(name: str, operator: str, direction: str, fake: Callable[..., Any]) -> None:
-    """Implement a registered operator by a backend's function of that direction."""
+def compute(operator: str, direction: str, arguments: Sequence[Any]) -> Any:
+    """Allocate the results of a registered operator, have the backend fill them, and return them.
+
+    Args:
+        arguments: those of the registered operator, the backend's name last.
+
+    Returns:
+        a tuple of the forward's results, or a list of the backward's that are needed.
+    """
+    *inputs, backend = arguments
+    results = ALLOCATORS[operator, direction](*inputs)
+    getattr(kernels(backend, operator), direction)(*inputs, results)
+    return results if direction == "forward" else _needed(results)
+
+
+def _needed(results: Sequence[Tensor | None]) -> list[Tensor]:
+    return [x for x in results if x is not None]
+
+
+def schema_of(name: str) -> Any:
+    """Return the schema of a registered operator."""
+    return getattr(torch.ops.ecore_kernels, name).default._schema
+
+
+def is_list(argument: Any) -> bool:
+    """Return True if an argument of a schema is a list of tensors."""
+    return str(argument.type) == "List[Tensor]"
+
+
+def register(operator: str, direction: str, allocate: Callable[..., Sequence[Tensor | None]]) -> None:
+    """Implement the registered operator of that direction: without data by ``allocate``, else by a backend's kernels.
+
+    Args:
+        allocate: see :data:`ALLOCATORS`.
+    """
+    name = f"fused_{operator}" if direction == "forward" else f"fused_{operator}_backward"
+    lists = [i for i, argument in enumerate(schema_of(name).arguments) if is_list(argument)]
 
     def run(*given: Any) -> Any:
-        *arguments, backend = given
+        arguments = list(given)
         for i in lists:
             if arguments[i] is None:  # so AOTInductor passes an empty list
                 arguments[i] = []
-        return getattr(kernels(backend, operator), direction)(*arguments)
+        return compute(operator, direction, arguments)
 
-    lists = [i for i, of in enumerate(_arguments_of(name)) if str(of.type) == "List[Tensor]"]
+    def fake(*arguments: Any) -> Any:
+        results = allocate(*arguments[:-1])
+        return results if direction == "forward" else _needed(results)
+
+    ALLOCATORS[operator, direction] = allocate
     library.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"ecore_kernels::{name}", fake, lib=library)
 

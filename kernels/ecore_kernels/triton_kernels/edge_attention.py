@@ -6,12 +6,14 @@ factor per receiver. What lies off the graph is never read: not an edge, nor a g
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ecore_kernels.layout import asked, dense_rows, empty_rows, empty_saved, laid_out_like
+from ecore_kernels.layout import dense_rows, laid_out_like
 from ecore_kernels.triton_kernels import launch
 from ecore_kernels.triton_kernels.tiles import (
     exponent,
@@ -495,29 +497,13 @@ def forward(
     factor: Tensor | None,
     scale: float,
     precision: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Launch the forward kernel.
-
-    Args:
-        query, key: [B, K, N, d], value [B, K, N, dv], of one type.
-        edge: [B or 1, K or 1, N, N].
-        neighbors: bool, [B or 1, K or 1, N, N]; None for a complete graph.
-        factor: [B, K, N], what the updated edges of a receiver are multiplied by; None for no updated edges.
-        precision: "ieee" or "tf32", for float32.
-
-    Returns:
-        output: [B, K, N, dv], in the type of value.
-        new_edge: [B, K, N, N], 0 off the graph, float32 (float64 where query is); empty without ``factor``.
-        saved: [2, B, K, N], for the backward: every receiver's largest exponent to base 2, and one over the sum of its
-            softmax; 0 and 1 where there is no neighbour.
-    """
+    results: Sequence[Tensor],
+) -> None:
+    """Launch the forward kernel."""
     batch, resolutions, nodes, _ = query.shape
-    number = torch.float64 if query.dtype is torch.float64 else torch.float32
-    output = empty_rows(value, nodes, value.shape[3], value.dtype)
+    output, new_edge, saved = results
     query, value = dense_rows(query), dense_rows(value)
     key = laid_out_like(key, query)
-    saved = empty_saved(query, 2)
-    new_edge = None if factor is None else query.new_empty((batch, resolutions, nodes, nodes), dtype=number)
     constants, options = _setting(query, value, precision, "forward")
     arguments = {
         "query": query,
@@ -525,8 +511,8 @@ def forward(
         "value": value,
         **_matrices("edge", edge),
         **_matrices("neighbors", _mask(neighbors, query)),
-        "factor": None if factor is None else factor.to(number).contiguous(),
-        "new_edge": new_edge,
+        "factor": None if factor is None else factor.to(saved.dtype).contiguous(),
+        "new_edge": None if factor is None else new_edge,
         "output": output,
         "saved": saved,
         "plane": batch * resolutions * nodes,
@@ -538,7 +524,6 @@ def forward(
     }
     programs = batch * resolutions * triton.cdiv(nodes, constants["BLOCK"])
     launch.launch(_forward, (programs,), arguments, options, query.device)
-    return output, query.new_empty(0, dtype=number) if new_edge is None else new_edge, saved
 
 
 def backward(
@@ -555,39 +540,23 @@ def backward(
     scale: float,
     needs: list[bool],
     precision: str,
-) -> list[Tensor]:
-    """Launch the backward kernel.
-
-    Args:
-        grad_output: the gradient of output, in its shape.
-        grad_new_edge: the gradient of new_edge, in its shape; None for 0, or where there is no factor.
-        output, saved: from :func:`forward`; the rest as it got them.
-        needs: which of the gradients below are wanted, in their order.
-
-    Returns:
-        gradients of query, key, value, edge (in its shape and type) and factor, those alone that are needed: nothing is
-        computed for the others.
-    """
-    batch, resolutions, nodes, dim = query.shape
-    needs_query, needs_key, needs_value, needs_edge, needs_factor = needs
-    grad_query = empty_rows(query, nodes, dim, query.dtype) if needs_query else None
-    grad_key = empty_rows(query, nodes, dim, query.dtype) if needs_key else None
-    grad_value = empty_rows(query, nodes, value.shape[3], value.dtype) if needs_value else None
+    results: Sequence[Tensor | None],
+) -> None:
+    """Launch the backward kernel."""
+    batch, resolutions, nodes, _ = query.shape
+    grad_query, grad_key, grad_value, grad_edge, grad_factor = results
     query, value = dense_rows(query), dense_rows(value)
     key = laid_out_like(key, query)
     grad_output = laid_out_like(grad_output, output)
-    grad_edge = edge.new_empty(edge.shape) if needs_edge else None
-    grad_factor = unread = None
-    if needs_factor and grad_new_edge is None:
-        unread = torch.zeros_like(saved[0])
-    elif needs_factor:
-        grad_factor = torch.empty_like(saved[0])
-    shared_edge = needs_edge and edge.shape[:2] != query.shape[:2]
-    of_receivers = needs_query or grad_factor is not None or (needs_edge and not shared_edge)
-    of_senders = needs_key or needs_value
+    if grad_factor is not None and grad_new_edge is None:
+        grad_factor.zero_()
+        grad_factor = None
+    shared_edge = grad_edge is not None and edge.shape[:2] != query.shape[:2]
+    of_receivers = any(x is not None for x in (grad_query, grad_factor, None if shared_edge else grad_edge))
+    of_senders = grad_key is not None or grad_value is not None
     # Tensor cores' operands have lost more than a plain sum of dO O does.
     by_itself = launch.arithmetic_of(query.dtype, precision) in ("ieee", "float64")
-    needs_deltas = by_itself and (needs_query or needs_key or needs_edge)
+    needs_deltas = by_itself and any(x is not None for x in (grad_query, grad_key, grad_edge))
     constants, options = _setting(query, value, precision, "backward")
     arguments = {
         "query": query,
@@ -635,6 +604,3 @@ def backward(
         programs += edge.shape[0] * edge.shape[1] * blocks * triton.cdiv(nodes, constants["SHARED_STEP"])
     if programs:
         launch.launch(_backward, (programs,), arguments, options, query.device)
-    return asked(
-        [grad_query, grad_key, grad_value, grad_edge, grad_factor if unread is None else unread], needs
-    )

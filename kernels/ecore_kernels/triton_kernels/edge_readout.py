@@ -12,13 +12,14 @@ those that do not take part in a resolution are not loaded for it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ecore_kernels.layout import asked, dense_rows, empty_rows, laid_out_like
+from ecore_kernels.layout import dense_rows, laid_out_like, sum_resolutions
 from ecore_kernels.triton_kernels import launch
 from ecore_kernels.triton_kernels.tiles import number_of, rounded, rows_of, store_rows, wanted
 
@@ -369,7 +370,7 @@ def _inputs(
     history_query: Sequence[Tensor],
     history_key: Sequence[Tensor],
     row_factor: Tensor | None,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """The arguments that both kernels share, laid out as they expect them."""
     _, resolutions, words = word_mask.shape
     emotions = emotion_weight.shape[1]
@@ -377,7 +378,8 @@ def _inputs(
         model = dense_rows(history_query[0])
         history_query = [laid_out_like(x, model) for x in history_query]
         history_key = [laid_out_like(x, model) for x in history_key]
-    number = _number(history_query, emotion_weight)
+    double = (*history_query, emotion_weight)[0].dtype is torch.float64
+    number = torch.float64 if double else torch.float32
     return {
         "history_query": tuple(history_query),
         "history_key": tuple(history_key),
@@ -391,11 +393,6 @@ def _inputs(
         "emotions": emotions,
         "correlation_batch": 0 if correlation.dim() == 2 else emotions * emotions,
     }
-
-
-def _number(history: Sequence[Tensor], emotion_weight: Tensor) -> torch.dtype:
-    """The type to accumulate in."""
-    return torch.float64 if (*history, emotion_weight)[0].dtype is torch.float64 else torch.float32
 
 
 def _strides(**tensors: Sequence[Tensor]) -> dict[str, int]:
@@ -416,20 +413,9 @@ def forward(
     scale: float,
     per_word: bool,
     precision: str,
-) -> tuple[Tensor, Tensor]:
-    """Launch the forward kernel, and add up what it leaves per block of words where there are several.
-
-    Args:
-        word_mask ... emotion_mask: as in :class:`ecore_kernels.EmotionGraph`.
-        history: [B, K, N, d] of one type; may be empty.
-        row_factor: [B, K, N]; None for 1.
-        per_word: keep the words apart.
-        precision: "ieee" or "tf32", for float32.
-
-    Returns:
-        word_to_emotion: [B, P], or [B, M, P] with per_word; emotion_to_emotion: [B, P, P]. Both are float32, or float64
-        where the history (without one, emotion_weight) is.
-    """
+    results: Sequence[Tensor],
+) -> None:
+    """Launch the forward kernel, and add up what it leaves per block of words where there are several."""
     batch, _, words = word_mask.shape
     emotions = emotion_weight.shape[1]
     arguments = _inputs(
@@ -437,12 +423,11 @@ def forward(
     )
     history_query = arguments["history_query"]
     constants, options = _setting(history_query, emotion_weight, precision, "forward")
+    to_word, to_emotion = results
     word_blocks = triton.cdiv(words, constants["BLOCK"])
-    number = _number(history_query, emotion_weight)
-    to_word = emotion_weight.new_empty((batch, words if per_word else word_blocks, emotions), dtype=number)
-    to_emotion = emotion_weight.new_empty((batch, emotions, emotions), dtype=number)
+    by_block = None if per_word or word_blocks == 1 else to_word.new_empty((batch, word_blocks, emotions))
     arguments.update(
-        to_word=to_word,
+        to_word=to_word if by_block is None else by_block,
         to_emotion=to_emotion,
         **_strides(history=history_query),
         scale_bits=launch.bits(scale),
@@ -452,9 +437,8 @@ def forward(
     blocks = word_blocks + triton.cdiv(emotions, constants["BLOCK"])
     programs = batch * blocks * triton.cdiv(emotions, constants["COLUMNS"])
     launch.launch(_forward, (programs,), arguments, options, emotion_weight.device)
-    if not per_word:
-        to_word = to_word[:, 0] if word_blocks == 1 else to_word.sum(1)
-    return to_word, to_emotion
+    if by_block is not None:
+        torch.sum(by_block, 1, out=to_word)
 
 
 def backward(
@@ -471,59 +455,41 @@ def backward(
     per_word: bool,
     needs: list[bool],
     precision: str,
-) -> list[Tensor]:
-    """Launch the backward kernel, and add up what it leaves per resolution.
-
-    Args:
-        grad_word_to_emotion, grad_emotion_to_emotion: gradients of :func:`forward`'s results; the rest is as it got it.
-        needs: which of the gradients below are wanted, in their order.
-
-    Returns:
-        gradients of the history's queries, its keys, row_factor, emotion_weight [B, P] and correlation (in its shape),
-        those alone that are needed.
-    """
+    results: Sequence[Tensor | None],
+) -> None:
+    """Launch the backward kernel, and add up what it leaves per resolution."""
     batch, resolutions, words = word_mask.shape
     emotions, depth = emotion_weight.shape[1], len(history_query)
     arguments = _inputs(
         word_mask, emotion_weight, correlation, emotion_mask, history_query, history_key, row_factor
     )
-    given, history_query = history_query, arguments["history_query"]
+    history_query = arguments["history_query"]
     constants, options = _setting(history_query, emotion_weight, precision, "backward")
-    number = _number(history_query, emotion_weight)
-    needs_factor, needs_weight, needs_correlation = needs[-3:]
-    # The receivers' programs write the zeros of the words' keys: nobody reads those.
-    of_receivers = any(needs[:depth]) or needs_factor or needs_correlation
-    of_senders = any(needs[depth : 2 * depth]) or needs_weight
-
-    def like_history(needed: bool, like: Tensor, words_unread: bool) -> Tensor | None:
-        if not needed:
-            return None
-        gradient = empty_rows(given[0], words + emotions, like.shape[3], like.dtype)
-        return gradient.zero_() if words_unread else gradient
-
-    grad_query = [
-        like_history(needed, x, False) for needed, x in zip(needs[:depth], history_query, strict=True)
-    ]
-    grad_key = [
-        like_history(needed, x, not of_receivers)
-        for needed, x in zip(needs[depth : 2 * depth], history_query, strict=True)
-    ]
+    *of_past, grad_row_factor, grad_emotion_weight, grad_correlation = results
+    grad_query, grad_key = of_past[:depth], of_past[depth:]
     wanted_past = [tuple(x for x in past if x is not None) for past in (grad_query, grad_key)]
+    of_receivers = any(x is not None for x in (*grad_query, grad_row_factor, grad_correlation))
+    of_senders = any(x is not None for x in (*grad_key, grad_emotion_weight))
+    if not of_receivers:  # whose programs write the zeros of the words' keys: nobody reads those
+        for gradient in wanted_past[1]:
+            gradient.zero_()
 
-    def empty(needed: bool, *shape: int) -> Tensor | None:
-        return emotion_weight.new_empty((batch, resolutions, *shape), dtype=number) if needed else None
+    def apart(gradient: Tensor | None, *shape: int) -> Tensor | None:
+        return None if gradient is None else gradient.new_empty((batch, resolutions, *shape))
 
-    grad_row_factor = empty(needs_factor, words + emotions)
-    grad_emotion_weight = empty(needs_weight, emotions)
-    grad_correlation = empty(needs_correlation, emotions, emotions)
+    by_weight, by_correlation = (
+        apart(grad_emotion_weight, emotions),
+        apart(grad_correlation, emotions, emotions),
+    )
+    number = arguments["emotion_weight"].dtype
     arguments.update(
         grad_to_word=grad_word_to_emotion.to(number).contiguous(),
         grad_to_emotion=grad_emotion_to_emotion.to(number).contiguous(),
         grad_history_query=wanted_past[0],
         grad_history_key=wanted_past[1],
         grad_row_factor=grad_row_factor,
-        grad_emotion_weight=grad_emotion_weight,
-        grad_correlation=grad_correlation,
+        grad_emotion_weight=by_weight,
+        grad_correlation=by_correlation,
         pairs=batch * resolutions,
         **_strides(history=history_query, gradient=[*wanted_past[0], *wanted_past[1], *history_query][:1]),
         scale_bits=launch.bits(scale),
@@ -540,8 +506,5 @@ def backward(
     programs = batch * resolutions * (triton.cdiv(emotions, constants["COLUMNS"]) * of_senders + blocks)
     if programs:
         launch.launch(_backward, (programs,), arguments, options, emotion_weight.device)
-    if grad_emotion_weight is not None:
-        grad_emotion_weight = grad_emotion_weight.sum(1)
-    if grad_correlation is not None:
-        grad_correlation = grad_correlation.sum((0, 1) if correlation.dim() == 2 else 1)
-    return asked([*grad_query, *grad_key, grad_row_factor, grad_emotion_weight, grad_correlation], needs)
+    sum_resolutions(by_weight, grad_emotion_weight)
+    sum_resolutions(by_correlation, grad_correlation)

@@ -109,15 +109,15 @@ def test_larger_configurations_are_for_new_cards_alone():
 COMPILE_LARGER = """
 import json
 from benchmarks.tune import search, trial
-from ecore_kernels.triton_kernels import compile
+from ecore_kernels import ahead_of_time
 if __name__ == "__main__":
     found = []
     for (kernel, arithmetic), configurations in search.HOPPER.items():
         operator = kernel.rpartition("_")[0]
-        entry = compile.Entry(kernel, arithmetic, 100, search.DEPTHS[operator][0], 90)
+        entry = ahead_of_time.Entry(kernel, arithmetic, 100, search.DEPTHS[operator][0], 90)
         for configuration in configurations:
             with trial.using(kernel, configuration):
-                result = compile.compile_entry(entry)
+                result = ahead_of_time.compile_entry(entry)
             found.append([f"{kernel} {arithmetic} {configuration}", result.problem, result.spills])
     print(json.dumps(found))
 """

@@ -5,7 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ecore_kernels.triton_kernels import edge_attention, edge_readout, graph_attention, launch
+from ecore_kernels.triton_kernels import launch
+from tests.kernels.triton.fused import Fused
+
+graph_attention, edge_readout, edge_attention = map(
+    Fused, ("graph_attention", "edge_readout", "edge_attention")
+)
 
 B, K, M, P, D = 1, 2, 18, 5, 3
 N = M + P

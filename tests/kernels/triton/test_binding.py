@@ -34,7 +34,10 @@ class Driver:  # what JITFunction asks of a driver before it loads what it has c
 
 
 driver.set_active(Driver())
-from ecore_kernels.triton_kernels import edge_attention, edge_readout, graph_attention, launch
+from ecore_kernels.operators.registration import compute
+from ecore_kernels.triton_kernels import launch
+
+setting = "ieee", "triton"
 
 
 def bind(kernel, grid, arguments, options, device):
@@ -58,18 +61,17 @@ for depth in (0, 1):
     emotions = None if depth else torch.ones(B, P, dtype=torch.bool)
     mask, weight, correlation = torch.ones(B, K, M, dtype=torch.bool), torch.rand(B, P), torch.rand(P, P)
     needs = [True] * (3 + 2 * depth) + [depth > 0, True, True]
-    output, *saved = graph_attention.forward(
-        query, key, value, torch.rand(B, M), mask, weight, correlation, emotions, *past, 0.1, False, "ieee"
-    )
-    graph_attention.backward(
-        output, query, key, value, mask, correlation, emotions, *past, output, *saved, 0.1, False, needs, "ieee"
-    )
-    readout = mask, weight, correlation, emotions, *past, 0.1, False
-    edge_readout.forward(*readout, "ieee")
-    edge_readout.backward(weight, torch.rand(B, P, P), *readout, needs[3:], "ieee")
+    past_and_scale = *past, 0.1, False
+    forward = query, key, value, torch.rand(B, M), mask, weight, correlation, emotions
+    output, saved = compute("graph_attention", "forward", (*forward, *past_and_scale, *setting))
+    backward = output, query, key, value, mask, correlation, emotions, *past, output, saved, 0.1, False, needs
+    compute("graph_attention", "backward", (*backward, *setting))
+    readout = mask, weight, correlation, emotions, *past_and_scale
+    compute("edge_readout", "forward", (*readout, *setting))
+    compute("edge_readout", "backward", (weight, torch.rand(B, P, P), *readout, needs[3:], *setting))
 dense = query, key, value, torch.rand(1, K, N, N), None, torch.rand(B, K, N)
-output, new_edge, saved = edge_attention.forward(*dense, 0.1, "ieee")
-edge_attention.backward(output, new_edge, *dense, output, saved, 0.1, [True] * 5, "ieee")
+output, new_edge, saved = compute("edge_attention", "forward", (*dense, 0.1, *setting))
+compute("edge_attention", "backward", (output, new_edge, *dense, output, saved, 0.1, [True] * 5, *setting))
 """
 
 

@@ -12,14 +12,13 @@ from typing import Any
 
 import pytest
 
-from ecore_kernels import info, triton_kernels
+from ecore_kernels import ahead_of_time, info, triton_kernels
 from ecore_kernels.info import ARCHITECTURES
 
 pytest.importorskip("triton", reason="needs Triton's compiler")
 
 import triton
 
-from ecore_kernels.triton_kernels import compile as ahead_of_time
 from ecore_kernels.triton_kernels import launch
 
 SHARED_OF_RTX_3090 = 101_376  # bytes a block may use on sm_86
@@ -98,16 +97,16 @@ def test_every_entry_of_the_table_compiles_and_fits(compiled, architecture):
 
 ELSEWHERE = """
 import json, sys
-from ecore_kernels.triton_kernels import compile
+from ecore_kernels import ahead_of_time
 if __name__ == "__main__":
     entries = [
-        compile.Entry(f"{operator}_{direction}", "half", 100, depth, architecture)
+        ahead_of_time.Entry(f"{operator}_{direction}", "half", 100, depth, architecture)
         for operator, depth in (("graph_attention", 1), ("edge_readout", 1), ("edge_attention", 0))
         for direction in ("forward", "backward")
         for architecture in (80, 89, 90)
     ]
-    entries.append(compile.Entry("graph_attention_forward", "tf32", 100, 1, 90))
-    print(json.dumps([compile.record(one) for one in compile.compile_all(entries)]))
+    entries.append(ahead_of_time.Entry("graph_attention_forward", "tf32", 100, 1, 90))
+    print(json.dumps([ahead_of_time.record(one) for one in ahead_of_time.compile_all(entries)]))
 """
 
 
@@ -128,13 +127,14 @@ def test_the_other_architectures_compile(tmp_path):
 
 SCALES = """
 import json
-from ecore_kernels.triton_kernels import compile, launch
+from ecore_kernels import ahead_of_time
+from ecore_kernels.triton_kernels import launch
 def key(kernel, arithmetic, scale):
-    entry = compile.Entry(kernel, arithmetic, 100, 0, 86)
-    launched = compile.planned(entry, scale)
+    entry = ahead_of_time.Entry(kernel, arithmetic, 100, 0, 86)
+    launched = ahead_of_time.planned(entry, scale)
     assert launched.options["enable_fp_fusion"] is False
     assert launched.arguments["scale_bits"] == launch.bits(scale)
-    return compile.source_of(launched).hash()
+    return ahead_of_time.source_of(launched).hash()
 kernels = [f"{o}_{d}" for o in ("graph_attention", "edge_readout", "edge_attention") for d in ("forward", "backward")]
 scales = (0.0, 1.0, 16.0, -0.3, 1e-300)
 print(json.dumps([len({key(k, a, s) for s in scales}) for k in kernels for a in ("tf32", "float64")]))
@@ -215,13 +215,14 @@ def test_every_depth_that_is_not_refused_fits_where_shared_memory_is_scarcest(co
 
 TOO_LARGE = """
 import json
-from ecore_kernels.triton_kernels import compile, launch
+from ecore_kernels import ahead_of_time
+from ecore_kernels.triton_kernels import launch
 constants = {"BLOCK": 64, "STEP": 32, "PIECE": 128}
 launch.configuration = lambda *_: (constants, {"num_warps": 8, "num_stages": 2})
 if __name__ == "__main__":
-    entry = compile.Entry("graph_attention_forward", "tf32", 100, 1, 86)
-    both = [compile.compile_entry(entry._replace(architecture=architecture)) for architecture in (86, 80)]
-    print(json.dumps([compile.record(one) for one in both]), compile.table(both), sep="\\n")
+    entry = ahead_of_time.Entry("graph_attention_forward", "tf32", 100, 1, 86)
+    both = [ahead_of_time.compile_entry(entry._replace(architecture=architecture)) for architecture in (86, 80)]
+    print(json.dumps([ahead_of_time.record(one) for one in both]), ahead_of_time.table(both), sep="\\n")
 """
 
 
@@ -248,7 +249,7 @@ def test_what_does_not_compile_is_reported(monkeypatch):
     def broken(_):
         raise RuntimeError("at 12:3\nno such operation")
 
-    monkeypatch.setattr(ahead_of_time, "planned", broken)
+    monkeypatch.setattr(ahead_of_time.compiler, "planned", broken)
     result = ahead_of_time.compile_entry(entry)
     assert result.problem == "does not compile: RuntimeError: no such operation"
     assert result.problem in ahead_of_time.table([result])

@@ -51,12 +51,13 @@ import os, tempfile
 os.environ["TRITON_CACHE_DIR"] = tempfile.mkdtemp()
 import triton
 from triton.backends.compiler import GPUTarget
-from ecore_kernels.triton_kernels import compile
+from ecore_kernels import ahead_of_time
 for kernel in ("graph_attention", "edge_attention"):
     for direction in ("forward", "backward"):
-        entry = compile.Entry(f"{kernel}_{direction}", "half", 100, 0, 86)
-        launched = compile.planned(entry)
-        made = triton.compile(compile.source_of(launched), target=GPUTarget("cuda", 86, 32), options=launched.options)
+        entry = ahead_of_time.Entry(f"{kernel}_{direction}", "half", 100, 0, 86)
+        launched = ahead_of_time.planned(entry)
+        source = ahead_of_time.source_of(launched)
+        made = triton.compile(source, target=GPUTarget("cuda", 86, 32), options=launched.options)
         print("=====", kernel, direction)
         print(made.asm["ptx"])
 """

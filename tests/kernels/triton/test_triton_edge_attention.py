@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from ecore_kernels import reference
+from tests.kernels.triton.fused import Fused
 
 pytest.importorskip("triton")
-edge_attention = pytest.importorskip("ecore_kernels.triton_kernels.edge_attention")
+edge_attention = Fused("edge_attention")
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 

@@ -10,7 +10,9 @@ from ecore_kernels import EmotionGraph, reference
 
 pytest.importorskip("triton")
 
-from ecore_kernels.triton_kernels import edge_readout
+from tests.kernels.triton.fused import Fused
+
+edge_readout = Fused("edge_readout")
 
 SCALE = 0.6
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}

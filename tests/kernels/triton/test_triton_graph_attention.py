@@ -8,9 +8,11 @@ from torch import Tensor
 
 from ecore_kernels import EmotionGraph, graph_attention, reference
 from ecore_kernels.operators.history import row_factor
-from ecore_kernels.triton_kernels import graph_attention as kernels
 from ecore_kernels.triton_kernels import launch
 from ecore_kernels.triton_kernels.graph_attention import launcher
+from tests.kernels.triton.fused import Fused
+
+kernels = Fused("graph_attention")
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3}
 
@@ -23,10 +25,11 @@ def assert_close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
 
 @pytest.fixture(autouse=True)
 def _uninitialised_is_nan(monkeypatch):
-    """What the launchers allocate starts as NaN, or as a number that no index may have."""
+    """Make what is allocated start as NaN, or as a number that no index may have."""
     for owner, name in (
         (torch, "empty"),
         (Tensor, "new_empty"),
+        (Tensor, "new_empty_strided"),
         (torch, "empty_like"),
         (torch, "empty_strided"),
     ):
