@@ -1,4 +1,4 @@
-"""The GPU kernels, in Triton: one file a kernel family, and the table of their launch configurations.
+"""The GPU kernels, in Triton: one folder an operator, and the table of their launch configurations.
 
 Importing this package does not import Triton: where it is missing, :func:`why_not` says so.
 """

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ecore_kernels.layout import dense_rows, laid_out_like, sum_resolutions
 from ecore_kernels.triton_kernels import launch
-from ecore_kernels.triton_kernels.graph_attention.backward_kernels import _backward, _sum_deltas
+from ecore_kernels.triton_kernels.graph_attention.backward_kernel import _backward
+from ecore_kernels.triton_kernels.graph_attention.deltas_kernel import _sum_deltas
 from ecore_kernels.triton_kernels.graph_attention.forward_kernel import _forward
 
 CHUNK = 512  # nodes that are put in order at a time
