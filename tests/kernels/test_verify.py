@@ -8,12 +8,12 @@ import math
 import pytest
 import torch
 
-from ecore_kernels import native, native_kernels, problems, triton_kernels, verify
+from ecore_kernels import backends, native, native_kernels, problems, triton_kernels, verify
 from ecore_kernels.native_kernels import edge_readout, graph_attention
 from ecore_kernels.native_kernels import otsu as native_otsu
 
 needs_native = pytest.mark.skipif(not native.available(), reason=native.unavailable_reason())
-EVERY, BACKENDS = verify.CALLS, verify.backends.BACKENDS
+EVERY, BACKENDS = verify.CALLS, backends.BACKENDS
 FEW = (("graph_attention", "", 1), ("edge_readout", "", 1), ("edge_attention", "shared", 1))
 
 
@@ -22,10 +22,10 @@ def tiny(monkeypatch):
     """Small calls on the CPU, a few of them, without Triton's interpreter, which has a test of its own."""
     sizes = {"nodes": (17,), "batch": 2, "emotions": 4, "dim": 6}
     monkeypatch.setitem(verify.SIZES, "cpu", sizes)
-    monkeypatch.setattr(verify, "INTERPRETED_SIZES", sizes)
-    monkeypatch.setattr(verify, "CALLS", FEW)
-    names = [name for name in verify.backends.BACKENDS if name != "triton"]
-    monkeypatch.setattr(verify.backends, "BACKENDS", {name: verify.backends.BACKENDS[name] for name in names})
+    monkeypatch.setattr(verify.checks, "INTERPRETED_SIZES", sizes)
+    monkeypatch.setattr(verify.checks, "CALLS", FEW)
+    names = [name for name in backends.BACKENDS if name != "triton"]
+    monkeypatch.setattr(backends, "BACKENDS", {name: backends.BACKENDS[name] for name in names})
 
 
 def bad(rows):
@@ -33,7 +33,7 @@ def bad(rows):
 
 
 def test_every_call_is_right_on_this_cpu(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(verify, "CALLS", EVERY)
+    monkeypatch.setattr(verify.checks, "CALLS", EVERY)
     before = torch.get_float32_matmul_precision()
     assert verify.main(["--device", "cpu", "--out", str(tmp_path / "rows.json")]) == 0
     assert torch.get_float32_matmul_precision() == before
@@ -56,7 +56,7 @@ def test_every_call_is_right_on_this_cpu(monkeypatch, capsys, tmp_path):
     reason="Triton's interpreter is not in use: TRITON_INTERPRET is not 1, or Triton is missing",
 )
 def test_triton_has_rows_under_its_interpreter(monkeypatch):
-    monkeypatch.setattr(verify.backends, "BACKENDS", BACKENDS)
+    monkeypatch.setattr(backends, "BACKENDS", BACKENDS)
     problem = problems.Problem("edge_readout", 17, batch=1, resolutions=1, emotions=4, dim=6)
     row = verify.make_row(verify.OperatorCheck(problem, "cpu"), "triton")
     assert (row.verdict, row.same_bits, row.reason) == ("right", True, "")
@@ -237,9 +237,9 @@ def test_processes_that_cannot_compile_hold_nothing_up(monkeypatch):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     monkeypatch.setattr(triton_kernels, "unavailable_reason", lambda: "")
-    monkeypatch.setattr(verify, "WORKERS", 2)
-    monkeypatch.setattr(verify, "WORKER_BYTES", 1)
-    monkeypatch.setattr(verify.os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(verify.compilers, "WORKERS", 2)
+    monkeypatch.setattr(verify.compilers, "WORKER_BYTES", 1)
+    monkeypatch.setattr(verify.compilers.os, "sched_getaffinity", lambda _: {0, 1})
     kept = [problems.Problem("graph_attention", nodes, masks=m) for nodes in (40, 50) for m in problems.MASKS]
     checks = [verify.OperatorCheck(problem, "cuda") for problem in kept]
     compilers = verify.Compilers(checks, "cuda")
