@@ -12,7 +12,7 @@
 #include "edge_readout_cpu.h"
 #include "graph_attention_cpu.h"
 #include "otsu.h"
-#include "simd_choice.h"
+#include "simd/choice.h"
 
 namespace py = pybind11;
 
@@ -96,13 +96,13 @@ ecore::GraphAttention<T> graph_attention(const GraphTuple& graph, const std::vec
            pointer<int32_t>(counts)}};
 }
 
-// A forward bound to a layout is a function of addresses: sizes and strides, most of the arguments, arrive once. Results
-// are in the order of the registered operator's; what the backward alone reads may have address 0.
+// A forward bound to a layout is a function of addresses: sizes and strides, most of the arguments, arrive once.
+// Results are in the order of the registered operator's; what the backward alone reads may have address 0.
 using Unlocked = py::call_guard<py::gil_scoped_release>;
 using Addresses = std::vector<uintptr_t>;
 
-// What a forward leaves for the backward, [planes, size]: at the caller's address, or in memory of its own for address
-// 0.
+// Planes that a forward leaves for the backward, [planes, size]: at the caller's address, or in memory of its own for
+// address 0.
 template <typename T>
 struct Planes {
   Planes(uintptr_t address, int64_t planes, int64_t plane_size)

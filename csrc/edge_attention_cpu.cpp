@@ -6,7 +6,7 @@
 #include <thread>
 
 #include "parts.h"
-#include "simd_choice.h"
+#include "simd/choice.h"
 #include "thread_pool.h"
 #include "workspace.h"
 

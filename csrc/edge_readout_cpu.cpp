@@ -4,7 +4,7 @@
 #include <memory>
 
 #include "parts.h"
-#include "simd_choice.h"
+#include "simd/choice.h"
 #include "thread_pool.h"
 #include "workspace.h"
 

@@ -1,4 +1,5 @@
-// What emotions send after the layers of the history, on a CPU (edge_readout.py and Eq. 8 say what is computed).
+// Weights of the edges that emotions send after the layers of the history, on a CPU (edge_readout.py and Eq. 8 say what
+// is computed).
 //
 // T is float or double. Memory is the caller's. Every result is the same bits whatever the number of threads.
 #pragma once

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "huge_pages.h"
-#include "simd.h"
+#include "simd/kernels.h"
 
 namespace ecore {
 

@@ -4,7 +4,7 @@
 #include <memory>
 
 #include "parts.h"
-#include "simd_choice.h"
+#include "simd/choice.h"
 #include "thread_pool.h"
 #include "workspace.h"
 
@@ -24,7 +24,7 @@ const GraphAttentionKernels<T>& kernels() {
 template <typename T>
 struct Pair {
   int64_t index, batch, head;
-  std::vector<Rows<const T>> touched;  // what its kernels read or write
+  std::vector<Rows<const T>> touched;  // read or written by its kernels
   Ahead<T> ahead;
   std::vector<Rows<const T>> queries, keys;
   GraphHead<T> of;

@@ -11,7 +11,8 @@
 
 namespace ecore {
 
-// What the forward leaves for the backward: [batch, resolutions, nodes] each, by place, and [batch, resolutions, 2].
+// Results of the forward for the backward alone: [batch, resolutions, nodes] each, by place, and [batch, resolutions,
+// 2].
 template <typename T>
 struct SavedOrder {
   T* maximum;       // of every receiver's scores, to base 2

@@ -31,7 +31,7 @@ template <typename T>
 void otsu_cuda(const T* values, int64_t rows, int64_t columns, int64_t row_stride, int64_t max_relevant, uint8_t* mask,
                int64_t* count, T* threshold, int device, void* stream);
 
-// Why the kernels cannot run on `device` (an older driver, an architecture not compiled for), or "" if they can.
+// The reason against the kernels on `device` (an older driver, an architecture not compiled for), or "" if they run.
 std::string otsu_cuda_refusal(int device);
 
 }  // namespace ecore

@@ -1,4 +1,4 @@
-// How a large head's work is cut, so that threads can share it.
+// Parts of a large head's work, which threads can share.
 #pragma once
 
 #include <algorithm>
@@ -18,7 +18,7 @@ inline int64_t parts_of(int64_t nodes) {
   return std::clamp<int64_t>((nodes + kNodesPerPart - 1) / kNodesPerPart, 1, kMostParts);
 }
 
-// Whether tasks are done one after the other, each one's parts shared out among the threads, instead of each by one
+// True if tasks are done one after the other, each one's parts shared out among the threads, instead of each by one
 // thread: where that keeps clearly more threads busy, since it wakes them several times a task. `nodes` are those of
 // the largest task that count: on real masks a large head has few.
 inline bool share_out(int64_t tasks, int64_t nodes, int threads) {

@@ -15,7 +15,7 @@ namespace ecore {
 class Tasks {
  public:
   explicit Tasks(int64_t size) : size_(size) {}
-  // Whether there was one left; `task` is then its number.
+  // True if there was one left; `task` is then its number.
   bool next(int64_t* task) { return (*task = next_.fetch_add(1)) < size_; }
   void stop() { next_.store(size_); }
 

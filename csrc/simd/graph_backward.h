@@ -1,285 +1,11 @@
-// Attention on the emotion graph, one (b, k) at a time: forward, and backward as one sweep that recomputes the scores.
-// Included only by simd_*.cpp; see simd_vectors.h, and docs/kernels.md for the gradients.
-//
-// With u^m = 1 + scale q^m_i . k^m_j of the layers before, an edge is E = E0 r u^1 ... u^L, its score s = scale q_i .
-// k_j, and a row's attention softmax(s E). A tile is kTileRows receivers by up to kTileColumns senders, in planes
-// [rows, tile_stride]: plane 0 for s, planes 1 ... L for u, and in the backward one more.
-//
-// A tile holds pairs that do not hear each other. They are 0 there by selection, and products run over them; where an
-// operand is not finite, so that 0 times it is not 0, multiply_heard_rows and _columns take the sweeps' place.
+// The backward of attention on the emotion graph: one sweep that recomputes the scores. Included only by table.h; see
+// graph_tiles.h.
 #pragma once
 
-#include "simd.h"
-#include "simd_products.h"
+#include "graph_tiles.h"
 
 namespace ecore {
 namespace {
-
-// The receivers of a head in their order: emotions, words, [CLS]; with words_only no emotions.
-template <typename T>
-struct Receivers {
-  int64_t skipped, count, senders, emotion_count;
-
-  explicit Receivers(const GraphHead<T>& head)
-      : skipped(head.words_only ? head.emotion_count : 0),
-        count(head.count - skipped),
-        senders(head.count),
-        emotion_count(head.emotion_count) {}
-  int64_t place(int64_t receiver) const { return receiver == count - 1 ? 0 : receiver + 1 + skipped; }
-  // How many places, from the first, a receiver hears; an emotion itself among them, which it does not.
-  int64_t heard(int64_t receiver) const {
-    return receiver == count - 1 ? senders : larger_of(emotion_count + 1, place(receiver) + 1);
-  }
-  bool is_emotion(int64_t receiver) const { return receiver < emotion_count - skipped; }
-  // The first receiver that hears a place; all that follow hear it too.
-  int64_t first(int64_t place) const { return place <= emotion_count ? 0 : place - 1 - skipped; }
-};
-
-// What is packed of the senders of a head.
-template <typename T>
-struct PackedSenders {
-  T* weight;         // [padded count]
-  T* keys;           // [1 + depth], each across
-  T* value_across;   // backward: across
-  int32_t* numbers;  // [count]: 0, 1, 2, ...
-  T* value_copy;     // forward
-  T* key_copies;     // backward: [1 + depth]
-  int64_t across_size, copy_size, size;
-
-  PackedSenders(const GraphHead<T>& head, int64_t nodes, bool backward, T* packed) {
-    const int64_t padded = rounded_up(nodes, kChunk<T>);
-    across_size = rounded_up(padded * head.dim, kChunk<T>);
-    copy_size = ecore::copy_size<T>(nodes, head.dim);
-    Carver<T> carver(packed);
-    weight = carver.take(padded);
-    keys = carver.take((1 + head.depth) * across_size);
-    value_across = backward ? carver.take(padded * head.value_dim) : nullptr;
-    numbers = reinterpret_cast<int32_t*>(carver.take(nodes));
-    value_copy = backward ? nullptr : carver.take(ecore::copy_size<T>(nodes, head.value_dim));
-    key_copies = backward ? carver.take((1 + head.depth) * copy_size) : nullptr;
-    size = carver.used();
-  }
-};
-
-template <typename T>
-int64_t graph_packed_size(const GraphHead<T>& head, int64_t nodes, bool backward) {
-  return PackedSenders<T>(head, nodes, backward, nullptr).size;
-}
-
-template <typename T>
-void graph_pack(const GraphHead<T>& head, bool backward, int64_t begin, int64_t end, T* packed) {
-  const PackedSenders<T> to(head, head.count, backward, packed);
-  const int32_t* const nodes = head.order + begin;
-  copy_row(to.weight + begin, head.weight + begin, end - begin);
-  for (int64_t j = end; j < rounded_up(end, kLanes<T>); ++j) to.weight[j] = 0;
-  for (int64_t j = begin; j < end; ++j) to.numbers[j] = static_cast<int32_t>(j);
-  for (int64_t m = 0; m <= head.depth; ++m) {
-    const Rows<const T>& key = head.keys[m];
-    pack_across(to.keys + m * to.across_size, key.data, key.stride, head.order, begin, end, head.dim);
-    if (backward) {
-      load_copy(to.key_copies + m * to.copy_size + begin * padded_width<T>(head.dim), key, nodes, end - begin,
-                head.dim);
-    }
-  }
-  const Rows<const T>& value = head.value;
-  if (backward) {
-    pack_across(to.value_across, value.data, value.stride, head.order, begin, end, head.value_dim);
-  } else {
-    load_copy(to.value_copy + begin * padded_width<T>(head.value_dim), value, nodes, end - begin, head.value_dim);
-  }
-}
-
-// The receivers of one tile.
-template <typename T>
-struct TileRows {
-  int64_t count;  // at most kTileRows
-  int32_t nodes[kTileRows];
-  int64_t places[kTileRows];
-  int64_t heard[kTileRows];
-  int64_t longest;  // of heard: the last
-
-  TileRows(const GraphHead<T>& head, int64_t begin, int64_t end) : count(smaller_of(kTileRows, end - begin)) {
-    const Receivers<T> receivers(head);
-    for (int64_t r = 0; r < count; ++r) {
-      places[r] = receivers.place(begin + r);
-      nodes[r] = head.order[places[r]];
-      heard[r] = receivers.heard(begin + r);
-    }
-    longest = heard[count - 1];
-  }
-  // Whether a receiver hears a place.
-  bool hears(const GraphHead<T>& head, int64_t r, int64_t place) const {
-    return place < heard[r] && (nodes[r] < head.words || place != places[r]);
-  }
-  // How many of a tile's columns, which begin at place `start`, each panel's rows hear at most.
-  void limits(int64_t start, int64_t* panels) const {
-    for (int64_t r = 0; r < count; r += kPanel) {
-      const int64_t last = smaller_of(r + kPanel, count) - 1;
-      panels[r / kPanel] = larger_of(0, smaller_of(heard[last] - start, kTileColumns));
-    }
-  }
-};
-
-// E0 of the edges that an emotion hears, by place, up to whole vectors; 0 for the emotion itself.
-template <typename T>
-void emotion_edges(const GraphHead<T>& head, int64_t receiver_node, T* edges) {
-  const T* const row = head.correlation + (receiver_node - head.words) * head.emotions;
-  edges[0] = 1;
-  for (int64_t j = 1; j <= head.emotion_count; ++j) {
-    edges[j] = head.order[j] == receiver_node ? static_cast<T>(0) : row[head.order[j] - head.words];
-  }
-  for (int64_t j = head.emotion_count + 1; j < rounded_up(head.emotion_count + 1, kLanes<T>); ++j) edges[j] = 0;
-}
-
-template <typename T>
-T factor_of_row(const GraphHead<T>& head, int64_t node) {
-  return head.row_factor == nullptr ? static_cast<T>(1) : head.row_factor[node];
-}
-
-// E0 u^1 ... u^depth from the products of queries and keys in planes 1 ... depth; if kKeep, those become the u, and
-// `before` gets what stood before each of them.
-template <bool kKeep, typename T>
-inline Vector<T> grown_edge(T* row, int64_t plane_size, int64_t depth, T scale, Vector<T> edge, T* before) {
-  using V = Vector<T>;
-  for (int64_t m = 1; m <= depth; ++m) {
-    T* const at = row + m * plane_size;
-    const V u = multiply_add(splat(scale), load<V>(at), splat(static_cast<T>(1)));
-    if (kKeep) {
-      store(before + (m - 1) * kLanes<T>, edge);
-      store(at, u);
-    }
-    edge *= u;
-  }
-  return edge;
-}
-
-// Scores s E log2(e) of one row in plane 0, from the products of queries and keys in planes 0 ... depth; -infinity from
-// column `heard` on, up to whole vectors.
-template <typename T>
-void weigh_scores(T* row, int64_t plane_size, int64_t depth, int64_t heard, const T* edges, T factor, T scale) {
-  using V = Vector<T>;
-  const T whole_scale = scale * kLog2E<T> * factor;
-  for (int64_t j = 0; j < heard; j += kLanes<T>) {
-    const V edge = grown_edge<false, T>(row + j, plane_size, depth, scale, load<V>(edges + j), nullptr);
-    store(row + j, score<T>(whole_scale, load<V>(row + j), edge));
-  }
-  for (int64_t j = heard; j < rounded_up(heard, kLanes<T>); ++j) row[j] = -kInfinity<T>;
-}
-
-template <typename T>
-void fill_zero(T* row, int64_t begin, int64_t end) {
-  for (int64_t j = begin; j < end; ++j) row[j] = 0;
-}
-
-template <typename T>
-struct ForwardScratch {
-  T* planes;  // [1 + depth]
-  T* total;   // output rows
-  T* edges;   // E0 of an emotion's row
-  int64_t size;
-
-  ForwardScratch(const GraphHead<T>& head, int64_t nodes, T* scratch) {
-    Carver<T> carver(scratch);
-    planes = carver.take((1 + head.depth) * kTileRows * tile_stride<T>(nodes));
-    total = carver.take(kTileRows * padded_width<T>(head.value_dim));
-    edges = carver.take(rounded_up(head.emotions + 1, kLanes<T>));
-    size = carver.used();
-  }
-};
-
-template <typename T>
-int64_t graph_forward_scratch(const GraphHead<T>& head, int64_t nodes) {
-  return ForwardScratch<T>(head, nodes, nullptr).size;
-}
-
-// One tile of receivers, over all that they hear. Returns whether all of the output is finite; if it is not, a value
-// may be to blame that the receiver does not hear, unless `heard_alone` says that those are left out.
-template <typename T>
-bool forward_tile(const GraphHead<T>& head, const PackedSenders<T>& senders, const TileRows<T>& rows,
-                  const ForwardScratch<T>& at, bool heard_alone, Rows<T> output, T* maximum, T* inverse) {
-  using V = Vector<T>;
-  const int64_t stride = tile_stride<T>(head.count), plane_size = kTileRows * stride;
-  const int64_t value_stride = padded_width<T>(head.value_dim);
-  const Listed<const T> values = reachable(head.value, head.order, head.value_dim, senders.value_copy, senders.numbers);
-  const Listed<T> totals = {at.total, value_stride, senders.numbers};
-  int64_t limits[kTilePanels];
-  T largest[kTileRows], normalizer[kTileRows];
-
-  for (int64_t start = 0; start < rows.longest; start += kTileColumns) {
-    rows.limits(start, limits);
-    const int64_t columns = smaller_of(rows.longest - start, kTileColumns);
-    for (int64_t m = 0; m <= head.depth; ++m) {
-      const Listed<const T> queries = {head.queries[m].data, head.queries[m].stride, rows.nodes};
-      multiply_across(queries, rows.count, limits, senders.keys + m * senders.across_size + start * head.dim, head.dim,
-                      at.planes + m * plane_size, stride, head.ahead);
-    }
-    for (int64_t r = 0; r < rows.count; ++r) {
-      T* const row = at.planes + r * stride;
-      const int64_t heard = smaller_of(rows.heard[r] - start, columns);
-      if (heard <= 0) {
-        fill_zero(row, 0, limits[r / kPanel]);
-        continue;
-      }
-      const T factor = factor_of_row(head, rows.nodes[r]);
-      const bool is_emotion = rows.nodes[r] >= head.words;
-      if (is_emotion) emotion_edges(head, rows.nodes[r], at.edges);
-      weigh_scores(row, plane_size, head.depth, heard, is_emotion ? at.edges + start : senders.weight + start, factor,
-                   head.scale);
-      const int64_t itself = rows.places[r] - start;
-      if (is_emotion && itself >= 0 && itself < heard) row[itself] = -kInfinity<T>;
-      V most = splat(-kInfinity<T>), sums = V{};
-      for (int64_t j = 0; j < heard; j += kLanes<T>) most = larger<T>(load<V>(row + j), most);
-      // The first tile holds [CLS], whom everybody hears: the maximum is a number from there on.
-      const T before = largest[r],
-              now = start == 0 ? ecore::maximum<T>(most) : ecore::maximum<T>(larger<T>(most, splat(before)));
-      for (int64_t j = 0; j < heard; j += kLanes<T>) {
-        const V p = exp2<T>(load<V>(row + j) - now);
-        sums += p;
-        store(row + j, p);
-      }
-      fill_zero(row, rounded_up(heard, kLanes<T>), limits[r / kPanel]);
-      largest[r] = now;
-      if (start == 0) {
-        normalizer[r] = sum<T>(sums);
-      } else {
-        const T shrink = exp2<T>(splat(before - now))[0];
-        normalizer[r] = normalizer[r] * shrink + sum<T>(sums);
-        for (int64_t c = 0; c < value_stride; c += kLanes<T>) {
-          T* const to = at.total + r * value_stride + c;
-          store(to, load<V>(to) * shrink);
-        }
-      }
-    }
-    if (heard_alone) {
-      multiply_heard_rows(at.planes, stride, rows.count, limits, values.from(start), head.value_dim, totals, start > 0,
-                          [&](int64_t r, int64_t j) { return rows.hears(head, r, start + j); });
-    } else {
-      multiply_rows(at.planes, stride, rows.count, limits, values.from(start), head.value_dim, totals, start > 0,
-                    head.ahead);
-    }
-  }
-  V check{};
-  for (int64_t r = 0; r < rows.count; ++r) {
-    const T factor = static_cast<T>(1) / normalizer[r];
-    scale_row(at.total + r * value_stride, factor, head.value_dim, output.data + rows.nodes[r] * output.stride, &check);
-    maximum[rows.places[r]] = largest[r];
-    inverse[rows.places[r]] = factor;
-  }
-  return is_finite(sum<T>(check));
-}
-
-template <typename T>
-void graph_forward(const GraphHead<T>& head, const T* packed, int64_t begin, int64_t end, T* scratch, Rows<T> output,
-                   T* maximum, T* inverse) {
-  const PackedSenders<T> senders(head, head.count, false, const_cast<T*>(packed));
-  const ForwardScratch<T> at(head, head.count, scratch);
-  for (; begin < end; begin += kTileRows) {
-    const TileRows<T> rows(head, begin, end);
-    if (!forward_tile(head, senders, rows, at, false, output, maximum, inverse)) {
-      forward_tile(head, senders, rows, at, true, output, maximum, inverse);
-    }
-  }
-}
 
 // The gradients that senders add up over receivers.
 template <typename T>
@@ -346,7 +72,7 @@ int64_t graph_backward_scratch(const GraphHead<T>& head, int64_t nodes) {
   return BackwardScratch<T>(head, nodes, nullptr).size;
 }
 
-// What the backward of one row of a tile needs beside its planes.
+// Numbers that the backward of one row of a tile needs beside its planes.
 template <typename T>
 struct BackwardRow {
   const T* edges;  // E0, from the tile's first column on
@@ -359,7 +85,7 @@ struct BackwardRow {
   Vector<T> attention(Vector<T> product, Vector<T> edge) const {
     const T whole_scale = scale * kLog2E<T> * factor;
     Vector<T> x = score<T>(whole_scale, product, edge) - maximum;
-    // What is heard does not pass the maximum; what is not can be anything.
+    // A score that is heard does not pass the maximum; any other may.
     x = x > Vector<T>{} ? Vector<T>{} : x;
     return exp2<T>(x) * inverse;
   }
@@ -464,7 +190,7 @@ void graph_backward(const GraphHead<T>& head, const T* packed, int64_t begin, in
     const Listed<const T> grad_outputs =
         reachable(grad_output, rows.nodes, head.value_dim, at.grad_output, senders.numbers);
     load_copy(at.grad_output, grad_output, rows.nodes, rows.count, head.value_dim);
-    // Whether queries, keys and gradients of this tile are finite, as far as products over all of it take them.
+    // True if queries, keys and gradients of this tile are finite, as far as products over all of it take them.
     bool finite = true;
     // Attention times its gradient, summed over all that a row hears. Where a tile holds all of that, it is added up
     // there, of the very numbers that it is taken off, as a softmax's backward does; else it comes from the output, in
@@ -600,12 +326,6 @@ void graph_finish(const GraphHead<T>& head, T* sums, int64_t nodes, int64_t part
     for (int64_t p = 1; p < parts; ++p) gradient += total.emotion_weight[p * apart + j];
     gradients.emotion_weight[head.order[j] - head.words] = gradient;
   }
-}
-
-template <typename T>
-constexpr GraphAttentionKernels<T> graph_attention_kernels() {
-  return {kChunk<T>,          graph_packed_size<T>,      graph_pack<T>,     graph_forward_scratch<T>, graph_forward<T>,
-          graph_sums_size<T>, graph_backward_scratch<T>, graph_backward<T>, graph_finish<T>};
 }
 
 }  // namespace

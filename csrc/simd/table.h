@@ -1,9 +1,10 @@
-// Defines the table of one instruction set's kernels. Included only by simd_*.cpp, which name it.
+// Defines the table of one instruction set's kernels. Included only by baseline.cpp, avx2.cpp and avx512.cpp, which
+// name it.
 #pragma once
 
-#include "simd_edge_attention.h"
-#include "simd_edge_readout.h"
-#include "simd_graph_attention.h"
+#include "edge_attention.h"
+#include "edge_readout.h"
+#include "graph_attention.h"
 
 namespace ecore {
 

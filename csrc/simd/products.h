@@ -1,13 +1,13 @@
 // Matrix products of one instruction set: a register-blocked micro-kernel, the three sweeps over a tile that attention
-// is made of, and the packing of their operands. Included only by simd_*.cpp; see simd_vectors.h.
+// is made of, and the packing of their operands. Included only by table.h; see vectors.h.
 //
 // "Rows" of an operand lie one after another, padded with zeros to whole vectors (padded_width). An operand packed
 // "across" is a transposed one, in chunks of kChunk columns that lie one after another: [columns /
 // kChunk][depth][kChunk].
 #pragma once
 
-#include "simd.h"
-#include "simd_vectors.h"
+#include "kernels.h"
+#include "vectors.h"
 
 namespace ecore {
 namespace {
@@ -51,7 +51,7 @@ struct Listed {
   Listed from(int64_t i) const { return {data, stride, numbers + i}; }
 };
 
-// What a micro-kernel multiplies: C = or += A B for up to kPanel rows of A and C.
+// The operands of a micro-kernel: C = or += A B for up to kPanel rows of A and C.
 template <typename T>
 struct Product {
   const T* a[kPanel];
@@ -139,7 +139,7 @@ inline void fetch(Ahead<T>* ahead) {
   }
 }
 
-// How rows of a width are cut into a micro-kernel's columns.
+// The cut of rows of a width into a micro-kernel's columns.
 template <typename T>
 struct Cut {
   bool four;        // the last vector has four elements
@@ -150,7 +150,7 @@ struct Cut {
         vectors((width + kLanes<T> - 1) / kLanes<T>) {}
 };
 
-// Whether the sweeps touch nothing but a row's own elements. Otherwise rows are to be copied, and padded.
+// True if the sweeps touch nothing but a row's own elements. Otherwise rows are to be copied, and padded.
 template <typename T>
 constexpr bool fits(int64_t width) {
   return width % kLanes<T> == 0 || (kLanes<T> > 4 && width % kLanes<T> == 4);

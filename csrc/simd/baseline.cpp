@@ -1,4 +1,4 @@
 #define ECORE_SIMD_BYTES 16
 #define ECORE_SIMD_NAME "baseline"
 #define ECORE_SIMD_TABLE kSimdBaseline
-#include "simd_table.h"
+#include "table.h"

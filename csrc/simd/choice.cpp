@@ -1,7 +1,7 @@
+#include "choice.h"
+
 #include <cstdlib>
 #include <stdexcept>
-
-#include "simd_choice.h"
 
 namespace ecore {
 namespace {

@@ -1,12 +1,12 @@
-// What emotions send after the layers of the history (Eq. 8), one (b, k) at a time. Included only by simd_*.cpp; see
-// simd_vectors.h.
+// Weights of the edges that emotions send after the layers of the history (Eq. 8), one (b, k) at a time. Included only
+// by table.h; see vectors.h.
 //
 // A tile is kTileRows receivers by up to kTileColumns emotions, in planes [rows, columns], one for every u^m = 1 +
 // scale q^m_i . k^m_j.
 #pragma once
 
-#include "simd.h"
-#include "simd_products.h"
+#include "kernels.h"
+#include "products.h"
 
 namespace ecore {
 namespace {
@@ -91,7 +91,7 @@ void multiply_history(const GraphHead<T>& head, const ReadoutScratch<T>& at, con
   }
 }
 
-// What is fetched while the tile of `rows` receivers from place `begin` on is computed: the receivers after it, in
+// Rows fetched while the tile of `rows` receivers from place `begin` on is computed: the receivers after it, in
 // about so many products a panel of receivers; after a head's last tile, what the head itself says.
 template <typename T>
 class TilesAhead {

@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "simd.h"
+#include "kernels.h"
 
 namespace ecore {
 

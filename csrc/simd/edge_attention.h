@@ -1,18 +1,18 @@
 // Attention on any dense graph, one (b, k) at a time, with its edges in memory (Eqs. 4 to 7). Included only by
-// simd_*.cpp; see simd_vectors.h.
+// simd_*.cpp; see vectors.h.
 //
 // With scores s = scale q_i . k_j and edges E, a row's attention is softmax(s E) over its neighbours, and its updated
 // edges are factor (E + s E). A tile is kTileRows receivers by up to kTileColumns senders, in planes [rows, columns].
-// Pairs that are no neighbours are 0 there by selection, as in simd_graph_attention.h.
+// Pairs that are no neighbours are 0 there by selection, as in graph_tiles.h.
 #pragma once
 
-#include "simd.h"
-#include "simd_products.h"
+#include "kernels.h"
+#include "products.h"
 
 namespace ecore {
 namespace {
 
-// What is packed of the senders of a head.
+// The senders of a head, packed.
 template <typename T>
 struct PackedNodes {
   T* keys;          // across
@@ -250,7 +250,7 @@ void edge_backward(const EdgeHead<T>& head, const T* packed, int64_t begin, int6
     const Listed<const T> grad_outputs = reachable(grad_output, nodes, head.value_dim, at.grad_output, head.order);
     load_copy(at.queries, head.query, nodes, rows, head.dim);
     load_copy(at.grad_output, grad_output, nodes, rows, head.value_dim);
-    // Whether queries, keys and gradients of this tile are finite, as far as products over all of it take them.
+    // True if queries, keys and gradients of this tile are finite, as far as products over all of it take them.
     bool finite = true;
     // As in graph_attention: of the row's own numbers where a tile holds them, else of the output.
     const bool one_tile = head.nodes <= kTileColumns;

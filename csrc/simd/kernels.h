@@ -1,5 +1,5 @@
-// The kernels that exist once an instruction set: what the drivers (graph_attention_cpu.cpp and others) call, one (b,
-// k) or a part of one at a time. simd_choice.h chooses among them.
+// The kernels that exist once an instruction set: the drivers (graph_attention_cpu.cpp and others) call them for one
+// (b, k) or a part of one at a time. choice.h chooses among them.
 #pragma once
 
 #include <cstdint>
@@ -45,7 +45,7 @@ struct GraphHead {
   Ahead<T>* ahead;  // or null; not to be shared by threads
 };
 
-// Where a head's gradients go; data is null for those that are not wanted.
+// The gradients of a head; data is null for those that are not wanted.
 template <typename T>
 struct GraphGradients {
   const Rows<T>* queries;  // [1 + depth]
@@ -117,12 +117,12 @@ struct EdgeHead {
   T scale;
 };
 
-// Where a head's gradients go; data is null for those that are not wanted.
+// The gradients of a head; data is null for those that are not wanted.
 template <typename T>
 struct EdgeGradients {
   Rows<T> query, key, value;
   T* edge;        // [nodes, nodes]
-  bool add_edge;  // what stands there is added to
+  bool add_edge;  // add to the present content
   T* factor;
   // Several heads may share `edge`, and then add to it in turn: a head's tile of it, known by its first row and its
   // number along that row, waits for the ones before. Null where there is nobody to wait for.

@@ -1,4 +1,4 @@
-// Vectors of one instruction set and the arithmetic on them. Included only by simd_*.cpp, each of which is compiled for
+// Vectors of one instruction set and the arithmetic on them. Included only by table.h, each of which is compiled for
 // one instruction set and defines ECORE_SIMD_BYTES, the width of its vectors.
 //
 // Everything here has internal linkage, and nothing from the standard library's headers is called: an inline function
@@ -70,8 +70,8 @@ inline Vector<T> splat(T value) {
   return value - Vector<T>{};
 }
 
-// a * b + c, rounded once where the instruction set can. Nothing else is: the compiler is told not to contract, so that
-// what is multiplied here is the same bits wherever it is multiplied.
+// a * b + c, rounded once where the instruction set can. Nothing else is: the compiler must not contract, so that
+// a product from here is the same bits in every place.
 template <typename V>
 inline V multiply_add(V a, V b, V c) {
   [[maybe_unused]] constexpr bool kSingle = sizeof(a[0]) == sizeof(float);
