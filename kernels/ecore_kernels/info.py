@@ -1,4 +1,4 @@
-"""What is installed and compiled, what runs and why something is missing: ``python -m ecore_kernels.info``.
+"""Report on an installation, its backends and what is missing: ``python -m ecore_kernels.info``.
 
 With ``--compile sm_86`` it compiles every kernel of the Triton backend for that architecture, no GPU needed, and prints
 what the compiler made of them: registers, shared memory, spills, and how much of an SM they fill.

@@ -53,7 +53,7 @@ class MultiResolutionEdgeAttention(nn.Module):
         return x.unflatten(-1, (self.resolutions, self.head_dim)).transpose(1, 2)
 
     def edge_update(self, nodes: Tensor) -> EdgeUpdate:
-        """What this layer does to the edges: queries and keys [B, K, N, d] and gates [B, K, N] of nodes [B, N, D]."""
+        """The update of the edges by this layer: queries, keys [B, K, N, d] and gates [B, K, N] of nodes [B, N, D]."""
         # One product of all weights: alone, each is too small for a GPU, and its two gradients are as well.
         layers = (self.query, self.key, self.gate)
         width = sum(layer.out_features for layer in layers)

@@ -24,17 +24,17 @@ except ImportError as error:
 
 
 def available() -> bool:
-    """Whether the compiled extension is there."""
+    """Return True if the compiled extension is there."""
     return _native is not None
 
 
 def unavailable_reason() -> str:
-    """Why :func:`available` is false; empty where it is true."""
+    """Return the reason why :func:`available` is false; empty where it is true."""
     return "" if available() else _missing
 
 
 def build_record() -> dict[str, str]:
-    """What the extension was compiled with.
+    """Return the record of how the extension was compiled.
 
     Returns:
         compiler, build_type, commit ("" where unknown), cuda (nvcc's version, or ""), cuda_missing (why there
@@ -55,4 +55,4 @@ def simd() -> tuple[str, list[str]]:
 
 
 if available():
-    simd()  # a wrong ECORE_KERNELS_SIMD is told at once, not at the first call
+    simd()  # a wrong ECORE_KERNELS_SIMD raises at once, not at the first call

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Multiprocessor(NamedTuple):
-    """What one multiprocessor (SM) of an architecture holds: CUDA C++ Programming Guide, technical specifications."""
+    """Capacity of one multiprocessor (SM) of an architecture: CUDA C++ Programming Guide, technical specifications."""
 
     shared: int  # bytes
     warps: int
@@ -33,7 +33,7 @@ ARCHITECTURES = {
 
 
 def occupancy(architecture: int, warps: int, registers: int, shared: int) -> tuple[int, str]:
-    """How many thread blocks an SM holds at a time, and what keeps them from being more.
+    """Return the number of thread blocks that an SM holds at a time, and the limit that keeps it from more.
 
     Args:
         warps: of a block.

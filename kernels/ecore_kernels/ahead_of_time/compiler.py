@@ -42,7 +42,7 @@ _POINTERS = {
 
 
 class Compiled(NamedTuple):
-    """What the compiler made of an entry; of one that it could not compile only ``error``."""
+    """Result of compiling an entry; of one that does not compile only ``error``."""
 
     entry: Entry
     constants: dict[str, int] = {}  # noqa: RUF012 (never changed)
@@ -59,7 +59,7 @@ class Compiled(NamedTuple):
 
     @property
     def problem(self) -> str:
-        """Why a GPU of the architecture cannot run it; empty if it can."""
+        """The reason why a GPU of the architecture cannot run it; empty if it can."""
         if self.error:
             return f"does not compile: {self.error}"
         largest = ARCHITECTURES[self.entry.architecture].shared_per_block
@@ -99,7 +99,7 @@ def source_of(launched: Launch) -> ASTSource:
 
 
 def _assembler_report(ptx: str, architecture: int) -> str:
-    """What ``ptxas -v`` says, for the versions of Triton that do not hand it on."""
+    """Return the output of ``ptxas -v``, for the versions of Triton that do not hand it on."""
     ptxas = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "kernel.ptx")

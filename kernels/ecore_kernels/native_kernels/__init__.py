@@ -58,7 +58,7 @@ def readable(tensor: Any) -> Any:
 
 
 def addresses(tensors: Sequence[Tensor | None]) -> list[int]:
-    """Return where the elements of each begin; 0 for None."""
+    """Return the address of each tensor's elements; 0 for None."""
     return [0 if x is None else x.data_ptr() for x in tensors]
 
 
@@ -133,7 +133,7 @@ def heads(tensor: Tensor | None) -> tuple[int, int, int, int]:
 
 
 def address(tensor: Tensor | None) -> int:
-    """Where a tensor's elements begin; 0 for None."""
+    """Return the address of a tensor's elements; 0 for None."""
     return 0 if tensor is None else tensor.data_ptr()
 
 

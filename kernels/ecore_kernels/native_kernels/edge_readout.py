@@ -1,4 +1,4 @@
-"""What emotions send after the layers of the history, on a CPU: csrc/edge_readout_cpu.cpp, seen from torch."""
+"""Readout of the last edges' emotion columns on a CPU: csrc/edge_readout_cpu.cpp, seen from torch."""
 
 from __future__ import annotations
 

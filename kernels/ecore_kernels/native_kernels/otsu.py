@@ -12,7 +12,7 @@ from ecore_kernels import native
 
 @torch.compiler.assume_constant_result  # torch.compile cannot trace into the extension
 def _cuda_refusal(device: int) -> str:
-    """Why the extension's CUDA kernels cannot run on that device, or ""."""
+    """Return the reason against the extension's CUDA kernels on that device, or ""."""
     return _asked_cuda_refusal(device)
 
 
@@ -25,7 +25,7 @@ def _asked_cuda_refusal(device: int) -> str:
 
 
 def why_not(values: Tensor) -> str | None:
-    """Why :func:`otsu` cannot run on values [B, P]; None if it can."""
+    """Return the reason against :func:`otsu` on values [B, P]; None if it can run."""
     if not native.available():
         return native.unavailable_reason()
     if values.dtype not in (torch.float32, torch.float64):

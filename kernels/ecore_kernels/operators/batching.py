@@ -30,7 +30,7 @@ class Fold:
         return tensor.flatten(axis, axis + 1)
 
     def fold_saved(self, saved: Tensor, dim: Dim) -> Tensor:
-        """What a forward has left, [planes, B, ...], with size * B, contiguous."""
+        """The saved result of a forward, [planes, B, ...], with size * B, contiguous."""
         folded = self.fold(saved, dim, axis=1)
         assert folded is not None
         return folded.contiguous()

@@ -1,4 +1,4 @@
-"""What the operators refuse before they run."""
+"""Checks of arguments that the operators make before they run."""
 
 from __future__ import annotations
 

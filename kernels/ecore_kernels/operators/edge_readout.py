@@ -1,4 +1,4 @@
-"""What the model reads out of the last edges: their emotion columns (Eq. 8)."""
+"""Readout of the last edges: their emotion columns (Eq. 8)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What earlier layers did to the edges: the history of an operator, and r, the product of its gates."""
+"""History of an operator: the updates of the edges by earlier layers, and r, the product of their gates."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ecore_kernels import backends
 
 
 class EdgeUpdate(NamedTuple):
-    """What one earlier layer did to the edges: E' = gate * edge_scale * E * (1 + scale * query . key) (Eqs. 5, 7).
+    """The update of the edges by one earlier layer: E' = gate * edge_scale * E * (1 + scale * query . key) (Eqs. 5, 7).
 
     Attributes:
         query: [B, K, N, d].

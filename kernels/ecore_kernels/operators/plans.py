@@ -1,4 +1,4 @@
-"""Plans: what the checks of a call have found, kept for all calls of the same signature; and the scale of scores."""
+"""Plans: results of a call's checks, kept for all calls of the same signature; and the scale of scores."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MOST_SIGNATURES = 4096
 
 
 def signature(values: Sequence[Any]) -> tuple[Any, ...]:
-    """Return what the checks of a call depend on: of a tensor all but its numbers, of another value its class."""
+    """Return all that the checks of a call depend on: of a tensor all but its numbers, of another value its class."""
     return tuple(
         [
             (x.__class__, x.shape, x.stride(), x.dtype, x.device, x.requires_grad)

@@ -38,7 +38,7 @@ def kernels(backend: str, operator: str) -> ModuleType:
 
 @torch.compiler.assume_constant_result  # torch.compile cannot trace the question
 def _matmul_precision() -> str:
-    """How float32 matrices are to be multiplied on a GPU: as torch multiplies them."""
+    """Return the precision of float32 products on a GPU: that of torch's own."""
     # Since torch 2.9 this knows both ways to ask for tf32; ``get_float32_matmul_precision`` raises after the newer one.
     chosen = getattr(torch.backends.cuda.matmul, "fp32_precision", None)
     if chosen is None:
@@ -65,7 +65,7 @@ class FusedOperator(NamedTuple):
     reference: Callable[..., tuple[Tensor, ...]]
     """(setting, tensors) -> the results that have gradients, in plain PyTorch."""
     differentiable: int
-    """How many of the results have gradients; the others are for the backward alone."""
+    """Number of results that have gradients; the others are for the backward alone."""
     kept: tuple[int, ...]
     """The results that the backward wants."""
     names: Callable[[Any], list[str]]
@@ -76,7 +76,7 @@ OPERATORS: dict[str, FusedOperator] = {}
 
 
 def _with_signature(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
-    """Class decorator: ``apply`` asks for the signature of ``forward`` at every call, and finding it takes its time."""
+    """Class decorator: ``apply`` reads the signature of ``forward`` at every call, and finding it is slow."""
     function.forward.__signature__ = inspect.signature(function.forward)  # type: ignore[attr-defined]
     return function
 

@@ -18,7 +18,7 @@ from ecore_kernels.dtypes import node_type
 from ecore_kernels.refusals import no_gradient_to_words
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-"""Whether Triton's interpreter stands in for a GPU: it runs the kernels on CPU tensors, for tests."""
+"""True if Triton's interpreter replaces a GPU: it runs the kernels on CPU tensors, for tests."""
 
 OLDEST_TRITON = (3, 3)
 OLDEST_TRITON_FOR_FLOAT64 = (3, 5)
@@ -27,7 +27,7 @@ LARGEST_HEAD = {torch.float16: 256, torch.bfloat16: 256, torch.float32: 256, tor
 """By type: beyond, a backward's tiles do not fit into the shared memory of an sm_86."""
 NARROW_ROW = 512
 DEEPEST = {"graph_attention": (3, 2), "edge_readout": (4, 2)}
-"""How many layers of history an operator takes, for the same reason: with rows of queries of up to that many bytes, as
+"""Most layers of history that an operator takes, for the same reason: with rows of queries of up to that many bytes, as
 tiles hold them (heads of 128 in float32), and with wider ones."""
 
 
@@ -49,7 +49,7 @@ def _lacks_float64() -> bool:
 
 @torch.compiler.assume_constant_result
 def unavailable_reason() -> str:
-    """Why no kernel can run in this installation; empty if they can."""
+    """Return the reason why no kernel can run in this installation; empty if they can."""
     return _unavailable_reason()
 
 
@@ -68,7 +68,7 @@ def _unavailable_reason() -> str:
 
 
 def _driver_refusal() -> str:
-    """Why Triton cannot reach the GPU: it compiles a part of its driver first, which wants a C compiler."""
+    """Return the reason why Triton cannot reach the GPU: it first compiles a part of its driver in C."""
     from triton.runtime import driver
 
     try:
@@ -180,7 +180,7 @@ def _edge_readout(graph: Any = None, history: Any = (), **_: Any) -> list[str]:
 
 
 def _weights(graph: Any, history: Any) -> list[Tensor | None]:
-    """What decides, beside queries, keys and values, the type that those are multiplied in."""
+    """The tensors besides queries, keys and values that decide the type of products."""
     return [graph.emotion_weight, graph.correlation, *(update.gate for update in history)]
 
 

@@ -1,4 +1,4 @@
-"""How a kernel is launched: its configuration from the table, its arguments, and launches that are only planned.
+"""Launch of a kernel: its configuration from the table, its arguments, and launches that are only planned.
 
 Every launch goes through :func:`launch`, so that a kernel can be compiled without a GPU from exactly the arguments that
 it would get on one: inside :func:`plan`, tensors on the device ``meta`` reach it as they would any device, and the
@@ -158,7 +158,7 @@ def bits(number: float) -> int:
 
 
 def present(tensors: Sequence[Tensor | None]) -> int:
-    """Which of them there are, a bit each."""
+    """The tensors that are there, as a bit each."""
     return sum(1 << place for place, tensor in enumerate(tensors) if tensor is not None)
 
 

@@ -1,4 +1,4 @@
-"""What the kernels share: the order of a graph's participants, who hears whom in it, and loads and stores of rows."""
+"""Shared parts of all kernels: the order of a graph's participants and who hears whom in it, loads, stores."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from ecore_kernels.triton_kernels.edge_attention.forward_kernel import _forward
 
 
 def _setting(query: Tensor, value: Tensor, precision: str, direction: str):
-    """What depends on types and head sizes alone: kernel constants and the compiler's options."""
+    """Kernel constants and the compiler's options, which depend on types and head sizes alone."""
     arithmetic = launch.arithmetic_of(query.dtype, precision)
     dim, value_dim = query.shape[3], value.shape[3]
     tile_dim, tile_value = launch.padded(dim), launch.padded(value_dim)

@@ -21,7 +21,7 @@ from ecore_kernels.triton_kernels.edge_readout.forward_kernel import _forward
 def _setting(
     history: Sequence[Tensor], emotion_weight: Tensor, precision: str, direction: str
 ) -> tuple[dict[str, object], dict[str, int]]:
-    """What depends on types and sizes of the model alone: kernel constants and the compiler's options."""
+    """Kernel constants and the compiler's options, which depend on types and sizes of the model alone."""
     dim = history[0].shape[3] if history else 1
     arithmetic = launch.arithmetic_of(history[0].dtype if history else emotion_weight.dtype, precision)
     constants, options = launch.configuration(

@@ -1,4 +1,4 @@
-"""What the attention kernels share: the order that the forward leaves, and the weighted scores of a tile.
+"""Shared parts of the attention kernels: the order that the forward leaves, and the weighted scores of a tile.
 
 Tiles are [I, J], receivers by senders; the backward by columns has them [J, I]. Rows of nodes are tuples of tiles
 [I or J, PIECE], d columns in all.
@@ -25,7 +25,7 @@ VARYING = [
 
 @triton.jit
 def saved_of(saved, plane, pair, nodes):
-    """Where a (b, k) has what the forward leaves the backward, its planes of that many elements.
+    """The addresses in a (b, k)'s planes of ``saved``, each plane of that many elements.
 
     Returns:
         by place in the order, receivers' maximum and one over their sum, and E0 of the edges that the node there sends

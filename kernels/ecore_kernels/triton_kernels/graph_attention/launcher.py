@@ -22,7 +22,7 @@ CHUNK = 512  # nodes that are put in order at a time
 
 
 def _setting(query: Tensor, value: Tensor, history: int, precision: str, direction: str):
-    """What depends on types and head sizes alone: kernel constants and the compiler's options."""
+    """Kernel constants and the compiler's options, which depend on types and head sizes alone."""
     arithmetic = launch.arithmetic_of(query.dtype, precision)
     dim, value_dim = query.shape[3], value.shape[3]
     head = launch.padded(max(dim, value_dim))
