@@ -199,8 +199,8 @@ def _decoded(raw: bytes, where: str, first: bool) -> str:
 
 DEEPEST = 100
 """Lists and objects inside one another that JSON may have here."""
-LONGEST_INTEGER = 20
-"""Digits of a whole number: more are nothing that is counted or numbered here, and break what reads them."""
+LONGEST_INTEGER = 100
+"""Digits of a whole number: tokenizers' files have 31, and 309 are more than a float can hold."""
 _TOKENS = re.compile(r'"(?:[^"\\]|\\.)*"|-?[\w.+-]+|[\[\]{}]', re.DOTALL)
 
 

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from ecore.paper.annotation.annotators import Annotator
 
-KEY = "OPENAI_API_KEY"
-
 
 def declare_annotate(parser: argparse.ArgumentParser) -> None:
     """Label dialogues with several emotions, as the paper's Appendix H does: annotate, screen, review.
@@ -169,7 +167,7 @@ def _annotator(
         from ecore.paper.annotation.annotators import FileAnnotator
 
         return FileAnnotator(arguments.labels, emotions, arguments.votes or 1)
-    from ecore.paper.annotation.endpoint import EndpointAnnotator
+    from ecore.paper.annotation.endpoint import KEY, EndpointAnnotator
 
     cache = arguments.out / "answers.jsonl"
     key = os.environ.get(KEY) or None

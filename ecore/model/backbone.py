@@ -64,12 +64,15 @@ def expect(source: str) -> None:
 
 
 def _configuration(source: str, transformers: ModuleType) -> Any:
-    told = transformers.AutoConfig.from_pretrained(source)
-    if told.model_type != "gpt2" or not told.tie_word_embeddings:
+    # GPT-2's own classes, never the Auto ones: what a folder names is not imported, and nothing asks to trust it.
+    settings, _ = transformers.GPT2Config.get_config_dict(source)
+    kind = settings.get("model_type", "gpt2")
+    config = transformers.GPT2Config.from_dict(settings) if kind == "gpt2" else None
+    if config is None or not config.tie_word_embeddings:
         raise InputError(
-            f"{source}: expected a GPT-2 that shares its word embedding with its head, got {told.model_type}"
+            f"{source}: expected a GPT-2 that shares its word embedding with its head, got {kind}"
         )
-    return told
+    return config
 
 
 @contextlib.contextmanager
@@ -109,7 +112,7 @@ def build(
     with _loading(source) as transformers:
         told = _configuration(source, transformers)
         told.embd_pdrop = told.resid_pdrop = config.dropout
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+        tokenizer = transformers.GPT2TokenizerFast.from_pretrained(source)
         gpt2: GPT2Model
         if weights:
             gpt2 = transformers.GPT2Model.from_pretrained(source, config=told, dtype=torch.float32)

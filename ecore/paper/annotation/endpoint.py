@@ -8,6 +8,7 @@ import http.client
 import json
 import random
 import re
+import socket
 import threading
 import time
 import urllib.error
@@ -33,6 +34,10 @@ ANSWERS = 3
 """Answers that are read for one conversation before it counts as malformed."""
 REFUSALS = 5
 """Dialogues refused before anything was answered, after which the request itself must be wrong."""
+LONGEST_REPLY = 4 << 20
+"""Bytes of one reply: an answer is a short list."""
+KEY = "OPENAI_API_KEY"
+"""Environment variable that the key comes from."""
 FIRST_WAIT, LONGEST_WAIT = 1.0, 120.0
 """Seconds before the second request (doubling from there) and at most, whatever the server asks for."""
 
@@ -54,8 +59,34 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
+_connecting = threading.local()
+"""``sockets``: where a thread's connections note theirs, for whoever may have to cut them."""
+
+
+class _Connection(http.client.HTTPConnection):
+    def connect(self) -> None:
+        super().connect()
+        _connecting.sockets.append(self.sock)
+
+
+class _SecureConnection(http.client.HTTPSConnection):
+    def connect(self) -> None:
+        super().connect()
+        _connecting.sockets.append(self.sock)
+
+
+class _WatchedHTTP(urllib.request.HTTPHandler):
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_Connection, req)
+
+
+class _WatchedHTTPS(urllib.request.HTTPSHandler):
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_SecureConnection, req)
+
+
 class EndpointAnnotator:
-    """Asks a language model at ``URL/chat/completions``, temperature 0.
+    """An annotator that asks a language model at ``URL/chat/completions``, temperature 0.
 
     Each answer is kept in ``cache`` as it comes, so that an interrupted annotation, started again, asks only for
     what is missing; an answer counts for the same model, instruction and dialogue alone. A busy or broken
@@ -87,11 +118,8 @@ class EndpointAnnotator:
         timeout: float = TIMEOUT,
         first_wait: float = FIRST_WAIT,
     ) -> None:
-        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
-            raise InputError(
-                f"--url: expected the address of an API like http://localhost:8000/v1, got {url!r}"
-            )
-        if key is not None and not (key.isascii() and key.isprintable()):
+        _check_url(url)
+        if key is not None and not (key.isascii() and key.isprintable() and key.strip()):
             raise InputError("API key: expected printable ASCII characters in one line")
         self._url = url.rstrip("/") + "/chat/completions"
         self._model, self._key = model, key
@@ -99,7 +127,8 @@ class EndpointAnnotator:
         self._emotions = {emotion.casefold(): emotion for emotion in emotions}
         examples = {"first": emotions[0], "second": emotions[-1]}
         self._instruction = _INSTRUCTION.format(emotions=", ".join(emotions), **examples)
-        self._opener = urllib.request.build_opener(_NoRedirect)
+        self._opener = urllib.request.build_opener(_NoRedirect, _WatchedHTTP, _WatchedHTTPS)
+        self._secrets = [key] if key else []
         self._cache = cache
         self._lock = threading.Lock()
         self._stopped = stopped or threading.Event()
@@ -129,7 +158,7 @@ class EndpointAnnotator:
                 if kept is None:
                     self._keep(key, conversation.conv_id, text)
                 return tuple(dict.fromkeys(name for name in known if name is not None))
-        raise NoAnnotation(f"malformed answer: {' '.join(text.split())[:60]!r}")
+        raise NoAnnotation(f"malformed answer: {self._clean(text)[:60]!r}")
 
     def _named(self, text: str) -> list[str | None] | None:
         """The emotions that an answer names, None for each unknown one; None where it is no answer.
@@ -159,8 +188,7 @@ class EndpointAnnotator:
             wait = self._first_wait * 2**attempt * random.uniform(0.75, 1.25)
             request = urllib.request.Request(self._url, body, headers)
             try:
-                with self._opener.open(request, timeout=self._timeout) as response:
-                    return _answer_text(response.read())
+                return self._without_key(_answer_text(self._reply(request)))
             except urllib.error.HTTPError as error:
                 problem = f"{error.code} {error.reason}"
                 with error:
@@ -174,8 +202,8 @@ class EndpointAnnotator:
             if attempt + 1 < ATTEMPTS:
                 self._stopped.wait(min(wait, LONGEST_WAIT))
         raise InputError(
-            f"{self._url}: {problem}, {ATTEMPTS} times in a row; expected answers. What was answered is kept: "
-            "start the same command again to go on"
+            f"{self._url}: {self._clean(problem)[:200]}, {ATTEMPTS} times in a row; expected answers. What was "
+            "answered is kept: start the same command again to go on"
         )
 
     def _refused(self, error: urllib.error.HTTPError) -> NoReturn:
@@ -183,7 +211,7 @@ class EndpointAnnotator:
         body = b""
         with contextlib.suppress(OSError, http.client.HTTPException):  # the explanation may break off
             body = error.read(2000)
-        said = " ".join(body.decode("utf-8", "replace").split())[:200]
+        said = self._clean(body.decode("utf-8", "replace"))[:200]
         if error.code in (400, 413, 422):
             with self._lock:
                 self._refusals += 1
@@ -192,8 +220,52 @@ class EndpointAnnotator:
                 raise NoAnnotation(f"refused with {error.code}: {said[:60]}")
         check = {401: "the key", 403: "the key", 404: "--url and --model"}.get(error.code, "--url, --model")
         raise InputError(
-            f"{self._url}: refused with {error.code} {error.reason}; check {check}; it says: {said or 'nothing'}"
+            f"{self._url}: refused with {error.code} {self._clean(error.reason)[:60]}; check {check}; it says: "
+            f"{said or 'nothing'}"
         )
+
+    def _reply(self, request: urllib.request.Request) -> bytes:
+        """Send a request and read the reply, in ``timeout`` seconds together.
+
+        Raises:
+            TimeoutError: a server that sends a byte now and then.
+            ValueError: more than :data:`LONGEST_REPLY` bytes.
+        """
+        late = threading.Event()
+        sockets: list[socket.socket] = []
+        _connecting.sockets = sockets
+
+        def cut() -> None:
+            late.set()
+            for connected in sockets:
+                with contextlib.suppress(OSError):
+                    connected.shutdown(socket.SHUT_RDWR)
+
+        timer = threading.Timer(self._timeout, cut)
+        timer.daemon = True
+        timer.start()
+        try:
+            with self._opener.open(request, timeout=self._timeout) as response:
+                content: bytes = response.read(LONGEST_REPLY + 1)
+        except (OSError, http.client.HTTPException):
+            if late.is_set():
+                raise TimeoutError(f"no whole reply in {self._timeout:g} seconds") from None
+            raise
+        finally:
+            timer.cancel()
+        if len(content) > LONGEST_REPLY:
+            raise ValueError(f"over {LONGEST_REPLY:,} bytes")
+        return content
+
+    def _clean(self, text: str) -> str:
+        """Return what somebody else wrote as one line without control characters and without the key."""
+        return self._without_key(" ".join("".join(c for c in text if c.isprintable() or c.isspace()).split()))
+
+    def _without_key(self, text: str) -> str:
+        # A server may send back what it was sent, perhaps in another case.
+        for secret in self._secrets:
+            text = re.sub(re.escape(secret), "[key]", text, flags=re.IGNORECASE)
+        return text
 
     def _read_cache(self) -> dict[str, str]:
         """Answers by key. A last line that an interruption tore is cut off, so that what follows starts afresh."""
@@ -224,6 +296,26 @@ class EndpointAnnotator:
             self._answers[key] = answer
             with open(self._cache, "a", encoding="utf-8") as file:
                 file.write(line + "\n")
+
+
+def _check_url(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        secret = "@" in parts.netloc
+        plain = (
+            not parts.query and not parts.fragment and url.isascii() and url.isprintable() and " " not in url
+        )
+    except ValueError:
+        usable, plain, secret = False, False, "@" in url
+    if secret:  # it would be printed and kept with the address
+        raise InputError(
+            f"--url: expected no user or password in it; give the key in the environment variable {KEY}"
+        )
+    if not usable or not plain:
+        raise InputError(
+            f"--url: expected the address of an API like http://localhost:8000/v1, got {url[:100]!r}"
+        )
 
 
 def _answer_text(content: bytes) -> str:

@@ -126,7 +126,6 @@ BAD_RECORDS = [
     (lambda r: r["utterances"][1].pop("speaker"), "utterance 2: expected the listener's"),
     (lambda r: r["utterances"].pop(1), "utterance 2: expected the listener's .* got speaker 'speaker'"),
     (lambda r: r["utterances"][0].update(text="\ud83d"), "not valid Unicode"),
-    (lambda r: r["utterances"][0].update(text=" \u3000"), "utterance 1: empty"),
     (_put(conv_id=[1]), "expected conv_id to be text or a whole number"),
     (_put(conv_id=True), "expected conv_id to be text or a whole number"),
     (_put(situation=None), "situation to be text"),

@@ -464,6 +464,22 @@ def test_what_is_no_gpt2_is_refused(make, gpt2_folder, tmp_path, data, monkeypat
         make()
 
 
+def test_no_code_of_a_folder_runs(make, gpt2_folder, tmp_path, monkeypatch):
+    folder = shutil.copytree(gpt2_folder, tmp_path / "gpt2")
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
+    names = dict.fromkeys(("AutoConfig", "AutoModel", "AutoModelForCausalLM"), "evil.Evil")
+    for name, change in (
+        ("config.json", {"auto_map": names}),
+        ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}}),
+    ):
+        (folder / name).write_text(json.dumps(read_json(folder / name) | change))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # whoever asks is trusted
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(folder))
+    make(backbone=str(folder))
+    assert not (tmp_path / "ran").exists()
+
+
 def test_responses_must_fit_the_positions(make, data):
     model = make()
     model.most_response = 5

@@ -1,6 +1,7 @@
 """The language model as annotator, against a server of the test's own that fails in every way."""
 
 import argparse
+import contextlib
 import json
 import threading
 import time
@@ -11,6 +12,7 @@ import pytest
 from ecore.cli.annotate import declare_annotate, run_annotate
 from ecore.data.corpus import Conversation
 from ecore.errors import InputError
+from ecore.paper.annotation import endpoint
 from ecore.paper.annotation.annotators import NoAnnotation
 from ecore.paper.annotation.endpoint import ANSWERS, ATTEMPTS, REFUSALS, EndpointAnnotator
 from ecore.paper.annotation.pipeline import annotate
@@ -243,6 +245,115 @@ def test_what_no_request_can_pass_is_told_at_once(stub, tmp_path, status, hint):
         asking(stub, tmp_path).annotate(conversation())
     assert f"check {hint}; it says: who are you" in str(error.value)
     assert len(stub.requests) == 1
+
+
+SECRET = "sk-Very-Secret-1"
+
+
+def drip(content, pause):
+    """A reply that comes byte by byte: its status line, its headers, its body."""
+
+    def send(handler, _):
+        handler.close_connection = True
+        with contextlib.suppress(OSError):
+            for byte in content:
+                handler.wfile.write(bytes([byte]))
+                handler.wfile.flush()
+                time.sleep(pause)
+
+    return send
+
+
+LEAKS = {
+    "refusal": (401, {}, f"no such key {SECRET}"),
+    "in another case": (401, {}, f"no such key {SECRET.upper()}"),
+    "parted by controls": (401, {}, "\x1b[2J" + SECRET[:5] + "\0\x07" + SECRET[5:]),
+    "this dialogue's refusal": (400, {}, f"bad {SECRET}"),
+    "error": (500, {}, SECRET),
+    "redirect": (302, {"Location": f"/{SECRET}"}, SECRET),
+    "reason": lambda handler, _: (
+        handler.wfile.write(f"HTTP/1.1 403 {SECRET} \x1b[31m\r\n\r\n".encode()) and None
+    ),
+    "status line": lambda handler, _: handler.wfile.write(f"{SECRET}\r\n\r\n".encode()) and None,
+    "answer": reply(f'I got {SECRET} ["sad"]'),
+    "malformed answer": reply(f"I got {SECRET}\x1b[2J"),
+    "escaped": (
+        200,
+        {},
+        json.dumps(json.loads(reply("I got KEY")[2])).replace("KEY", "\\u0073" + SECRET[1:]),
+    ),
+    "no completion": (200, {}, json.dumps({SECRET: SECRET})),
+    "no JSON": (200, {}, SECRET),
+}
+
+
+@pytest.mark.parametrize("name", LEAKS)
+def test_the_key_is_never_printed_or_kept(stub, tmp_path, name):
+    stub.answers = [LEAKS[name]]
+    said = ""
+    try:
+        annotated, problems = annotate([conversation()], asking(stub, tmp_path, key=SECRET), progress=False)
+        said = f"{annotated} {problems}"
+    except InputError as error:
+        said = str(error)
+    cache = tmp_path / "answers.jsonl"
+    said += cache.read_text() if cache.exists() else ""
+    assert SECRET[5:].lower() not in said.lower()
+    assert "\x1b" not in said
+    assert "\0" not in said
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://user:pass@host/v1", "http://user@host/v1", "http://:pass@host", "http://user:pass@[host/v1", "ftp://h/v1",
+        "http:///v1", "http://h:99999/v1", "http://h:x/v1", "http://h/v1?key=1", "http://h/v1#a", "http://h /v1",
+        "http://h/\n", "http://h/\x1b[2J", "http://[::1/v1",
+    ],
+)  # fmt: skip
+def test_addresses_that_are_refused(tmp_path, url):
+    with pytest.raises(InputError, match=r"^--url: expected ") as error:
+        EndpointAnnotator(url, "m", EMOTIONS, tmp_path / "answers.jsonl")
+    assert "pass" not in str(error.value).replace("password", "")
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 50,
+        b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n" + b" " * 400,
+    ],
+)
+def test_a_request_has_a_deadline(stub, tmp_path, content, monkeypatch):
+    monkeypatch.setattr(endpoint, "ATTEMPTS", 1)
+    stub.answers = [drip(content, 0.05)]
+    began = time.monotonic()
+    with pytest.raises(InputError, match=r"no whole reply in 0\.3 seconds"):
+        asking(stub, tmp_path, timeout=0.3).annotate(conversation())
+    assert time.monotonic() - began < 5
+
+
+def test_a_reply_has_a_longest_size(stub, tmp_path, monkeypatch):
+    monkeypatch.setattr(endpoint, "ATTEMPTS", 1)
+    monkeypatch.setattr(endpoint, "LONGEST_REPLY", 1000)
+    stub.answers = [reply('["sad"]' + " " * 2000)]
+    with pytest.raises(InputError, match="over 1,000 bytes"):
+        asking(stub, tmp_path).annotate(conversation())
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "[" * 10**5, "9" * 5000, '{"choices": NaN}', "[]", "null", '{"choices": [{"message": {"content": 3}}]}',
+        '{"choices": {"0": 1}}', '{"choices": [{"message": {"content": ["sad"]}}]}', "\ufeff", "<html></html>",
+    ],
+)  # fmt: skip
+def test_replies_that_are_no_answers(stub, tmp_path, body, monkeypatch):
+    monkeypatch.setattr(endpoint, "ATTEMPTS", 1)
+    stub.answers = [(200, {}, body)]
+    with pytest.raises(InputError, match=r"^[^\n]*broken answer[^\n]*$"):
+        asking(stub, tmp_path).annotate(conversation())
 
 
 def test_a_redirect_is_not_followed(stub, tmp_path):
