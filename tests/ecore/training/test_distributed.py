@@ -42,8 +42,39 @@ FLAGS = [
 ]
 
 
-def launch(processes: int, *arguments: str) -> subprocess.CompletedProcess:
-    return torchrun(processes, "-m", "ecore", "train", *arguments)
+def train(prepared: Path, run: Path, *flags: str) -> list[str]:
+    """A command that starts a run."""
+    return ["train", "--data", str(prepared), "--out", str(run), *FLAGS, *flags]
+
+
+def resume(run: Path, steps: int) -> list[str]:
+    """A command that goes on with a run."""
+    return ["train", "--out", str(run), "--resume", "--max-steps", str(steps)]
+
+
+def launch(processes: int, folder: Path, *commands: list[str]) -> subprocess.CompletedProcess:
+    """Run commands one after the other, in processes that are started once: it takes them longer than to train.
+
+    They join once, too, and part after the last: torchrun's store knows no second group.
+    """
+    script = folder / "commands.py"
+    script.write_text(f"""
+import functools, sys
+from ecore.cli import main
+from ecore.training import distributed
+
+leave, distributed.leave = distributed.leave, lambda: None
+distributed.join = functools.cache(distributed.join)
+for command in {commands!r}:
+    if code := main(command):
+        sys.exit(code)
+leave()
+""")
+    return torchrun(processes, str(script))
+
+
+def python_path() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
 
 
 def torchrun(processes: int, *program: str) -> subprocess.CompletedProcess:
@@ -55,20 +86,44 @@ def torchrun(processes: int, *program: str) -> subprocess.CompletedProcess:
         "--nproc-per-node",
         str(processes),
     ]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
     return subprocess.run(
-        [*command, *program], env=environment, capture_output=True, text=True, timeout=300, cwd=ROOT
+        [*command, *program], env=python_path(), capture_output=True, text=True, timeout=300, cwd=ROOT
     )
 
 
 @pytest.fixture(scope="module")
 def alone(prepared_folder, tmp_path_factory):
-    """A run by one process, without torchrun."""
-    run = tmp_path_factory.mktemp("alone") / "run"
-    command = [sys.executable, "-m", "ecore", "train", "--data", str(prepared_folder), "--out", str(run)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
-    subprocess.run([*command, *FLAGS], env=environment, check=True, timeout=300, cwd=ROOT)
-    return run
+    """By strategy, a run by one process: without torchrun."""
+    folder = tmp_path_factory.mktemp("alone")
+    runs = {strategy: folder / strategy for strategy in ("soft", "hard")}
+    script = "from ecore.cli import main\n"
+    script += "".join(
+        f"assert not main({train(prepared_folder, run, '--strategy', strategy)!r})\n"
+        for strategy, run in runs.items()
+    )
+    subprocess.run([sys.executable, "-c", script], env=python_path(), check=True, timeout=300, cwd=ROOT)
+    return runs
+
+
+@pytest.fixture(scope="module")
+def together(prepared_folder, tmp_path_factory):
+    """The folder of runs by two processes; every command says how well it went, once.
+
+    There are one for each strategy, and with dropout one that never stopped and one that was resumed. The last is
+    resumed after all others, so that no random numbers that a process happens to be at are those that go on.
+    """
+    folder = tmp_path_factory.mktemp("together")
+    dropout = "--dropout", "0.3"
+    commands = [
+        train(prepared_folder, folder / "stopped", *dropout, "--max-steps", "7"),
+        *(train(prepared_folder, folder / strategy, "--strategy", strategy) for strategy in ("soft", "hard")),
+        train(prepared_folder, folder / "whole", *dropout),
+        resume(folder / "stopped", 12),
+    ]
+    result = launch(2, folder, *commands)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("best validation perplexity") == len(commands)
+    return folder
 
 
 def compare(run: Path, other: Path) -> None:
@@ -96,35 +151,24 @@ def compare(run: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["soft", "hard"])
-def test_two_processes_train_as_one(prepared_folder, alone, tmp_path, strategy):
-    out, flags = str(tmp_path / "run"), [*FLAGS, "--strategy", strategy]
-    if strategy == "hard":
-        alone = tmp_path / "alone"
-        assert launch(1, "--data", str(prepared_folder), "--out", str(alone), *flags).returncode == 0
-    result = launch(2, "--data", str(prepared_folder), "--out", out, *flags)
-    assert result.returncode == 0, result.stderr
-    compare(tmp_path / "run", alone)
-    assert result.stdout.count("best validation perplexity") == 1
+def test_two_processes_train_as_one(alone, together, strategy):
+    compare(together / strategy, alone[strategy])
 
 
-def test_resumed_by_the_same_number_is_as_never_stopped(prepared_folder, tmp_path):
+def test_resumed_by_the_same_number_is_as_never_stopped(together, tmp_path):
     """With dropout: each process's random numbers go on."""
-    flags = [*FLAGS, "--dropout", "0.3"]
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    for run, steps in ((whole, "12"), (stopped, "7")):
-        result = launch(2, "--data", str(prepared_folder), "--out", str(run), *flags, "--max-steps", steps)
-        assert result.returncode == 0, result.stderr
-    result = launch(2, "--out", str(stopped), "--resume", "--max-steps", "12")
-    assert result.returncode == 0, result.stderr
-    assert [line["loss"] for line in read_metrics(stopped)] == [line["loss"] for line in read_metrics(whole)]
+    whole, stopped = (read_metrics(together / name) for name in ("whole", "stopped"))
+    assert [line["loss"] for line in stopped] == [line["loss"] for line in whole]
     # And one process may take over.
-    result = launch(1, "--out", str(stopped), "--resume", "--max-steps", "14")
+    result = launch(1, tmp_path, resume(together / "stopped", 14))
     assert result.returncode == 0, result.stderr
-    assert read_metrics(stopped)[-1]["step"] == 14
+    assert read_metrics(together / "stopped")[-1]["step"] == 14
 
 
 def test_bad_input_is_told_once(tmp_path):
-    result = launch(2, "--data", str(tmp_path / "nowhere"), "--out", str(tmp_path / "run"))
+    result = torchrun(
+        2, "-m", "ecore", "train", "--data", str(tmp_path / "nowhere"), "--out", str(tmp_path / "run")
+    )
     assert result.returncode != 0
     assert result.stderr.count("ecore: error:") == 1
 
