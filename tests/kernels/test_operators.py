@@ -383,6 +383,22 @@ def nodes(*shape):
     return torch.zeros(shape)
 
 
+def dense_arguments():
+    """Of edge_attention; on the backend's device."""
+    return {name: nodes(2, 3, 4, 5) for name in ("query", "key", "value")} | {"edge": nodes(4, 4)}
+
+
+def graph_arguments(graph):
+    """Of graph_attention; on the backend's device."""
+    return {name: nodes(2, 3, 9, 5) for name in ("query", "key", "value")} | {"graph": graph}
+
+
+def test_unchanged_arguments_are_taken(make):
+    """So that it is the changes below that are refused."""
+    edge_attention(**dense_arguments())
+    graph_attention(**graph_arguments(make.graph()))
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -402,15 +418,8 @@ def nodes(*shape):
     ],
 )
 def test_edge_attention_refuses(change, message):
-    arguments = {
-        "query": nodes(2, 3, 4, 5),
-        "key": nodes(2, 3, 4, 5),
-        "value": nodes(2, 3, 4, 5),
-        "edge": nodes(4, 4),
-    }
-    edge_attention(**arguments)
     with pytest.raises(ValueError, match=message):
-        edge_attention(**(arguments | change))
+        edge_attention(**(dense_arguments() | change))
 
 
 @pytest.mark.parametrize(
@@ -450,13 +459,12 @@ def test_edge_attention_refuses(change, message):
     ],
 )
 def test_graph_attention_and_readout_refuse(make, change, message):
-    arguments = {name: nodes(2, 3, 9, 5) for name in ("query", "key", "value")} | {"graph": make.graph()}
-    graph_attention(**arguments)
+    graph = make.graph()
     with pytest.raises(ValueError, match=message):
-        graph_attention(**(arguments | change))
+        graph_attention(**(graph_arguments(graph) | change))
     if "history" in change:
         with pytest.raises(ValueError, match=message):
-            edge_readout(arguments["graph"], change["history"])
+            edge_readout(graph, change["history"])
 
 
 @pytest.mark.parametrize("dim", [4, 64])
