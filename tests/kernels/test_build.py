@@ -69,5 +69,8 @@ def test_cuda_is_left_out_unless_it_was_asked_for(tmp_path):
 def test_nvcc_compiles_the_cuda_kernels_without_warnings(tmp_path):
     result = configure(tmp_path, "-DECORE_CUDA=ON", "-DECORE_WERROR=ON")
     assert result.returncode == 0, result.stdout + result.stderr
-    built = subprocess.run([tool("cmake"), "--build", tmp_path], capture_output=True, text=True)
+    # The two sources that CUDA makes a difference to; the others were compiled to install the package.
+    objects = [f"CMakeFiles/_native.dir/csrc/{name}.o" for name in ("otsu_cuda.cu", "bindings.cpp")]
+    command = [tool("cmake"), "--build", tmp_path, "--target", *objects]
+    built = subprocess.run(command, capture_output=True, text=True)
     assert built.returncode == 0, built.stdout + built.stderr
