@@ -63,8 +63,13 @@ class ModelConfig:
     )
     strategy: str = setting(
         "soft",
-        "how perceived emotions guide generation; none: no graph and no emotions, the plain Transformer",
+        "how perceived emotions guide generation; none: no graph and (without --emotions) no emotions, the plain "
+        "Transformer",
         ("soft", "hard", "none"),
+    )
+    emotions: bool = setting(
+        False,
+        "strategy none predicts the emotion, too, from the mean of the encoded context, without a graph",
     )
     max_relevant: int = setting(5, "hard strategy: OTSU considers at most this many relevant emotions")
     ablations: tuple[str, ...] = setting((), "parts to leave out", ABLATIONS)
@@ -114,8 +119,21 @@ class ModelConfig:
             raise InputError(f"heads: a width of {width} cannot be split into {self.heads} heads")
         if self.strategy == "none" and self.ablations:
             raise InputError(f"ablations: strategy none has no {self.ablations[0]!r} to leave out")
-        if self.strategy == "none" and self.emotion_start:
-            raise InputError("emotion_start: strategy none predicts no emotions to start from")
+        if self.emotions and self.strategy != "none":
+            raise InputError(
+                f"emotions: strategy {self.strategy} predicts them anyway; expected strategy none"
+            )
+        if self.emotions and self.backbone is not None:
+            raise InputError("emotions: of no use with a backbone, which predicts them with its graph alone")
+        if self.emotion_start and not self.perceives:
+            raise InputError(
+                "emotion_start: strategy none predicts no emotions to start from; emotions adds them"
+            )
+
+    @property
+    def perceives(self) -> bool:
+        """Return whether the model predicts emotions."""
+        return self.strategy != "none" or self.emotions
 
 
 @dataclass(frozen=True)

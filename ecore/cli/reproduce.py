@@ -90,7 +90,9 @@ def declare_reproduce(parser: argparse.ArgumentParser) -> None:
     add_device(parser)
     given = "of all runs; each flag overrides the preset; the defaults shown are the preset paper's"
     # What a row of a table is about is not for the user to set; --steps and --seeds stand above.
-    add_arguments(parser.add_argument_group("model", given), ModelConfig, skip=("strategy", "ablations"))
+    add_arguments(
+        parser.add_argument_group("model", given), ModelConfig, skip=("strategy", "emotions", "ablations")
+    )
     add_arguments(parser.add_argument_group("training", given), TrainingConfig, skip=("max_steps", "seed"))
 
 

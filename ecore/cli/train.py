@@ -34,6 +34,7 @@ def declare_train(parser: argparse.ArgumentParser) -> None:
       ecore train --data prepared --out run --preset tiny
       ecore train --data prepared --out run --preset paper --strategy hard --warmup 1000 --max-steps 5000
       ecore train --data prepared --out run --ablate co-p co-g
+      ecore train --data prepared --out run --strategy none --emotions --emotion-start     no graph
       ecore train --data prepared --out run --backbone microsoft/DialoGPT-small \\
           --dropout 0.1 --factor 0.03 --warmup 1000
       ecore train --out run --resume
@@ -84,6 +85,8 @@ def run_train(arguments: argparse.Namespace) -> int:
     else:
         model_config, training = PRESETS[arguments.preset or "paper"]
         given = overrides(arguments, ModelConfig)
+        if given.get("strategy") == "none" and not given.get("emotions"):
+            given = {"emotion_start": False} | given  # the preset's would have nothing to start from
         model_config = dataclasses.replace(model_config, **given)
         if model_config.backbone is not None:
             _check_backbone(given)

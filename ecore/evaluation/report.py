@@ -82,7 +82,7 @@ def evaluate_run(
     if multi_emotion is not None:  # before the work, for the file may be bad
         if limit is not None:
             raise InputError("--multi-emotion: needs the whole split; leave out --limit")
-        if model.config.strategy == "none":
+        if not model.config.perceives:
             raise InputError(f"--multi-emotion: {run} is of strategy none, which perceives no emotions")
         labels = read_multi_emotion(multi_emotion, prepared.vocabulary.emotions, split_emotions(chosen))
     out = Path(out) if out is not None else run / f"evaluation-{split}"

@@ -1,4 +1,4 @@
-"""What every model is: something that reads contexts, perceives their emotions, and answers word by word."""
+"""The interface of every model: it reads contexts, perceives their emotions, and answers word by word."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ecore.data.word_tables import WordTables
 from ecore.errors import InputError
 from ecore.model.losses import Losses, correlation_loss
 from ecore.model.outputs import ECoreOutput, Scores
-from ecore.model.perceiver import Context, Perceiver, health
+from ecore.model.perceiver import Context, EmotionHead, Perceiver, health
 
 
 class WordLosses(NamedTuple):
@@ -40,7 +40,7 @@ class EmpatheticModel(nn.Module, ABC):
     """A model around a perceiver: it reads, encodes, decodes step by step, and is trained and scored.
 
     A subclass has its own batches, encodings and caches. An encoding has ``memory`` [B, S, D], ``memory_mask`` [B, S]
-    and ``perceived`` (:class:`ecore.model.perceiver.Perceived`, None under strategy none); a cache has ``select``,
+    and ``perceived`` (:class:`ecore.model.perceiver.Perceived`, None without emotions); a cache has ``select``,
     ``branch`` and ``length`` as :class:`ecore.model.decoder.DecoderCache` has.
 
     Args:
@@ -53,7 +53,7 @@ class EmpatheticModel(nn.Module, ABC):
         InputError: tables that do not fit the vocabulary.
     """
 
-    perceiver: Perceiver | None
+    perceiver: Perceiver | EmotionHead | None
     emotion_words: Tensor
 
     def __init__(self, config: ModelConfig, vocabulary: Any, tables: WordTables, word_count: int) -> None:
@@ -147,10 +147,11 @@ class EmpatheticModel(nn.Module, ABC):
         total, perceived = generation, encoding.perceived
         if self.perceiver is not None:
             emotion = F.cross_entropy(perceived.main_logits.float(), batch.emotion)
-            weight = self.perceiver.correlation.pair_weight(self.config.eco_form)
-            correlation = correlation_loss(weight, perceived.relevant)
             correct = (perceived.main_logits.argmax(1) == batch.emotion).sum()
             total = total + self.config.gamma_emotion * emotion
+        if isinstance(self.perceiver, Perceiver):
+            weight = self.perceiver.correlation.pair_weight(self.config.eco_form)  # [P, P]
+            correlation = correlation_loss(weight, perceived.relevant)
             if "co-loss" not in self.config.ablations:
                 total = total + self.config.gamma_correlation * correlation
         return Losses(

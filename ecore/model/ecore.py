@@ -19,7 +19,7 @@ from ecore.model.decoder import Decoded, Decoder, DecoderCache
 from ecore.model.encoder import Embedding, Encoder
 from ecore.model.losses import vocabulary_losses
 from ecore.model.outputs import ECoreOutput, Encoding
-from ecore.model.perceiver import Context, Perceiver
+from ecore.model.perceiver import Context, EmotionHead, Perceiver
 from ecore.model.pointer import Copyable, Copying, Pointer, mixed
 from ecore.model.transformer import project
 
@@ -52,11 +52,13 @@ class ECore(EmpatheticModel):
         if embeddings is not None:
             _check_embeddings(embeddings, config.dim, vocab_size)
         self.register_buffer("emotion_words", torch.tensor(vocabulary.emotion_words), persistent=False)
-        perceives = config.strategy != "none"
+        graph = config.strategy != "none"
         self.embedding = Embedding(config, vocab_size, embeddings)
         self.encoder = Encoder(config)
-        self.perceiver = Perceiver(config, emotions) if perceives else None
-        self.decoder = Decoder(config, guided=perceives and "graph" not in config.ablations)
+        self.perceiver = None
+        if config.perceives:
+            self.perceiver = Perceiver(config, emotions) if graph else EmotionHead(config, emotions)
+        self.decoder = Decoder(config, guided=graph and "graph" not in config.ablations)
         self.output = nn.Linear(config.dim, vocab_size)
         self.pointer = Pointer(config.dim) if config.copy else None
         self.start_word = nn.Linear(emotions, config.dim) if config.emotion_start else None

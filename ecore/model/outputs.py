@@ -16,7 +16,7 @@ class Encoding(NamedTuple):
     Attributes:
         memory: [B, S, D], h_X of the words and of the related words behind them.
         memory_mask: [B, S] bool.
-        perceived: their emotions; None under strategy "none".
+        perceived: their emotions; None where the model predicts none.
         copyable: the context's words for copying, [B, S]; None without.
     """
 

@@ -45,20 +45,38 @@ class Perceived(NamedTuple):
     """The emotions of a batch of contexts.
 
     Attributes:
-        global_signal: h^g, [B, P].
+        global_signal: h^g, [B, P]; None without a perceptron (:class:`EmotionHead`).
         main_logits: h^m, [B, P], logits of the emotion categories.
         emotion_attention: h_emo, [B, P].
-        gate: sigma(W_e h^g), [B, P].
+        gate: sigma(W_e h^g), [B, P]; None likewise.
         relevant: [B, P] bool, V': the co-occurring emotions.
         guidance: [B, D], the node sum of Eq. 24, or what an ablation puts in its place; None without a graph.
     """
 
-    global_signal: Tensor
+    global_signal: Tensor | None
     main_logits: Tensor
     emotion_attention: Tensor
-    gate: Tensor
+    gate: Tensor | None
     relevant: Tensor
     guidance: Tensor | None
+
+
+class EmotionHead(nn.Module):
+    """Emotion categories from the mean of h_X alone: no graph, and nothing that guides the response.
+
+    Args:
+        config: its strategy is none.
+        emotions: P.
+    """
+
+    def __init__(self, config: ModelConfig, emotions: int) -> None:
+        super().__init__()
+        self.main = nn.Linear(config.dim, emotions)
+
+    def forward(self, context: Context) -> Perceived:
+        """Predict the emotions of ``context``; without a gate h_emo is h^m."""
+        logits = self.main(context.mean)  # [B, P]
+        return Perceived(None, logits, logits, None, top_emotions(logits), None)
 
 
 class Perceiver(nn.Module):
@@ -117,8 +135,7 @@ class Perceiver(nn.Module):
         """Return V' (Sec. 3.4): the top three emotions, or the relevant side of Otsu's split (Eq. 14)."""
         if self.config.strategy == "hard":
             return otsu(emotion_attention.float(), self.config.max_relevant).mask
-        top = emotion_attention.topk(min(SOFT_RELEVANT, emotion_attention.shape[1]), dim=1).indices
-        return torch.zeros_like(emotion_attention, dtype=torch.bool).scatter(1, top, True)
+        return top_emotions(emotion_attention)
 
     def _guidance(
         self,
@@ -144,14 +161,22 @@ class Perceiver(nn.Module):
         return (nodes * context.mask[..., None]).sum(1)
 
 
+def top_emotions(emotion_attention: Tensor) -> Tensor:
+    """Return the emotions with the highest h_emo, bool [B, P]: V' of the soft strategy."""
+    top = emotion_attention.topk(min(SOFT_RELEVANT, emotion_attention.shape[1]), dim=1).indices
+    return torch.zeros_like(emotion_attention, dtype=torch.bool).scatter(1, top, True)
+
+
 @torch.no_grad()
 def health(perceived: Perceived, intensity: Tensor, lengths: Tensor) -> dict[str, Tensor]:
-    """Return what tells whether the graph lives; ``docs/model.md`` has the list.
+    """Return figures of the graph's health; ``docs/model.md`` has the list. Empty without h^g.
 
     Args:
         intensity: [B, M], c of every word.
         lengths: [B], words of each context, ``[CLS]`` counted.
     """
+    if perceived.global_signal is None or perceived.gate is None:
+        return {}
     position = torch.arange(intensity.shape[1], device=intensity.device)
     words = (position < lengths[:, None]) & (position > 0)  # [B, M], without [CLS]
     dead = words & (intensity == 0)

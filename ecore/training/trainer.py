@@ -437,7 +437,7 @@ class Trainer:
 
     def _line(self) -> dict[str, Any]:
         averages = self.journal.averages()
-        if self.settings.model.strategy == "none":  # it tells no emotions
+        if not self.settings.model.perceives:
             del averages["emotion_accuracy"]
         where = {"step": self.state.step, "epoch": self.state.epoch}
         return {**where, **averages, "lr": self._rate(), "peak_memory_mib": self._peak_memory()}
@@ -473,7 +473,7 @@ class Trainer:
         results = validation.results([part for share in shares for part in share])
         if results is None:
             raise self._diverged(self.state.step, "the validation loss is not finite")
-        if self.settings.model.strategy == "none":  # it tells no emotions
+        if not self.settings.model.perceives:
             del results["valid_emotion_accuracy"]
         self.journal.restart_clock()
         return results | {"valid_seconds": time.perf_counter() - began}

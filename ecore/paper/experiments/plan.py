@@ -50,7 +50,7 @@ class Variant:
         if self.backbone is not None:
             parts.append(Path(self.backbone).name)
         parts += [f"without-{part}" for part in self.ablations]
-        if not self.commonsense and not plain:
+        if not self.commonsense:
             parts.append("without-commonsense")
         if self.intensity is not None:
             parts.append(f"intensity-{self.intensity}")
@@ -79,8 +79,9 @@ def rows_of(table: str, brought: Brought) -> dict[str, Variant | str]:
     for name in TABLES[table].rows:
         heading = next((h for h in (SOFT, HARD) if name.startswith(h)), None)
         if name == TRANSFORMER:
-            # As its authors have it: no related words either.
-            rows[name] = Variant("none", commonsense=False)
+            rows[name] = Variant(
+                "none"
+            )  # with related words where ours have them: rows differ in the method alone
         elif heading is not None:
             rows[name] = _row(table, STRATEGIES[heading], name.removeprefix(heading), brought)
     if table == "table8" and brought.relations:

@@ -318,7 +318,7 @@ def _notes(name: str, runs: Sequence[Run], data: PreparedData, settings: Setting
         notes.append("Dist-n falls as more responses are counted, so on a part of the split it is too high.")
     special = {
         "table1": "Human evaluation is quoted only; `ecore human` makes the sheets for one of your own. Our "
-        "Transformer has no related words.",
+        "Transformer has related words where ours have them.",
         "table3": "Ours is on the labels that --multi-emotion gives, at each conversation's last listener turn; "
         "the paper's 739 labelled samples are not public, so compare rows, not papers.",
         "table6": _backbone_note(runs),

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ecore.model.perceiver import Perceiver
 from ecore.paper.figures.drawing import COLORS, GREY, INK, MARKERS, NotDrawn, new_figure, plain, styled
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def learned_correlation(model: EmpatheticModel) -> Matrix:
     Raises:
         NotDrawn: a model without it.
     """
-    if model.perceiver is None:
+    if not isinstance(model.perceiver, Perceiver):  # strategy none, with a head for emotions or without
         raise NotDrawn("the run learned no emotion correlation (--strategy none)")
     weights = model.perceiver.correlation().double().cpu().numpy()
     np.fill_diagonal(weights, 0)

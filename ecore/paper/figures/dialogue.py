@@ -14,6 +14,7 @@ from ecore.data.batches import MAX_CONTEXT_WORDS
 from ecore.data.text import tokenize
 from ecore.errors import InputError
 from ecore.model.graph_network import GraphNetwork
+from ecore.model.perceiver import Perceiver
 from ecore.paper.figures.drawing import NotDrawn
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def trace(model: EmpatheticModel, turns: Sequence[str], emotion: str | None = No
     if not tokens or not all(tokens):
         raise InputError("dialogue: expected at least one turn, and words in each")
     perceiver = model.perceiver
-    if perceiver is None or "graph" in model.config.ablations:
+    if not isinstance(perceiver, Perceiver) or "graph" in model.config.ablations:
         raise NotDrawn("the run has no emotion graph (--ablate graph or --strategy none)")
     model.eval()
     batch = model.read([list(turns)]).to(model.device)
@@ -86,6 +87,7 @@ def trace(model: EmpatheticModel, turns: Sequence[str], emotion: str | None = No
     assert context is not None  # a model with a perceiver gives it what to read
     assert isinstance(perceiver.graph_network, GraphNetwork)
     perceived = perceiver(context)
+    assert perceived.global_signal is not None
     graph = perceiver.emotion_graph(context)
     first = perceiver.graph_network.perceive(context.words, context.emotions, graph, per_word=True)
     edges = first.word_to_emotion  # [1, M, P]

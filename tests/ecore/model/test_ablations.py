@@ -134,3 +134,36 @@ def test_the_plain_transformer_knows_no_emotions(make):
     assert torch.equal(model.loss(other).total, losses.total)
     reply = pipeline.ECore(model).respond(["word1 word2"])
     assert reply.emotions == reply.relevant == []
+
+
+@pytest.mark.parametrize("start", [False, True])
+def test_emotions_without_a_graph(make, start):
+    """Strategy none with emotions: Eq. 11 on a linear map of the mean of h_X, and nothing of the graph."""
+    model, batch = make.model(strategy="none", emotions=True, emotion_start=start), make.batch()
+    names = {name for name, _ in model.named_parameters()}
+    assert {name for name in names if name.startswith("perceiver")} == {
+        *("perceiver.main.weight", "perceiver.main.bias")
+    }
+    assert not any("guidance" in name for name in names)
+    encoding, losses = model.encode(batch), model.loss(batch, health=True)
+    for row, (length, logits) in enumerate(zip(batch.lengths, encoding.perceived.main_logits, strict=True)):
+        mean = encoding.memory[row, :length].mean(0)
+        torch.testing.assert_close(logits, model.perceiver.main(mean))
+    assert torch.equal(encoding.perceived.emotion_attention, encoding.perceived.main_logits)
+    assert encoding.guidance is None
+    expected = torch.nn.functional.cross_entropy(encoding.perceived.main_logits, batch.emotion)
+    torch.testing.assert_close(losses.emotion, expected)
+    torch.testing.assert_close(losses.total, losses.generation + losses.emotion)
+    assert losses.correlation == 0.0
+    assert losses.correct == (encoding.perceived.main_logits.argmax(1) == batch.emotion).sum()
+    assert losses.health == {}
+    losses.total.backward()
+    assert all(p.grad is not None for p in model.parameters())
+    model.zero_grad()
+    model.loss(batch).generation.backward()
+    assert (
+        model.perceiver.main.weight.grad is not None
+    ) == start  # the start alone brings it into the answer
+    reply = pipeline.ECore(model).respond(["word1 word2"])
+    assert reply.emotions
+    assert len(reply.relevant) == 3

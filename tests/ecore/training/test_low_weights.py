@@ -25,6 +25,7 @@ VARIANTS = {
     "no graph": {"ablations": ("graph",)},
     "no guidance": {"ablations": ("co-g",)},
     "plain Transformer": {"strategy": "none"},
+    "emotions without a graph": {"strategy": "none", "emotions": True, "emotion_start": True},
 }
 
 

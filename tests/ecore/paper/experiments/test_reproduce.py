@@ -131,7 +131,7 @@ def test_a_run_of_several_tables_is_planned_once(prepared, tmp_path):
     assert counts[Variant("soft", ("co-p",))] == 1
     assert set(plan.seeds_of(asked, rows, 3).values()) == {3}
 
-    del counts[Variant("none", commonsense=False)]
+    del counts[Variant("none")]
     data = PreparedData.load(prepared)
     settings = Settings("tiny", *PRESETS["tiny"])
     planned = plan.plan_runs(counts, tmp_path, settings, {None: data, "none": data})
@@ -458,7 +458,7 @@ def test_what_a_row_has_no_use_for_is_left_out():
     """The plain Transformer has no emotions to start from, and a backbone none of the word-level decoder's settings."""
     model, training = PRESETS["tiny"]
     settings = Settings("tiny", replace(model, emotion_start=True, copy=True, tie_embeddings=True), training)
-    plain, _ = plan.configured(Variant("none", commonsense=False), settings)
+    plain, _ = plan.configured(Variant("none"), settings)
     assert (plain.emotion_start, plain.copy, plain.tie_embeddings) == (False, True, True)
     soft, _ = plan.configured(Variant("soft"), settings)
     assert soft.emotion_start

@@ -10,6 +10,7 @@ import torch
 from ecore.config import ModelConfig
 from ecore.data.prepared import PreparedData
 from ecore.model import ECore, pretrained
+from ecore.model.perceiver import Perceiver
 from ecore.paper.annotation.lexicon import TABLE_12
 
 EMOTIONS = tuple(TABLE_12)
@@ -26,7 +27,7 @@ def new_model(prepared: Path, **settings: object) -> ECore:
     data = PreparedData.load(prepared)
     model = ECore(ModelConfig(**{**vars(CONFIG), **settings}), data.vocabulary, data.tables).eval()
     with torch.no_grad():  # gates and correlations as large as a trained model's
-        if model.perceiver is not None:
+        if isinstance(model.perceiver, Perceiver):
             for layer in getattr(model.perceiver.graph_network, "layers", ()):
                 layer.attention.gate.weight.mul_(20)
             model.perceiver.correlation.factor.mul_(2)

@@ -22,11 +22,12 @@ from ecore.paper.figures import (  # noqa: E402
     cooccurrence,
     draw_run,
     draw_training,
+    learned_correlation,
     mentions,
     trace,
     training_curves,
 )
-from tests.ecore.paper.figures.runs import FEW, new_model, save_run  # noqa: E402
+from tests.ecore.paper.figures.runs import FEW, TURNS, new_model, save_run  # noqa: E402
 
 # Training ---------------------------------------------------------------------------------------------------------
 
@@ -168,6 +169,14 @@ def test_pyplot_is_never_imported(run: Path, tmp_path: Path) -> None:
         "sys.exit('matplotlib.pyplot' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_emotions_without_a_graph_have_no_graph_to_draw(prepared: Path) -> None:
+    headed = new_model(prepared, strategy="none", emotions=True)
+    with pytest.raises(NotDrawn, match="no emotion graph"):
+        trace(headed, TURNS)
+    with pytest.raises(NotDrawn, match="no emotion correlation"):
+        learned_correlation(headed)
 
 
 def test_a_plain_transformer_has_what_needs_no_emotions(prepared: Path, tmp_path: Path, capsys) -> None:
