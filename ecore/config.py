@@ -146,6 +146,9 @@ class TrainingConfig:
     warmup: int = setting(8_000, "steps of rising learning rate (Noam)")
     factor: float = setting(1.0, "factor on the learning rate (Noam)")
     validate_every: int = setting(2_000, "steps between validations")
+    validate_limit: int | None = setting(
+        None, "validate on the first N samples of the split; the best checkpoint is theirs (default: all)"
+    )
     checkpoint_every: int | None = setting(
         None,
         "steps between checkpoints (default: none until two minutes after the last); each validation writes one, too",

@@ -47,6 +47,7 @@ RANGES = {
     "warmup": _COUNT,
     "factor": Range(1e-12, 1e6, "a number over 0, at most 1e6"),
     "validate_every": _COUNT,
+    "validate_limit": _COUNT,
     "checkpoint_every": _COUNT,
     "log_every": _COUNT,
     "patience": _COUNT,

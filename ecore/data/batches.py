@@ -253,14 +253,18 @@ class ResidentSplit:
         return Batch(context, state, lengths, concepts, response, self._emotion[rows])
 
 
-def length_buckets(split: Split, batch_size: int, seed: int, epoch: int) -> list[npt.NDArray[np.int64]]:
-    """Every sample once, in batches of similar length and random order; the same for the same seed and epoch.
+def length_buckets(
+    split: Split, batch_size: int, seed: int, epoch: int, limit: int | None = None
+) -> list[npt.NDArray[np.int64]]:
+    """Return every sample once, or the first ``limit``, in batches of similar length and random order.
+
+    They are the same for the same seed and epoch.
 
     Samples are dealt at random into pools of :data:`POOL_BATCHES` batches, sorted there by the lengths of
     context and response, and cut, so that batches change from epoch to epoch. A short batch is kept.
     """
     random = np.random.default_rng([seed, epoch])
-    order = random.permutation(len(split))
+    order = random.permutation(len(split) if limit is None else min(limit, len(split)))
     batches: list[npt.NDArray[np.int64]] = []
     for begin in range(0, len(order), batch_size * POOL_BATCHES):
         pool = order[begin : begin + batch_size * POOL_BATCHES]

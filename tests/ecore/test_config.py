@@ -76,6 +76,7 @@ def test_models_that_cannot_be(options, what):
     [
         ({"batch_size": 0}, "batch_size"),
         ({"log_every": 0}, "log_every"),
+        ({"validate_limit": 0}, "validate_limit: expected at least 1, got 0"),
         ({"patience": 0}, "patience"),
         ({"seed": -1}, r"seed: expected a number in \[0, 2\^63\), got -1"),
         ({"seed": 2**63}, "seed"),

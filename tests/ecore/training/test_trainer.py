@@ -104,6 +104,18 @@ def test_run_folder(reference):
     assert "13 of 13" in summarize(reference)
 
 
+def test_validation_of_the_first_samples_alone(quiet_train, settings, numbers, data, tmp_path):
+    quiet_train(tmp_path / "run", replace(settings, max_steps=5, validate_limit=7))
+    model = pretrained.load(tmp_path / "run", "last")
+    with torch.no_grad():
+        scores = model.score(data.valid.batch(range(7)))
+    expected = (scores.nll / scores.tokens).mean().exp().item()
+    assert numbers(tmp_path / "run")[-1]["valid_ppl_per_sample"] == pytest.approx(expected, rel=1e-5)
+    quiet_train(tmp_path / "more", replace(settings, max_steps=5, validate_limit=10**6))
+    quiet_train(tmp_path / "all", replace(settings, max_steps=5))
+    assert numbers(tmp_path / "more") == numbers(tmp_path / "all")
+
+
 def test_validation_is_what_the_model_scores(reference, data):
     model = pretrained.load(reference, "last")
     with torch.no_grad():
