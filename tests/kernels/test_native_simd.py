@@ -1,0 +1,101 @@
+"""The C++ kernels on every instruction set, and the memory that they take."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from ecore_kernels import (
+    native,
+)
+from ecore_kernels.info import report
+from tests.kernels.native_problems import run_python
+
+pytestmark = pytest.mark.skipif(not native.available(), reason="the compiled extension is missing")
+
+OTHERS = native.simd()[1][:-1] if native.available() else []
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.skipif("ECORE_KERNELS_SIMD" in os.environ, reason="one instruction set is named already")
+def test_other_instruction_set(name):
+    """These and the other files' tests on the kernels that would not be chosen here."""
+    folder = Path(__file__).parent
+    tests = (
+        *(str(folder / f"test_native_{part}.py") for part in ("kernels", "threads", "simd")),
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "not python_threads and not forked and not memory",
+    )
+    done = run_python("-m", "pytest", *tests, ECORE_KERNELS_SIMD=name)
+    assert done.returncode == 0, done.stdout + done.stderr
+    code = "from ecore_kernels.info import report; print(report())"
+    assert f"simd: {name} (" in run_python("-c", code, ECORE_KERNELS_SIMD=name).stdout
+
+
+def test_unknown_instruction_set():
+    done = run_python("-c", "import ecore_kernels", ECORE_KERNELS_SIMD="mmx")
+    assert done.returncode != 0
+    expected = f"ValueError: ECORE_KERNELS_SIMD: expected one of {', '.join(native.simd()[1])} "
+    assert expected in done.stderr
+    assert "got 'mmx'" in done.stderr
+
+
+def test_info_names_the_instruction_set():
+    assert f"simd: {native.simd()[0]} (" in report()
+
+
+PEAK = """
+import resource, torch
+from ecore_kernels import EdgeUpdate, EmotionGraph, edge_readout, graph_attention
+words, emotions = 6000, 32
+graph = EmotionGraph(torch.rand(1, words), torch.ones(1, 1, words, dtype=torch.bool), torch.rand(1, emotions),
+                     torch.rand(emotions, emotions))
+nodes = [torch.randn(1, 1, words + emotions, 4).requires_grad_() for _ in range(5)]
+def run():
+    history = [EdgeUpdate(*nodes[3:])]
+    out = [graph_attention(*nodes[:3], graph, history, backend="native")]
+    out += edge_readout(graph, history, backend="native")
+    torch.autograd.grad(sum(x.square().sum() for x in out), nodes)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+run()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux")
+def test_memory_has_no_square_of_the_nodes():
+    """One N x N matrix would take 145 MB."""
+    done = run_python("-c", PEAK)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 40_000
+
+
+SHARED_PEAK = """
+import resource, torch
+from ecore_kernels import edge_attention
+nodes = 1400
+query, key, value = (torch.randn(8, 2, nodes, 2) for _ in range(3))
+edge = torch.randn(1, 1, nodes, nodes, requires_grad=True)
+torch.set_num_threads(2)
+def run(query, key, value, edge):
+    output, _ = edge_attention(query, key, value, edge, scale=0.5, backend="native")
+    return torch.autograd.grad(output.sum(), edge)
+run(*(x[:, :, :9] for x in (query, key, value)), edge[:, :, :9, :9])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+run(query, key, value, edge)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux")
+def test_memory_of_a_shared_edge():
+    """Its gradient takes 8 MB, and one for each of the 16 (b, k) that share it would take 125."""
+    done = run_python("-c", SHARED_PEAK)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 30_000
