@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,10 @@ from ecore.generation.decoding import Decoding
 from ecore.generation.search import generate
 from ecore.model import pretrained
 from ecore.model.base import EmpatheticModel
+from ecore.model.outputs import expect_finite
+
+_MODES = threading.Lock()
+"""Held while a model changes between train and eval mode."""
 
 
 class Reply(str):
@@ -37,6 +43,7 @@ class ECore:
 
     def __init__(self, model: EmpatheticModel) -> None:
         self.model = model
+        self._answering, self._train_after = 0, False
 
     @classmethod
     def from_pretrained(
@@ -58,16 +65,36 @@ class ECore:
         """Write configuration, vocabulary and weights to ``folder``, for :meth:`from_pretrained`."""
         pretrained.save(self.model, Path(folder))
 
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Keep the model in eval mode: the first thread puts it there, the last one puts it back."""
+        with _MODES:
+            if (
+                self._answering == 0 and self.model.training
+            ):  # going through all modules takes as long as some words
+                self.model.eval()
+                self._train_after = True
+            self._answering += 1
+        try:
+            yield
+        finally:
+            with _MODES:
+                self._answering -= 1
+                if self._answering == 0 and self._train_after:
+                    self.model.train()
+                    self._train_after = False
+
     @torch.no_grad()
     def respond(self, turns: Sequence[str], **decoding: Any) -> Reply:
-        """Answer a dialogue.
+        """Answer a dialogue. Several threads may ask at once, whether the model is in train or in eval mode.
 
         Args:
             turns: what was said so far, the speaker first, then listener and speaker in turn.
             **decoding: fields of :class:`ecore.generation.decoding.Decoding`, e.g. ``method="beam"``; default greedy.
 
         Raises:
-            InputError: no turn, an empty turn, or a decoding option out of range.
+            InputError: no turn, an empty turn, a decoding option out of range, or values of the model that are not
+                finite.
         """
         if isinstance(turns, str) or not turns:
             raise InputError("respond: expected a list of turns with at least one")
@@ -76,21 +103,16 @@ class ECore:
                 raise InputError(f"respond: turn {i + 1} is empty")
         model, settings = self.model, Decoding(**decoding)
         batch = model.read([list(turns)]).to(model.device)
-        training = model.training
-        if training:  # going through all modules takes as long as some words
-            model.eval()
-        try:
+        with self._evaluating():
             encoding = model.encode(batch)
             words = generate(model, batch, settings, encoding)[0]
-        finally:
-            if training:
-                model.train()
         reply = Reply(model.vocabulary.text(words))
         reply.emotions, reply.relevant = [], []
         perceived = encoding.perceived
         if perceived is None:
             return reply
         # As lists, because every look at an element would wait for a GPU.
+        expect_finite(perceived.main_logits, "emotions perceived")
         probability = perceived.main_logits[0].float().softmax(-1)
         names, shares = model.vocabulary.emotions, probability.tolist()
         reply.emotions = [(names[i], shares[i]) for i in probability.argsort(descending=True).tolist()]

@@ -56,7 +56,7 @@ RANGES = {
     "length_penalty": Range(-10.0, 10.0, "a finite number in [-10, 10]"),
     "top_k": Range(0, 10**6),
     "top_p": Range(math.nextafter(0.0, 1.0), 1.0, "a number over 0, at most 1"),
-    "temperature": Range(1e-6, 1e6, "a number over 0, from 1e-6 to 1e6"),
+    "temperature": Range(1e-30, 1e6, "a number over 0, from 1e-30 to 1e6"),
     "max_length": Range(1, 2**16),
     "threads": Range(1, 1024),
     "seed": Range(0, 2**63 - 1, "a number in [0, 2^63)"),

@@ -36,6 +36,7 @@ from ecore.files import atomic_path, expect_file, numbered_lines, parse_json
 from ecore.generation.decoding import Decoding
 from ecore.generation.search import generate
 from ecore.metrics import accuracy, distinct, mean_length
+from ecore.model.outputs import expect_finite
 from ecore.progress import tqdm
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ def predict(
             samples = order[begin : begin + batch_size]
             batch = split.batch(samples).to(model.device)
             scores = model.score(batch)
+            expect_finite(scores.nll, "losses of responses")
             answers = generate(model, batch, decoding, encoding=scores.encoding)
             perceived = _perceived(model, scores.encoding)
             nll, tokens, words = (t.tolist() for t in (scores.nll, scores.tokens, batch.lengths - 1))

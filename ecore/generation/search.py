@@ -20,6 +20,7 @@ from ecore.generation import cuda_graph
 from ecore.generation.decoding import Decoding
 from ecore.generation.sampling import row_numbers, sampled
 from ecore.model.base import EmpatheticModel
+from ecore.model.outputs import expect_finite
 
 NEVER = [PAD, UNK, BOS, CLS]
 KEEP_ROWS = 0.75
@@ -48,21 +49,30 @@ def generate(
 
     Returns:
         B lists of 1 to ``max_length`` word ids, none of them special.
+
+    Raises:
+        InputError: the model's scores are not finite.
     """
     decoding = decoding or Decoding()
     encoding = model.encode(batch) if encoding is None else encoding
     with torch.inference_mode():
         steps = _Steps(model, model.start(encoding, decoding.max_length), batch.context.device)
-        if decoding.method == "beam":
-            return _beam_search(steps, len(batch.context), decoding)
-        if decoding.method == "greedy":
-            return _word_by_word(steps, len(batch.context), decoding, lambda scores, *_: scores.argmax(-1))
-        numbers = row_numbers(batch, decoding)
+        answers = _answers(steps, batch, decoding)
+        expect_finite(torch.where(steps.usable, 0.0, math.nan), "scores of words")
+    return answers
 
-        def sample(scores: Tensor, rows: Tensor, position: int) -> Tensor:
-            return sampled(scores, numbers[rows, position], decoding)
 
-        return _word_by_word(steps, len(batch.context), decoding, sample)
+def _answers(steps: _Steps, batch: Batch, decoding: Decoding) -> list[list[int]]:
+    if decoding.method == "beam":
+        return _beam_search(steps, len(batch.context), decoding)
+    if decoding.method == "greedy":
+        return _word_by_word(steps, len(batch.context), decoding, lambda scores, *_: scores.argmax(-1))
+    numbers = row_numbers(batch, decoding)
+
+    def sample(scores: Tensor, rows: Tensor, position: int) -> Tensor:
+        return sampled(scores, numbers[rows, position], decoding)
+
+    return _word_by_word(steps, len(batch.context), decoding, sample)
 
 
 class _Steps:
@@ -72,11 +82,13 @@ class _Steps:
         cache: of the responses.
         device: where they are.
         shrinks: whether rows may leave the batch.
+        usable: no score so far was NaN or infinite.
     """
 
     def __init__(self, model: EmpatheticModel, cache: Any, device: torch.device) -> None:
         self.model, self.cache, self.device = model, cache, device
         self.shrinks = True
+        self.usable = torch.ones((), dtype=torch.bool, device=device)  # no look: it would wait for a GPU
         self._graph: cuda_graph.StepGraph | None = None
         self._never = torch.zeros(len(SPECIAL_WORDS), device=device)
         self._never[NEVER] = -math.inf
@@ -89,6 +101,9 @@ class _Steps:
                 self.cache, self.shrinks = self._graph.cache, False
         logits = self.model.step(words, self.cache) if self._graph is None else self._graph(words)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        self.usable &= (logits < math.inf).all()
+        if not self.waits:  # what is sampled from NaN may be no word at all
+            expect_finite(logits, "scores of words")
         logits[:, : len(SPECIAL_WORDS)] += self._never if position else -math.inf
         return logits
 

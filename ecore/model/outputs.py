@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from ecore.errors import InputError
 from ecore.model.perceiver import Perceived
 from ecore.model.pointer import Copyable
 
@@ -44,3 +46,13 @@ class Scores(NamedTuple):
     nll: Tensor
     tokens: Tensor
     encoding: Any
+
+
+def expect_finite(values: Tensor, what: str) -> None:
+    """Check that a model's ``values`` are numbers; minus infinity is one, of what cannot be.
+
+    Raises:
+        InputError: NaN or infinity, which no answer or score can be made from.
+    """
+    if not bool((values < math.inf).all()):
+        raise InputError(f"{what} are not finite: the model's weights are damaged, or its training diverged")
