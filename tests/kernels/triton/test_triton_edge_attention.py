@@ -29,7 +29,8 @@ def _nothing_is_initialised(monkeypatch):
 
     for name in ("empty", "empty_like", "empty_strided"):
         monkeypatch.setattr(torch, name, filled(getattr(torch, name)))
-    monkeypatch.setattr(torch.Tensor, "new_empty", filled(torch.Tensor.new_empty))
+    for name in ("new_empty", "new_empty_strided"):
+        monkeypatch.setattr(torch.Tensor, name, filled(getattr(torch.Tensor, name)))
 
 
 def make(

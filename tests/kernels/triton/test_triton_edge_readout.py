@@ -102,8 +102,13 @@ def all_of(query: list[Tensor], factor: Tensor | None) -> list[bool]:
 
 @pytest.fixture(autouse=True)
 def _uninitialised_is_nan(monkeypatch):
-    """What the launchers allocate starts as NaN."""
-    for owner, name in ((torch, "empty"), (Tensor, "new_empty"), (torch, "empty_strided")):
+    """Make what is allocated start as NaN."""
+    for owner, name in (
+        (torch, "empty"),
+        (Tensor, "new_empty"),
+        (Tensor, "new_empty_strided"),
+        (torch, "empty_strided"),
+    ):
         original = getattr(owner, name)
 
         def filled(*args, original=original, **kwargs):
