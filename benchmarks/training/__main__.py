@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--data", type=Path, help="a prepared folder (default: made-up batches of the same sizes)"
     )
-    parser.add_argument("--preset", choices=("released", "paper"), default="released")
+    parser.add_argument("--preset", choices=("released", "baseline", "paper"), default="released")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument(
         "--rounds", type=int, help="steps of each configuration (default: 24); passes on a GPU (default: 7)"
