@@ -34,6 +34,7 @@ def declare_reproduce(parser: argparse.ArgumentParser) -> None:
       ecore reproduce table9 --data prepared --out paper --intensity-file vad=vad.tsv sentiwordnet=swn.tsv.gz
       ecore reproduce table3 --data prepared --out paper --multi-emotion labels.jsonl
       ecore reproduce table6 --data prepared --out paper --backbone microsoft/DialoGPT-small
+      ecore reproduce table4 --data prepared --out paper --plan
       ecore reproduce table1 --data prepared --out letter --no-graph-norm --score-scale 1
     """
     from ecore.paper.published import EXPERIMENTS
@@ -54,6 +55,12 @@ def declare_reproduce(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--steps", type=int, metavar="N", help="training steps of a run (default: the preset's; paper 26000)"
+    )
+    parser.add_argument(
+        "--plan",
+        action="store_true",
+        help="begin OUT, print the runs that are not done as commands, and train nothing; afterwards the same "
+        "command without --plan writes the tables",
     )
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time")
     parser.add_argument(
@@ -129,6 +136,7 @@ def run_reproduce(arguments: argparse.Namespace) -> int:
         jobs=arguments.jobs,
         device=device(arguments),
         threads=arguments.threads,
+        plan_only=arguments.plan,
     )
     if outcome.interrupted:
         print(

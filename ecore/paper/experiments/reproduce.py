@@ -41,7 +41,7 @@ from ecore.paper.experiments.plan import (
     rows_of,
     seeds_of,
 )
-from ecore.paper.experiments.runs import SCORES, Outcome, execute, is_done
+from ecore.paper.experiments.runs import SCORES, Outcome, commands, execute, is_done
 from ecore.paper.published import EXPERIMENTS, FIGURES, P_SOFT_OVER_CEM, RECALL, STEPS, TABLES
 from ecore.training.cuda_graphs import recorder
 
@@ -61,6 +61,7 @@ def reproduce(
     device: str = "cpu",
     threads: int | None = None,
     progress: bool = True,
+    plan_only: bool = False,
 ) -> Outcome:
     """Do the runs that ``what`` needs, those in ``out`` already left out, and write tables and figures to ``out``.
 
@@ -74,6 +75,7 @@ def reproduce(
         backbone: name or folder of the pre-trained model of Table 6.
         sample: the dialogue of Figures 5 and 6: number, from 0, in the test split.
         jobs, device, threads: see :func:`ecore.paper.experiments.runs.execute`.
+        plan_only: print the commands of the runs that are not done, and train nothing.
 
     Returns:
         Which runs failed, and whether it was interrupted; tables are written either way.
@@ -99,6 +101,11 @@ def reproduce(
         runs = plan_runs(counts, out, settings, _by_source(prepared, brought, counts, out))
         _check_backbone(backbone, runs)
         _announce(runs, settings)
+        if plan_only:
+            for run in runs:
+                if not is_done(run):
+                    print("", *commands(run, settings, device, threads), sep="\n")
+            return Outcome()
         outcome = execute(
             runs,
             out / "logs",

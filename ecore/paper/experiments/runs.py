@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,10 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ecore.config import to_dict
+from ecore.config import PRESETS, WORD_LEVEL, ModelConfig, TrainingConfig, to_dict
 from ecore.errors import InputError
 from ecore.files import parse_json, read_json
-from ecore.paper.experiments.plan import Run
+from ecore.paper.experiments.plan import Run, Settings
 from ecore.progress import tqdm
 from ecore.training.interrupt import Interrupt
 from ecore.training.journal import METRICS
@@ -47,6 +49,30 @@ def is_done(run: Run) -> bool:
     except InputError:
         return False
     return (kept.model, kept.training) == (run.model, run.training)
+
+
+def commands(run: Run, settings: Settings, device: str, threads: int | None = None) -> list[str]:
+    """Return the shell commands that train and score ``run`` as :func:`execute` does, in the same folder."""
+    train = ["ecore", "train", "--data", run.data, "--out", run.folder, "--preset", settings.preset]
+    unused = WORD_LEVEL if run.model.backbone is not None else ()
+    model, training = PRESETS[settings.preset]
+    pairs: list[tuple[ModelConfig | TrainingConfig, Any]] = [(run.model, model), (run.training, training)]
+    for config, preset in pairs:
+        for item in dataclasses.fields(config):
+            name, value = item.name, getattr(config, item.name)
+            # Thresholds are matched to the data already, so they are given as they are.
+            if name in unused or (value == getattr(preset, name) and name != "thresholds"):
+                continue
+            flag = "--ablate" if name == "ablations" else "--" + name.replace("_", "-")
+            if isinstance(value, bool):
+                train.append(flag if value else flag.replace("--", "--no-", 1))
+            elif value is not None:
+                train += [flag, *(value if isinstance(value, tuple) else (value,))]
+    train.append("--literal-thresholds")
+    score = ["ecore", "evaluate", run.folder, "--data", run.data, "--out", run.folder / SCORES]
+    score += [] if settings.limit is None else ["--limit", settings.limit]
+    where = ["--device", device, *([] if threads is None else ["--threads", threads])]
+    return [shlex.join(map(str, [*command, *where])) for command in (train, score)]
 
 
 def steps_of(run: Run) -> int:
