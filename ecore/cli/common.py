@@ -17,7 +17,10 @@ def device(arguments: argparse.Namespace) -> str:
     import torch
 
     if arguments.threads is not None:
-        check_value("threads", arguments.threads, int)
+        try:
+            check_value("threads", arguments.threads, int)
+        except InputError as error:
+            raise InputError(f"--{error}") from None
         torch.set_num_threads(arguments.threads)
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: torch sees no CUDA device here; `ecore info` says why")

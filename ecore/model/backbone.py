@@ -66,6 +66,8 @@ def expect(source: str) -> None:
 def _configuration(source: str, transformers: ModuleType) -> Any:
     # GPT-2's own classes, never the Auto ones: what a folder names is not imported, and nothing asks to trust it.
     settings, _ = transformers.GPT2Config.get_config_dict(source)
+    if not settings:  # of a folder without the file, transformers makes a default model
+        raise OSError("no config.json there")
     kind = settings.get("model_type", "gpt2")
     config = transformers.GPT2Config.from_dict(settings) if kind == "gpt2" else None
     if config is None or not config.tie_word_embeddings:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ pytestmark = pytest.mark.skipif(
     reason="Triton's interpreter is not in use: TRITON_INTERPRET is not 1, or Triton is missing",
 )
 
+ROOT = Path(__file__).parents[3]
 RUN = """
 import sys
 import torch
@@ -34,16 +36,17 @@ results = [output.detach(), dense.detach(), *gradients]
 
 
 def test_not_a_bit_changes(tmp_path):
-    own = tmp_path / "own.pt"
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", RUN + "torch.save(results, sys.argv[1])", str(own)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    found = {}
-    exec(RUN, found)
-    expected = torch.load(own)
-    assert len(found["results"]) == len(expected) == 6
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found["results"], expected, strict=True))
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    results = []
+    for number, before in enumerate(("", "from tests.kernels.interpreter import quicken\nquicken()\n")):
+        file = tmp_path / f"{number}.pt"
+        command = [sys.executable, "-c", before + RUN + "torch.save(results, sys.argv[1])", str(file)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        results.append(torch.load(file))
+    assert len(results[0]) == len(results[1]) == 6
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*results, strict=True))
 
 
 def test_what_was_replaced_is_there_again_after_a_launch():
