@@ -445,7 +445,9 @@ def test_a_prepared_folder_gives_the_same_conversations(corpus, tmp_path):
     assert [c.conv_id for c in conversations] == ["valid-sad", "valid-joyful", "valid-afraid"]
     texts = tmp_path / "prepared" / "test.texts.jsonl"
     texts.write_text(texts.read_text() + texts.read_text())
-    with pytest.raises(InputError, match=r"prepared: damaged: its arrays or texts are not those that were prepared"):
+    with pytest.raises(
+        InputError, match=r"prepared: damaged: its arrays or texts are not those that were prepared"
+    ):
         read_conversations(tmp_path / "prepared", "test")
 
 
