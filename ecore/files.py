@@ -116,7 +116,7 @@ def locked(folder: Path, complaint: str) -> Iterator[None]:
 
 
 _SEAL = re.compile(rb',\n "checksum": "sha256:([0-9a-f]{64})"\n}\n\Z')
-"""How a sealed file ends. In another layout the member is somebody else's copy, and says nothing."""
+"""End of a sealed file. A checksum member in any other layout is a copy and is not checked."""
 
 
 def write_json(path: Path, value: Any, sealed: bool = False) -> None:

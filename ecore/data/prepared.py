@@ -88,7 +88,7 @@ class PreparedData:
         self.train, self.valid, self.test = (
             _read_split(folder, name, self.vocabulary.emotions) for name in SPLITS
         )
-        _verify(folder, self.meta)  # last: what is wrong with one file is told by its name
+        _verify(folder, self.meta)  # last: a fault of one file is reported by its name
         return self
 
     def conversations(self) -> list[Conversation]:

@@ -169,7 +169,7 @@ def format_run(metrics: dict[str, Any]) -> str:
         "and compare only under the same one",
         "",
         _row("ppl", metrics["ppl"], "per token"),
-        _row("ppl_per_sample", metrics["ppl_per_sample"], f"<- stands beside the papers' numbers{table}"),
+        _row("ppl_per_sample", metrics["ppl_per_sample"], f"<- comparable with the papers' numbers{table}"),
         _row("Dist-1", metrics["dist_1"], f"human {human['dist_1']:.2f}"),
         _row("Dist-2", metrics["dist_2"], f"human {human['dist_2']:.2f}"),
     ]

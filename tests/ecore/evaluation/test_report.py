@@ -151,7 +151,7 @@ def test_metrics_and_table_by_hand() -> None:
     table = format_run(metrics | told)
     rows = {line.split("  ")[0]: line for line in table.splitlines()}
     assert "'train' vocabulary of 1,234 words" in table
-    assert "stands beside the papers' numbers" in rows["ppl_per_sample"]
+    assert "comparable with the papers' numbers" in rows["ppl_per_sample"]
     passed = {line.split(",")[0].strip(): line for line in table.splitlines() if "passed" in line}
     assert passed["unigram"].endswith("not passed")  # exp(1.6) = 4.95 is over 4.9
     assert passed["Kneser-Ney bigram"].endswith("  passed")

@@ -62,7 +62,7 @@ def test_no_emotion_drowns_the_others():
 
 
 def test_an_emotion_keeps_its_own_weight():
-    """Where row gates make all edges large and alike, h^g still differs between contexts as its own terms do."""
+    """h^g still differs between contexts, as its own terms do, when row gates make all edges large and alike."""
     to_emotion = torch.randn(64, 8) + 1.5
     gates = torch.linspace(-300.0, 300.0, 8)[:, None]
     between = (gates * (1.0 + torch.rand(8))).expand(64, 8, 8)
