@@ -1,4 +1,4 @@
-"""What every test shares: one thread, reproducible examples, and GPU tests only where there is a GPU."""
+"""Settings of every test: one thread, reproducible examples, and GPU tests only where there is a GPU."""
 
 from __future__ import annotations
 

@@ -175,7 +175,7 @@ class Split:
 
 
 class Widths(NamedTuple):
-    """How wide a batch's contexts, responses and related words are, padding counted."""
+    """Widths of a batch's contexts, responses and related words, padding counted."""
 
     context: int
     response: int
@@ -211,7 +211,7 @@ class ResidentSplit:
         return self.gather(self.send(indices), self.widths(indices))
 
     def widths(self, indices: npt.ArrayLike) -> Widths:
-        """How wide the samples of ``indices`` are; known on the host, so that nobody has to ask the device."""
+        """Return the widths of the samples of ``indices``, from the host: the device is not asked."""
         chosen = np.asarray(indices, dtype=np.int64)
         return Widths(
             int(self._split.context_lengths[chosen].max()),

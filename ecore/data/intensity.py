@@ -1,4 +1,4 @@
-"""How emotional a word is: c = (η − 0.5)², η in [0, 1] its positivity (Section 3.2), from five sources."""
+"""Emotional intensity of words: c = (η − 0.5)², η in [0, 1] its positivity (Section 3.2), from five sources."""
 
 from __future__ import annotations
 

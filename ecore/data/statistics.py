@@ -1,4 +1,4 @@
-"""What a prepared folder's meta.json says of its words: lengths, intensities, thresholds."""
+"""Statistics of a prepared folder's words in meta.json: lengths, intensities, thresholds."""
 
 from __future__ import annotations
 

@@ -189,15 +189,15 @@ def read_predictions(path: Path | str) -> list[Record]:
                 raise InputError(f"{path}:{number}: expected {name!r} to be text, {found}")
         for name in TOKENS:
             if not isinstance(record.get(name, ""), str):
-                told = f"text, words with spaces between them, got {record[name]!r}"
-                raise InputError(f"{path}:{number}: expected {name!r} to be {told}")
+                expected = f"text, words with spaces between them, got {record[name]!r}"
+                raise InputError(f"{path}:{number}: expected {name!r} to be {expected}")
     if not records:
         raise InputError(f"{path}: no predictions in it; expected JSON lines")
     return records
 
 
 def has_emotions(record: Record) -> bool:
-    """Whether a record tells the true and the predicted emotion."""
+    """Return True where a record has the true and the predicted emotion."""
     return "emotion" in record and "predicted_emotion" in record
 
 
@@ -211,8 +211,8 @@ def evaluate_file(path: Path | str, multi_emotion: Path | str | None = None) -> 
     records = read_predictions(path)
     result = {"samples": len(records), **text_metrics(records)}
     if multi_emotion is not None:
-        told = [r for r in records if has_emotions(r) and isinstance(r.get("conv_id"), str)]
-        true = {r["conv_id"]: r["emotion"] for r in told} if len(told) == len(records) else None
+        labelled = [r for r in records if has_emotions(r) and isinstance(r.get("conv_id"), str)]
+        true = {r["conv_id"]: r["emotion"] for r in labelled} if len(labelled) == len(records) else None
         labels = read_multi_emotion(multi_emotion, true_emotions=true)
         result["multi_emotion"] = multi_emotion_recall(records, labels)
     return result

@@ -230,7 +230,7 @@ def _yardstick_rows(metrics: dict[str, Any]) -> list[str]:
 
 
 def _extremes(emotions: dict[str, dict[str, Any]]) -> list[str]:
-    """The emotions told best and worst; all of them where they are few."""
+    """The emotions recognised best and worst; all of them where they are few."""
     known = [(name, e["accuracy"]) for name, e in emotions.items() if e["accuracy"] is not None]
     ranked = sorted(known, key=lambda item: -item[1])
     few = min(EXTREMES, max(0, len(ranked) - EXTREMES))

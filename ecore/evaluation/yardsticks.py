@@ -1,4 +1,4 @@
-"""What counting alone achieves on the same split: a model that does not pass these has not learned.
+"""Scores that counting alone reaches on the same split: a model below them has not learned.
 
 Perplexities are per token, of the responses under the prepared vocabulary, EOS counted, trained on the
 training responses. Two families, both interpolated down to the uniform distribution:

@@ -1,4 +1,4 @@
-"""How answers are decoded, as settings; light, for the command line."""
+"""Settings of decoding; light to import, for the command line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ METHODS = ("greedy", "beam", "sample")
 
 @dataclass(frozen=True)
 class Decoding:
-    """How answers are decoded.
+    """Settings of decoding.
 
     Raises:
         InputError: a value out of range, or ``top_k``, ``top_p`` or ``temperature`` where nothing is sampled.

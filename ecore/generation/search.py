@@ -109,11 +109,11 @@ class _Steps:
 
     @property
     def waits(self) -> bool:
-        """Whether looking at a value makes the host wait for the device."""
+        """True where reading a value makes the host wait for the device."""
         return self.device.type == "cuda"
 
     def looks(self, position: int) -> bool:
-        """Whether to look which answers are done after the word at ``position``."""
+        """Return True if the search checks which answers are done after the word at ``position``."""
         return not self.waits or (position + 1) % LOOK_EVERY == 0
 
 

@@ -112,14 +112,14 @@ def build(
         InputError: it cannot be used.
     """
     with _loading(source) as transformers:
-        told = _configuration(source, transformers)
-        told.embd_pdrop = told.resid_pdrop = config.dropout
+        settings = _configuration(source, transformers)
+        settings.embd_pdrop = settings.resid_pdrop = config.dropout
         tokenizer = transformers.GPT2TokenizerFast.from_pretrained(source)
         gpt2: GPT2Model
         if weights:
-            gpt2 = transformers.GPT2Model.from_pretrained(source, config=told, dtype=torch.float32)
+            gpt2 = transformers.GPT2Model.from_pretrained(source, config=settings, dtype=torch.float32)
         else:
-            gpt2 = transformers.GPT2Model(told)
+            gpt2 = transformers.GPT2Model(settings)
     words = SubwordVocabulary(tokenizer, vocabulary)
     silent = [emotion for emotion, (ids, _) in zip(words.emotions, own_words(words), strict=True) if not ids]
     if silent:

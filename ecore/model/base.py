@@ -69,7 +69,7 @@ class EmpatheticModel(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.emotion_words.device
 
     @property

@@ -42,7 +42,7 @@ class Decoded(NamedTuple):
 
 
 class DecoderCache:
-    """What the decoder keeps of responses in the making: of C contexts, ``width`` responses (rows) each.
+    """The decoder's state of unfinished responses: C contexts, ``width`` responses (rows) each.
 
     Attributes:
         length: words decoded so far.
@@ -159,7 +159,7 @@ class DecoderBlock(nn.Module):
         return Decoded(y, mean_scores(queries, keys) if copies else None)
 
     def weights(self) -> BlockWeights:
-        """What :meth:`Decoder.step` takes; queries, keys and values are copied, the rest is shared."""
+        """Return the weights for :meth:`Decoder.step`; queries, keys and values are copied, the rest is shared."""
         own, cross = self.self_attention, self.cross_attention
         parts = (own.query, own.key, own.value)
         return BlockWeights(

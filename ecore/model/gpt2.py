@@ -48,12 +48,12 @@ class GPT2Encoding(NamedTuple):
 
     @property
     def guidance(self) -> Tensor | None:
-        """What guides the response, [B, D]; None without a graph."""
+        """The guidance of the response, [B, D]; None without a graph."""
         return None if self.perceived is None else self.perceived.guidance
 
 
 class GPT2Cache:
-    """What is kept of responses in the making: of C contexts, ``width`` responses (rows) each.
+    """The state of unfinished responses: C contexts, ``width`` responses (rows) each.
 
     Attributes:
         length: subwords decoded so far.
@@ -295,11 +295,11 @@ def own_words(vocabulary: SubwordVocabulary) -> list[tuple[list[int], list[tuple
 
 def _emotion_words(vocabulary: SubwordVocabulary) -> tuple[Tensor, Tensor]:
     """Tokens [P, W] of each emotion's own word, and the share of each in their mean."""
-    told = own_words(vocabulary)
-    width = max(len(ids) for ids, _ in told)
-    tokens = torch.zeros(len(told), width, dtype=torch.int64)
-    share = torch.zeros(len(told), width)
-    for row, (ids, _) in enumerate(told):
+    spellings = own_words(vocabulary)
+    width = max(len(ids) for ids, _ in spellings)
+    tokens = torch.zeros(len(spellings), width, dtype=torch.int64)
+    share = torch.zeros(len(spellings), width)
+    for row, (ids, _) in enumerate(spellings):
         tokens[row, : len(ids)] = torch.tensor(ids) - OFFSET
         share[row, : len(ids)] = 1.0 / len(ids)
     return tokens, share

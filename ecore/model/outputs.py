@@ -1,4 +1,4 @@
-"""What a model's passes give."""
+"""Results of a model's passes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Encoding(NamedTuple):
 
     @property
     def guidance(self) -> Tensor | None:
-        """What guides the response, [B, D]; None without a graph."""
+        """The guidance of the response, [B, D]; None without a graph."""
         return None if self.perceived is None else self.perceived.guidance
 
 

@@ -38,7 +38,7 @@ class Copyable(NamedTuple):
 
     @property
     def allowed(self) -> Tensor:
-        """Which places hold a word that can be copied, bool [..., S]."""
+        """Return True at places whose word can be copied, bool [..., S]."""
         return self.words >= len(SPECIAL_WORDS)
 
     def rows(self, index: Tensor) -> Copyable:
@@ -47,7 +47,7 @@ class Copyable(NamedTuple):
 
 
 class Copying(NamedTuple):
-    """What copying needs to know of N response words.
+    """Inputs of copying for N response words.
 
     ``gate`` [N]: p's logit; infinite where the context has nothing to copy. ``scores`` [N, S]: a's logits, minus
     infinity where there is nothing to copy. ``context``: of each, [N, S].

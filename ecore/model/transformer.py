@@ -68,7 +68,7 @@ class MultiHeadAttention(nn.Module):
     def forward(
         self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, causal: bool = False
     ) -> Tensor:
-        """What queries attend to, [B, T, D]; mask is bool and broadcasts to [B, heads, T, S], True where to look."""
+        """Return the attended values, [B, T, D]; mask, bool, broadcasts to [B, heads, T, S], True where visible."""
         attended = _attention(queries, keys, values, attn_mask=mask, is_causal=causal)
         return self.output(attended.transpose(1, 2).flatten(2))
 

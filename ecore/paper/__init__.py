@@ -1,1 +1,1 @@
-"""What the paper shows, again: its tables, figures, cases, annotation and human evaluation, beside its own numbers."""
+"""The paper's tables, figures, cases, annotation and human evaluation, remade beside its own numbers."""

@@ -29,8 +29,8 @@ class Answer:
     Attributes:
         text: its answer.
         perceived: the emotion it tells, where the predictions say so.
-        attention: (emotion, share) of the highest of Softmax(h_emo), the highest first; empty where not told.
-        relevant: the co-occurring emotions of the hard strategy; None where not told.
+        attention: (emotion, share) of the highest of Softmax(h_emo), the highest first; empty where not recorded.
+        relevant: the co-occurring emotions of the hard strategy; None where not recorded.
     """
 
     text: str
@@ -184,12 +184,12 @@ def _answer(record: Record, where: str) -> Answer:
     relevant = record.get("relevant")
     try:
         attention = tuple((str(emotion), float(share)) for emotion, share in record.get("emotions", ()))
-        told = None if relevant is None else tuple(map(str, relevant))
+        names = None if relevant is None else tuple(map(str, relevant))
     except (TypeError, ValueError):
         raise InputError(
             f"{where}: expected 'emotions' as [name, share] pairs, 'relevant' as names"
         ) from None
-    return Answer(record["prediction"], record.get("predicted_emotion"), attention, told)
+    return Answer(record["prediction"], record.get("predicted_emotion"), attention, names)
 
 
 def format_cases(cases: Sequence[Case]) -> str:
@@ -217,18 +217,18 @@ def _lines(number: int, case: Case) -> list[str]:
 
 
 def _perceived(answer: Answer, emotion: str | None) -> str:
-    """What a system perceived; the true emotion in bold."""
+    """Format the emotions that a system perceived; the true one in bold."""
 
     def name(one: str) -> str:
         return f"**{_cell(one)}**" if one == emotion else _cell(one)
 
-    told = [f"perceived {name(answer.perceived)}"] if answer.perceived is not None else []
+    parts = [f"perceived {name(answer.perceived)}"] if answer.perceived is not None else []
     if answer.attention:
         shares = [f"{name(e)} {100 * share:.0f} %" for e, share in answer.attention[:SHOWN_EMOTIONS]]
-        told.append(f"attention: {', '.join(shares)}")
+        parts.append(f"attention: {', '.join(shares)}")
     if answer.relevant is not None:
-        told.append(f"relevant: {', '.join(map(name, answer.relevant))}")
-    return "; ".join(told)
+        parts.append(f"relevant: {', '.join(map(name, answer.relevant))}")
+    return "; ".join(parts)
 
 
 def _cell(text: str) -> str:

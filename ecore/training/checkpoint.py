@@ -30,7 +30,7 @@ _ADAM = ("exp_avg", "exp_avg_sq", "step")
 
 @dataclass
 class Progress:
-    """Where training stands: everything that resuming needs and that is not a tensor."""
+    """The state of training that resuming needs, tensors apart."""
 
     step: int = 0
     epoch: int = 0

@@ -36,7 +36,7 @@ LEAST_WIDTH, LEAST_TOKENS = 32, 128
 
 
 class Taken(NamedTuple):
-    """What a step leaves: its sums, and the values of health by name; on the device."""
+    """Results of a step: its sums, and the values of health by name; on the device."""
 
     sums: Tensor
     health: dict[str, Tensor]
@@ -50,7 +50,7 @@ class CaptureFailed(RuntimeError):
 
 
 class Recorder(Protocol):
-    """What makes something to replay of a piece of work."""
+    """A recorder of work that can be replayed."""
 
     def warm_up(self, work: Work) -> Taken:
         """Do ``work`` once, so that no library has to set itself up, and no kernel to be compiled, in a recording."""
@@ -166,7 +166,7 @@ def _driver() -> ctypes.CDLL:
 def recorder(
     config: TrainingConfig, backbone: str | None, device: torch.device, processes: int, resumed: bool
 ) -> Recorder | None:
-    """What records the steps of a training; None where all of them go one launch at a time.
+    """Return the recorder of a training's steps; None where each step launches its kernels one by one.
 
     That is so without ``cuda_graphs``, and also where a run that was started with them goes on without a GPU or in
     several processes: they change no number that matters.
@@ -195,7 +195,7 @@ def widened(size: int, least: int) -> int:
 
 
 class _Shape(NamedTuple):
-    """What steps have in common that one graph serves; ``tokens``: bound on the words of the responses."""
+    """Shape of the steps that one graph serves; ``tokens``: bound on the words of the responses."""
 
     widths: Widths
     tokens: int

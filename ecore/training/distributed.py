@@ -29,11 +29,11 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that writes files and talks."""
+        """True in the process that writes files and prints."""
         return self.rank == 0
 
     def any(self, value: bool) -> bool:
-        """Whether ``value`` is true in any process."""
+        """Return True if ``value`` is true in any process."""
         if self.count == 1:
             return value
         flag = torch.tensor([int(value)])
@@ -61,7 +61,7 @@ class Processes:
 
 
 def launched() -> bool:
-    """Whether ``torchrun`` started this process, with others or alone."""
+    """Return True if ``torchrun`` started this process, with others or alone."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 

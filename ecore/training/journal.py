@@ -1,4 +1,4 @@
-"""What a run writes down of its steps: sums since the last line, the line that waits for a validation, the log."""
+"""The record of a run's steps: sums since the last line, the line that waits for a validation, the log."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Journal:
 
     @property
     def no_events(self) -> str | None:
-        """Why there are no events for TensorBoard; None where there are, or this process writes none."""
+        """The reason for missing TensorBoard events; None where they exist, or this process writes none."""
         return None if self._log is None else self._log.no_events
 
     # Sums

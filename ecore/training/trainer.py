@@ -47,7 +47,7 @@ class NotFinite(ArithmeticError):
 
 @dataclass(frozen=True)
 class Summary:
-    """How a call of :func:`train` ended."""
+    """The result of :func:`train`."""
 
     run: str
     step: int
@@ -200,7 +200,7 @@ class Trainer:
     def _reopen_last_line(self) -> bool:
         """Let the line of a step wait again that has become the last one, and so is to be validated.
 
-        That is where an interrupted run is told to end at its present step. Return whether there is such a line: not
+        That is where an interrupted run may end at its present step. Return whether there is such a line: not
         where the step was validated after all, which older checkpoints do not tell.
         """
         state = self.state
@@ -341,7 +341,7 @@ class Trainer:
         return taken.health
 
     def _whole_step(self, batch: Batch, tokens: int) -> Taken:
-        """What is captured. Health is part of every recording: graphs with it and graphs without would cost more."""
+        """Run the work of one recording. It always has health: graphs of both kinds would cost more."""
         with self._autocast(), self.low_weights():
             losses = self.loss(batch, True, tokens)
         losses.total.backward()
@@ -389,7 +389,7 @@ class Trainer:
         return (mine, len(mine) / len(indices)) if len(mine) else (indices[:1], 0.0)
 
     def _source(self, split: Any, resident: bool) -> Any:
-        """What gives ``split``'s batches: the split, or a copy of it on the device."""
+        """Return the source of ``split``'s batches: the split, or a copy of it on the device."""
         return ResidentSplit(split, self.device) if resident and isinstance(split, Split) else split
 
     def _batch(self, indices: npt.NDArray[np.int64]) -> Batch:
@@ -397,7 +397,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def _forward(self) -> Iterator[None]:
-        """What every forward pass stands in."""
+        """Return the context of every forward pass."""
         with self._autocast(), self._split_may_refuse():
             yield
 

@@ -205,7 +205,7 @@ def _bound(operator: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict
 
 
 def explain(operator: str | Callable[..., Any], *args: Any, **kwargs: Any) -> str:
-    """Which backend runs a call, and why the others do not.
+    """Return the backend that runs a call, and the reasons against the others.
 
     Args:
         operator: an operator of this package or its name.

@@ -1,4 +1,4 @@
-"""How float32 is multiplied; and low precision's kernels: a CPU keeps few of them, however many shapes come."""
+"""The precision of float32 products; and low precision's kernels: a CPU keeps few of them, however many shapes come."""
 
 import os
 import subprocess

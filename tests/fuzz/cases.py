@@ -93,7 +93,7 @@ def call(case: Case, tensors: dict[str, Any], backend: str) -> tuple[Tensor, ...
 
 
 def edges_are_broadcast(case: Case) -> bool:
-    """Whether PyTorch sums up the gradient of edges [N, N], in an order that depends on the number of threads."""
+    """Return True if PyTorch sums up the gradient of edges [N, N]; the order depends on the number of threads."""
     return "edge" in case.tensors and case.tensors["edge"].shape[-2:] != 2 * case.tensors["query"].shape[2:3]
 
 

@@ -181,7 +181,7 @@ class Expected:
         return {name: _sizes(x) for name, x in answer(self.case, asked, outputs, sent).items()}
 
     def wrong(self, found: dict[str, Tensor]) -> str:
-        """What is wrong with an answer, "" if nothing is."""
+        """Describe an answer's fault, "" if it has none."""
         for name, exact in self.exact.items():
             actual = found[name]
             if actual.shape != exact.shape:

@@ -34,7 +34,7 @@ def run(case: Case, backend: str, threads: int) -> dict[str, Tensor]:
 
 
 def wrong_otsu(case: Case, found: dict[str, Tensor]) -> str:
-    """What differs from the reference in float64 on the CPU: nothing may."""
+    """Describe a difference from the reference in float64 on the CPU: none is allowed."""
     wide = {"values": case.tensors["values"].double().cpu()}
     for (name, actual), exact in zip(found.items(), cases.call(case, wide, "reference"), strict=True):
         if not torch.equal(actual.cpu().double(), exact.double()):
@@ -48,7 +48,7 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
 
 
 def verdict(case: Case, backend: str, expected: oracle.Expected | None) -> str:
-    """What becomes of a case on a backend."""
+    """Return the verdict on a case on a backend."""
     nodes = case.tensors["query"].shape[2] if "query" in case.tensors else 0
     if backend == "triton" and triton_kernels.INTERPRETED and nodes > INTERPRETED_MOST:
         return "refused"

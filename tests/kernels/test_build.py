@@ -24,7 +24,7 @@ def configure(build: Path, *arguments: str, **environment: str) -> subprocess.Co
 
 
 def told(result: subprocess.CompletedProcess) -> list[str]:
-    """What setup.py shows of a failed build."""
+    """Return the lines that setup.py shows of a failed build."""
     assert result.returncode != 0
     lines = (result.stdout + result.stderr).splitlines()
     return [line.removeprefix("ecore-error: ") for line in lines if line.startswith("ecore-error: ")]

@@ -1,4 +1,4 @@
-"""How the fused kernels' inputs and results lie in memory."""
+"""Memory layout of the fused kernels' inputs and results."""
 
 from __future__ import annotations
 

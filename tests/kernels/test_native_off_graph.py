@@ -1,4 +1,4 @@
-"""What is not finite changes no bit of what does not hear it: edges, values, queries, keys, gates, gradients."""
+"""A value that is not finite changes no bit of what does not hear it: edges, values, queries, keys, gates."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ print(own, threads() - alone)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
 def test_without_torch_the_pool_is_our_own():
-    """What runs where torch brings no OpenMP: as many threads as asked for, and the same result."""
+    """The pool of a torch without OpenMP: as many threads as asked for, and the same result."""
     done = run_python("-c", WITHOUT_TORCH, native._native.__file__)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["True", "2"]

@@ -1,4 +1,4 @@
-"""What is off the graph is never read: NaN and infinity there change no bit of any result or gradient."""
+"""Values off the graph are never read: NaN and infinity there change no bit of any result or gradient."""
 
 from __future__ import annotations
 

@@ -205,7 +205,7 @@ def test_second_derivatives_agree_with_the_references(make, operator, backend):
 
 @pytest.mark.parametrize("operator", ["attention", "readout", "dense"])
 def test_forward_mode_takes_the_reference(make, operator):
-    """Where no backend is named; a named one that has no forward mode refuses, where silence would give zeros."""
+    """Without a named backend; a named one without forward mode refuses, since silence would give zeros."""
     problem = Problem(make, layers=1)
     function = total(problem, operator)
     first, *others = [x.detach() for x in problem.inputs(operator)]

@@ -155,9 +155,9 @@ class SubwordSplit:
         self.response_lengths = self._end - self._response
         """Subwords of each response, EOS counted."""
         if self.response_lengths.max() > longest:
-            told = self.texts(int(self.response_lengths.argmax()))
+            sample = self.texts(int(self.response_lengths.argmax()))
             raise InputError(
-                f"{split.name}: the response of turn {told['turn']} of {told['conv_id']} has "
+                f"{split.name}: the response of turn {sample['turn']} of {sample['conv_id']} has "
                 f"{self.response_lengths.max()} subwords, expected at most {longest}, which is what the backbone's "
                 "positions leave room for"
             )

@@ -44,10 +44,10 @@ class SubwordVocabulary:
 
     def encode(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
         """Ids of each text's subwords, and where in the text each begins and ends."""
-        told = self.tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
+        encoded = self.tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
         return [
             ([OFFSET + token for token in tokens], spans)
-            for tokens, spans in zip(told["input_ids"], told["offset_mapping"], strict=True)
+            for tokens, spans in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
         ]
 
     def text(self, ids: Iterable[int]) -> str:

@@ -1,4 +1,4 @@
-"""How far annotators agree: Krippendorff's alpha, with the MASI distance where answers are sets of emotions."""
+"""Agreement of annotators: Krippendorff's alpha, with the MASI distance where answers are sets of emotions."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def alpha(
 
 
 def label_agreement(files: Mapping[str, Mapping[str, Sequence[str]]]) -> dict[str, Any]:
-    """How far two or more annotators' emotions agree; their order within a conversation does not count.
+    """Return the agreement of two or more annotators; the order within a conversation does not count.
 
     Args:
         files: of each annotator the emotions of each conversation, by its id.

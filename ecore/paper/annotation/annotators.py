@@ -1,4 +1,4 @@
-"""What an annotator is, and the one that reads label files."""
+"""The annotator's interface, and the annotator that reads label files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Annotator(Protocol):
     """A dialogue in, its emotions out.
 
     Only ``conv_id`` and ``turns`` may be looked at: the annotation is screened by the true emotion later, and the
-    situation was written by somebody who was told it.
+    situation was written by somebody who knew it.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Annotator(Protocol):
         """The emotions of ``conversation``, the strongest first; none is an answer too.
 
         Raises:
-            NoAnnotation: it cannot be told of this conversation; the others go on.
+            NoAnnotation: this conversation has no annotation; the others go on.
             InputError: of none.
         """
 

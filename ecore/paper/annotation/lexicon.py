@@ -75,7 +75,7 @@ def _emotions_of() -> dict[tuple[str, ...], list[str]]:
 
 
 def count_emotions(turns: Iterable[str]) -> Counter[str]:
-    """How many words of each emotion ``turns`` hold, in the order of first mention.
+    """Count the words of each emotion in ``turns``, in the order of first mention.
 
     Words are those of :func:`ecore.data.text.tokenize`; they match by Porter stem, so that "hopes",
     "hoping" and "hopeful" count alike, as do a few words that only share a stem with a listed one
@@ -94,7 +94,7 @@ def count_emotions(turns: Iterable[str]) -> Counter[str]:
 
 @dataclass(frozen=True)
 class SecondaryEmotions:
-    """What Figure 2 shows. ``by_number[n]``: conversations with exactly n secondary emotions, n from 0 without
+    """The counts of Figure 2. ``by_number[n]``: conversations with exactly n secondary emotions, n from 0 without
     gaps; ``samples``: all of them; ``share``: percentage with at least one; ``any_word``: conversations with a
     listed word of any emotion, the labelled one included."""
 
@@ -111,7 +111,7 @@ class SecondaryEmotions:
 
 
 def secondary_emotions(conversations: Sequence[Conversation]) -> SecondaryEmotions:
-    """How many emotions other than the labelled one the words of each conversation speak of (Figure 2).
+    """Count the emotions in each conversation's words other than the labelled one (Figure 2).
 
     All turns of both sides are counted, the situation is not. The paper prints a share of 84.04 % without
     telling how words were matched.

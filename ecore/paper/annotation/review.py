@@ -52,7 +52,7 @@ def _from_text(cell: str) -> str:
 
 
 def read_sheet(path: Path | str, labels: Labels) -> Strikes:
-    """What a reviewer struck on a sheet made for ``labels``.
+    """Read the labels that a reviewer struck on a sheet made for ``labels``.
 
     Rows may be in any order, and columns as well; delimiter, encoding, and blank rows and columns may be those of any
     spreadsheet program (:func:`ecore.paper.human.sheets.read_text`).

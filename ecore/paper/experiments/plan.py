@@ -1,4 +1,4 @@
-"""What has to be trained for which table: variants of the model, their seeds, and a folder for each run."""
+"""The plan of a reproduction: each table's variants of the model, their seeds, and a folder for each run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ learned. Other values, which the user has set, stay."""
 
 @dataclass(frozen=True)
 class Variant:
-    """What sets one trained row apart from the others."""
+    """The settings in which one trained row differs from the others."""
 
     strategy: str
     ablations: tuple[str, ...] = ()
@@ -59,7 +59,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Brought:
-    """What the user brought beyond the prepared data's own; it decides which rows can be trained."""
+    """The user's own inputs beside the prepared data; they decide which rows can be trained."""
 
     intensity: str
     """Source of word intensities of the prepared data."""
@@ -128,7 +128,7 @@ def comparisons(table: str, names: Sequence[str]) -> list[tuple[str, str]]:
 def seeds_of(
     tables: Iterable[str], rows: Mapping[str, Mapping[str, Variant | str]], seeds: int | None
 ) -> dict[Variant, int]:
-    """How many seeds each variant is trained with: ``seeds``, or else Table 7's rows five and the others one.
+    """Return the number of seeds of each variant: ``seeds``, or else five for Table 7's rows and one for the others.
 
     A variant that several tables show stands here once.
     """
@@ -143,7 +143,7 @@ def seeds_of(
 
 @dataclass(frozen=True)
 class Settings:
-    """What all runs of one folder share, and so what may not change between calls."""
+    """Settings that all runs of one folder share, and that may not change between calls."""
 
     preset: str
     model: ModelConfig
@@ -159,7 +159,7 @@ class Settings:
             InputError: ``out`` was begun with others, or holds something else.
         """
         path = out / SETTINGS
-        told = {
+        own = {
             "preset": self.preset,
             "literal_thresholds": self.literal_thresholds,
             "limit": self.limit,
@@ -175,7 +175,7 @@ class Settings:
             model, training = to_dict(self.model), to_dict(self.training)
             written = {
                 "format": FORMAT,
-                **told,
+                **own,
                 "folder": str(data.folder),
                 "model": model,
                 "training": training,
@@ -190,15 +190,15 @@ class Settings:
             )
         try:
             before = (
-                {name: stored[name] for name in told}
+                {name: stored[name] for name in own}
                 | asdict(from_dict(ModelConfig, stored["model"]))
                 | asdict(from_dict(TrainingConfig, stored["training"]))
             )
         except (KeyError, TypeError, InputError) as error:
             raise InputError(f"{path}: damaged ({error}); expected what `ecore reproduce` wrote") from None
-        for name, value in (told | asdict(self.model) | asdict(self.training)).items():
+        for name, value in (own | asdict(self.model) | asdict(self.training)).items():
             if before[name] != value:
-                flag = _flag(f"no-{name}" if value is False and name not in told else name)
+                flag = _flag(f"no-{name}" if value is False and name not in own else name)
                 raise InputError(
                     f"{flag}: {out} was begun with {_shown(before[name])}, not {_shown(value)}; take the "
                     "same again or another --out"

@@ -279,7 +279,7 @@ def _measure(run: Run) -> tables.Measured | None:
 
 
 def _measure_subset(run: Run, labels: Labels, limit: int | None) -> tables.Measured | None:
-    """Table 3: the same metrics on the labelled conversations alone, and how many of their emotions are told."""
+    """Table 3: the same metrics on the labelled conversations alone, and how many of their emotions are recognised."""
     if not is_done(run):
         return None
     records = read_predictions(run.folder / SCORES / "predictions.jsonl")
@@ -298,7 +298,7 @@ def _measure_subset(run: Run, labels: Labels, limit: int | None) -> tables.Measu
 
 
 def _notes(name: str, runs: Sequence[Run], data: PreparedData, settings: Settings) -> list[str]:
-    """What has to be known to read a table."""
+    """Return the notes that a table's reader needs."""
     meta, training = data.meta, settings.training
     scored = len(data.test) if settings.limit is None else min(settings.limit, len(data.test))
     part = "all" if scored == len(data.test) else "only the first"
@@ -346,8 +346,8 @@ def _backbone_note(runs: Sequence[Run]) -> str:
     if not runs:
         return "No backbone was given."
     settings = vars(runs[0].training) | vars(runs[0].model)
-    told = ", ".join(f"{name} {settings[name]:,}" for name in FINE_TUNING)
-    return f"The backbone of ours: {settings['backbone']}; {told}. It has no use for related words."
+    values = ", ".join(f"{name} {settings[name]:,}" for name in FINE_TUNING)
+    return f"The backbone of ours: {settings['backbone']}; {values}. It has no use for related words."
 
 
 # Figures and cases

@@ -34,7 +34,7 @@ POLL = 0.2
 
 @dataclass
 class Outcome:
-    """How :func:`execute` ended."""
+    """The result of :func:`execute`."""
 
     failures: dict[str, str] = field(default_factory=dict)
     """Why each run or figure that failed did, by its name."""
@@ -42,7 +42,7 @@ class Outcome:
 
 
 def is_done(run: Run) -> bool:
-    """Whether a run is trained, with the settings that are wanted, and scored, which comes last."""
+    """Return True if a run is trained with the wanted settings and scored (scoring comes last)."""
     try:
         read_json(run.folder / SCORES / "metrics.json")
         kept = read_settings(run.folder)
@@ -196,7 +196,7 @@ class _Process:
             self.process.stdin.flush()
 
     def doing(self) -> str:
-        """Where the run stands, for people."""
+        """The run's state, in words."""
         step, last = steps_of(self.run), self.run.training.max_steps
         return f"{self.run.name} {'scoring' if step >= last else f'{step:,}/{last:,}'}"
 
@@ -207,7 +207,7 @@ class _Process:
         return True
 
     def failure(self) -> str | None:
-        """Why the process did not end well: the last line of its log."""
+        """The cause of the process's failure: the last line of its log."""
         code = self.process.returncode
         if code == 0:
             return None

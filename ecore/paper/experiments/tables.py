@@ -37,7 +37,7 @@ def build(
         failures: why runs failed, by name.
     """
     paper = TABLES[table]
-    told, values = [], {}
+    lines, values = [], {}
     for name in [*paper.rows, *(name for name in rows if name not in paper.rows)]:
         row: dict[str, Any] = {"name": name, "paper": _paper_values(paper, name)}
         if name in paper.spread:
@@ -52,14 +52,14 @@ def build(
             }
         else:
             row["quoted"] = True
-        told.append(row)
+        lines.append(row)
     return {
         "table": table,
         "title": f"Table {paper.number}: {paper.title}",
         "columns": list(paper.columns),
         "lower_is_better": sorted(LOWER_IS_BETTER),
-        "rows": told,
-        "tests": [_test(paper, a, b, values) for a, b in comparisons(table, [row["name"] for row in told])],
+        "rows": lines,
+        "tests": [_test(paper, a, b, values) for a, b in comparisons(table, [row["name"] for row in lines])],
     }
 
 
@@ -112,7 +112,7 @@ def _spread(values: Sequence[float]) -> dict[str, float | None]:
 def _test(
     paper: PaperTable, a: str, b: str, values: Mapping[str, Mapping[str, list[float]]]
 ) -> dict[str, Any]:
-    """Whether ``a`` outperforms ``b``, column by column: the gain in the paper, ours, and its p.
+    """Compare ``a`` with ``b``, column by column: the paper's gain, ours, and its p.
 
     A gain is positive where ``a`` is better. ``b`` may be a row that is only quoted.
     """
@@ -151,8 +151,8 @@ def markdown(table: Mapping[str, Any], notes: Sequence[str]) -> str:
             lines.append(_line(row["name"], "quoted" if row.get("quoted") else "paper", *cells))
         if "ours" in row:
             cells = [_number(**_mean_and_std(row["ours"].get(c))) for c in columns]
-            told = counted(len(row["seeds"]), "seed") if row["seeds"] else _state(row["notes"])
-            lines.append(_line("" if paper else row["name"], f"**ours**, {told}", *cells))
+            trained = counted(len(row["seeds"]), "seed") if row["seeds"] else _state(row["notes"])
+            lines.append(_line("" if paper else row["name"], f"**ours**, {trained}", *cells))
         if row.get("difference"):
             cells = [_difference(row["difference"].get(c), c in table["lower_is_better"]) for c in columns]
             lines.append(_line("", "ours − paper", *cells))
@@ -169,8 +169,8 @@ def _tests(table: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     if not shown:
         return [], []
     columns = list(shown[0]["columns"])
-    told = "A gain is positive where A is better; p under 0.05 is bold."
-    lines = ["## Is it better?", "", told, "", *_head("A over B", "", *columns)]
+    legend = "A gain is positive where A is better; p under 0.05 is bold."
+    lines = ["## Is it better?", "", legend, "", *_head("A over B", "", *columns)]
     reasons = set()
     for test in shown:
         cells = test["columns"].values()
@@ -226,7 +226,7 @@ def _p(value: float | None) -> str:
 
 
 def _state(notes: Sequence[str]) -> str:
-    """Why a row has no numbers, in two words; the notes below the table say it all."""
+    """Return the reason for an empty row, in two words; the notes below the table give it in full."""
     for state in ("not trained", "failed"):
         if any(state in note for note in notes):
             return state

@@ -29,8 +29,8 @@ def main() -> int:
         return 130
     except Exception as error:
         traceback.print_exc()
-        told = " ".join(str(error).split()) or type(error).__name__
-        print(f"ecore: error: {told}", file=sys.stderr, flush=True)
+        message = " ".join(str(error).split()) or type(error).__name__
+        print(f"ecore: error: {message}", file=sys.stderr, flush=True)
         return 1
 
 

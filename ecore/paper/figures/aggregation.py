@@ -30,15 +30,15 @@ def draw_aggregation(trace: Trace) -> Figure:
     """Figure 6: the features before aggregation, what aggregates them (Eq. 8), after it, and what is perceived.
 
     A row is an emotion through all panels, the most probable first. The last panel answers the paper's question, which
-    emotion is told without aggregation and with it: h^g is a feature of Eq. 9, whose largest entry need not be the
-    emotion told.
+    emotion is predicted without aggregation and with it: h^g is a feature of Eq. 9, whose largest entry need not be the
+    predicted emotion.
     """
     order = np.argsort(-trace.perceived, kind="stable")
     names = [trace.emotions[i] for i in order]
     before, after = trace.before[order], trace.after[order]
     figure = new_figure(11.0, 0.165 * len(names) + 1.7)
     bottom, top = 0.85 / figure.get_figheight(), 1 - 0.75 / figure.get_figheight()
-    first, edges, second, told = (
+    first, edges, second, probabilities = (
         figure.add_axes((left, bottom, width, top - bottom))
         for left, width in ((0.085, 0.145), (0.25, 0.37), (0.69, 0.145), (0.855, 0.135))
     )
@@ -55,13 +55,13 @@ def draw_aggregation(trace: Trace) -> Figure:
         "(b) $E^{e-e}$: what a row receives from columns\n(x: own, not drawn; –: negative)", fontsize=8
     )
     heat_map_bar(figure, image, bar, "")
-    _probabilities(told, 100 * trace.perceived_before[order], 100 * trace.perceived[order])
+    _probabilities(probabilities, 100 * trace.perceived_before[order], 100 * trace.perceived[order])
 
     name_ticks(edges, "x", names, rotation=90, fontsize=7)
     name_ticks(first, "y", names, fontsize=7)
-    for axes in (edges, second, told):
+    for axes in (edges, second, probabilities):
         axes.set_yticks([])
-    for axes in (first, second, told):
+    for axes in (first, second, probabilities):
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.spines.left.set_visible(False)
         if trace.emotion in names:

@@ -139,7 +139,7 @@ class Correlations:
     dialogues: int = 0
 
     def agreement(self) -> dict[str, float | None] | None:
-        """How the graphs compare: ``shared_edges``, ``rank_correlation`` over all pairs, and ``expected_shared``,
+        """Compare the graphs: ``shared_edges``, ``rank_correlation`` over all pairs, and ``expected_shared``,
         the shared edges that chance gives two graphs of as many edges; None without data."""
         if self.data is None:
             return None
@@ -153,12 +153,12 @@ class Correlations:
 
     def to_json(self) -> dict[str, Any]:
         """The matrices, and the edges that are drawn by name."""
-        told: dict[str, Any] = {"emotions": self.emotions, "dialogues": self.dialogues}
+        data: dict[str, Any] = {"emotions": self.emotions, "dialogues": self.dialogues}
         for name, weights in (("model", self.model), ("data", self.data)):
             if weights is not None:
                 drawn = [[self.emotions[i], self.emotions[j], w] for (i, j), w in edges(weights).items()]
-                told[name] = {"weights": weights.tolist(), "edges": drawn}
-        return told | {"agreement": self.agreement()}
+                data[name] = {"weights": weights.tolist(), "edges": drawn}
+        return data | {"agreement": self.agreement()}
 
 
 @styled
@@ -180,16 +180,20 @@ def draw_correlations(correlations: Correlations) -> Figure:
         drawn = edges(weights)
         axes.set_title(f"{letter}{title}: {len(drawn)} edges", fontsize=10)
         _graph(axes, names, order, grouped, drawn, None if other is None else edges(other))
-    told = f"Edges: weight over {EDGE} of the largest; the wider and darker, the heavier."
+    caption = f"Edges: weight over {EDGE} of the largest; the wider and darker, the heavier."
     if (agreement := correlations.agreement()) is not None:
-        told += (
+        caption += (
             " Solid: in both graphs; dashed: in this one only.\n"
             f"{agreement['shared_edges']} edges in both (chance: {agreement['expected_shared']:.1f}); "
             f"rank correlation over all pairs {_told(agreement['rank_correlation'])}."
         )
     source = "data" if data is not None else "model"
     figure.text(
-        0.02, 0.01, f"{told} Colour and marker: groups of emotions in the {source}.", fontsize=8, va="bottom"
+        0.02,
+        0.01,
+        f"{caption} Colour and marker: groups of emotions in the {source}.",
+        fontsize=8,
+        va="bottom",
     )
     return figure
 

@@ -1,4 +1,4 @@
-"""What a model's emotion graph makes of one dialogue: what Figures 5 and 6 draw."""
+"""A model's emotion graph of one dialogue, the data of Figures 5 and 6."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Array = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Trace:
-    """What a model's graph makes of one dialogue; M words with ``[CLS]``, P emotions.
+    """The values of a model's graph for one dialogue; M words with ``[CLS]``, P emotions.
 
     Attributes:
         words: M, ``[CLS]`` first, as written in the (lower case, tokenized) dialogue.
@@ -61,8 +61,8 @@ class Trace:
     def heading(self) -> str:
         """The perceived emotion and, where it is known, the true one."""
         best = int(self.perceived.argmax())
-        told = f"perceived: {self.emotions[best]} ({100 * self.perceived[best]:.0f} %)"
-        return told if self.emotion is None else f"{told}   true: {self.emotion}"
+        caption = f"perceived: {self.emotions[best]} ({100 * self.perceived[best]:.0f} %)"
+        return caption if self.emotion is None else f"{caption}   true: {self.emotion}"
 
 
 @torch.no_grad()

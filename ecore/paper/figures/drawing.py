@@ -1,4 +1,4 @@
-"""What all figures share: one style, for grey print and colour-blind eyes too, and files that do not change."""
+"""Parts that all figures share: one style, for grey print and colour-blind eyes too, and files that do not change."""
 
 from __future__ import annotations
 

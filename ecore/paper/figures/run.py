@@ -65,7 +65,10 @@ def draw_run(
     prepared = _prepared(run, config, data) if wanted != {"training"} else None
     model = pretrained.load(run) if wanted & {"4", "5", "6"} else None
     seen = None
-    if model is not None and wanted & {"5", "6"}:  # first, so that a mistake in the dialogue is told at once
+    if model is not None and wanted & {
+        "5",
+        "6",
+    }:  # first, so that a mistake in the dialogue is reported at once
         try:
             seen = trace(model, *_dialogue(prepared, split, sample, text))
         except NotDrawn as reason:
@@ -146,5 +149,5 @@ def _dialogue(
     samples = getattr(prepared, split)
     if not 0 <= sample < len(samples):
         raise InputError(f"sample: expected 0 to {len(samples) - 1} of the {split} split, got {sample}")
-    told = samples.texts(sample)
-    return told["context"], told["emotion"]
+    texts = samples.texts(sample)
+    return texts["context"], texts["emotion"]

@@ -56,8 +56,8 @@ class SecondaryShares:
 
     def to_json(self) -> dict[str, Any]:
         """Counts and percentages."""
-        told = {"dialogues": sum(self.by_number), "by_number": self.by_number, "share": self.share}
-        return told | {"shares": self.shares(), "by_emotion": self.by_emotion}
+        counts = {"dialogues": sum(self.by_number), "by_number": self.by_number, "share": self.share}
+        return counts | {"shares": self.shares(), "by_emotion": self.by_emotion}
 
 
 def _share(numbers: Sequence[int]) -> float:

@@ -1,4 +1,4 @@
-"""How a run's training went."""
+"""The training curves of a run."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class TrainingCurves:
 
 
 def training_curves(run: Path) -> TrainingCurves:
-    """What ``metrics.jsonl`` of a run tells.
+    """Return the curves in a run's ``metrics.jsonl``.
 
     Raises:
         NotDrawn: nothing was logged yet.

@@ -69,7 +69,7 @@ def write_page(path: Path, kind: str, study: str, sheet: str, rater: int, items:
         "screens": [list(group) for _, group in groupby(range(len(rows)), together)],
     }
     # Nothing in the data may end the script element that holds it.
-    told = json.dumps(data).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    embedded = json.dumps(data).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     policy = (
         f"default-src 'none'; script-src {_source(_LOGIC)} {_source(_VIEW)}; style-src {_source(_STYLE)}; "
         "base-uri 'none'; form-action 'none'"
@@ -105,7 +105,7 @@ the sheet</b> makes the file {sheet}.csv: send it back. The page itself sends no
 <button id="save" type="button">Save the sheet</button>
 <small>Rater {rater}</small>
 </footer>
-<script type="application/json" id="study">{told}</script>
+<script type="application/json" id="study">{embedded}</script>
 <script id="logic">{_LOGIC}</script>
 <script id="view">{_VIEW}</script>
 </body>

@@ -94,7 +94,7 @@ def read_sheet(path: Path | str, sheets: dict[str, dict[str, Any]]) -> Sheet:
     _, header = next(lines)
     kind = KINDS[[*COLUMNS.values()].index(header)]
     owner = {item: name for name, sheet in sheets.items() if sheet["kind"] == kind for item in sheet["items"]}
-    name, begin = "", 0  # the sheet, and the line that told it
+    name, begin = "", 0  # the sheet, and the line that named it
     seen: dict[str, int] = {}
     answers: dict[str, list[str]] = {}
     for line, (item, *cells) in lines:
@@ -171,7 +171,7 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def read_text(path: Path) -> str:
-    """What a spreadsheet program wrote: UTF-8, UTF-16 or, where no letter was lost, Windows-1252.
+    """Read text from a spreadsheet program: UTF-8, UTF-16 or, where no letter was lost, Windows-1252.
 
     Raises:
         InputError: the file is missing, cannot be read, or is no such text.

@@ -107,7 +107,7 @@ def export(
             items = [
                 Item(f"{name}-{n:03}", c.turns, texts) for n, (c, texts) in enumerate(questions, start=1)
             ]
-            told = {
+            asked_for = {
                 item.id: {
                     "context": context.line,
                     "systems": [context.answers[text] for text in texts],
@@ -115,7 +115,7 @@ def export(
                 }
                 for item, (context, texts) in zip(items, questions, strict=True)
             }
-            key["sheets"][name] = {"kind": asked, "rater": rater, "items": told}
+            key["sheets"][name] = {"kind": asked, "rater": rater, "items": asked_for}
             written[name] = items
     study = checksum(repr(key))[:16]
     for name, items in written.items():
@@ -131,7 +131,7 @@ def export(
 def _questions(
     kind: str, drawn: Sequence[_Context], first: str, seed: int, rater: int
 ) -> list[tuple[_Context, list[str]]]:
-    """What a rater is asked, in order: a context, and the response to rate or the two to choose from."""
+    """Return a rater's questions, in order: a context, and the response to rate or the two to choose from."""
     where = (seed, kind, rater)
     if kind == "rating":
         return [
@@ -181,7 +181,7 @@ def _read_contexts(systems: Mapping[str, Path | str]) -> list[_Context]:
 
 
 def _check_same(one: list[tuple[str, int, Record]], other: list[tuple[str, int, Record]]) -> None:
-    """Whether two files have the same contexts in the same order."""
+    """Check that two files have the same contexts in the same order."""
     for (here, _, a), (there, _, b) in zip(one, other, strict=False):
         if all("conv_id" in record and "turn" in record for record in (a, b)):
             what = "conv_id and turn"
@@ -214,7 +214,7 @@ def _turns(where: str, record: Record) -> list[str] | None:
 
 
 def score(folder: Path | str, sheets: Sequence[Path | str]) -> Record:
-    """What finished sheets of the study in ``folder`` say; :func:`format_scores` makes a table of it.
+    """Score the finished sheets of the study in ``folder``; :func:`format_scores` makes a table of the scores.
 
     ``rating``: for each system and aspect ``mean``, ``sd`` (None for a single rating) and number of ``ratings``;
     ``spearman`` for each two raters and aspect, and their means. ``ab``: for each other system the percentages

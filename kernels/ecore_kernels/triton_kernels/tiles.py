@@ -99,7 +99,7 @@ def unheard_self(place, emotion_count):
 
 @triton.jit
 def takes_no_part(node, word_mask, emotion_mask, words, nodes):
-    """Which of the nodes exist but are out of the (b, k) that the masks belong to."""
+    """Mark the nodes that exist but take no part in the (b, k) of the masks."""
     is_word = (node > 0) & (node < words)
     out = is_word & (tl.load(word_mask + node, mask=is_word, other=1) == 0)
     if emotion_mask is not None:

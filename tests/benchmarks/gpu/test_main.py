@@ -19,7 +19,7 @@ from ecore.demo import sample_corpus
 
 @pytest.fixture
 def calls(monkeypatch):
-    """What the stages are called with, on a machine that has a GPU and an extension."""
+    """The calls of the stages, on a machine that has a GPU and an extension."""
     seen = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")

@@ -1,4 +1,4 @@
-"""What the stages run: their command lines, limits and order."""
+"""The stages' command lines, limits and order."""
 
 import importlib.util
 import json
@@ -171,7 +171,7 @@ def test_processes_import_this_checkout(session, python, monkeypatch):
 
 
 def test_the_extension_is_built_without_setuptools(session, python, monkeypatch):
-    """What CMake is asked for is what setup.py asks it for; here without a compilation."""
+    """The stage gives CMake the options of setup.py; here without a compilation."""
     seen, run = [], session.run
     session.environment = environment(session.scratch, ROOT / "kernels")
     monkeypatch.setattr(session, "run", lambda process: seen.append(process))

@@ -141,7 +141,7 @@ def test_compiled_candidates_do_not_recompile_for_other_inputs(monkeypatch, name
 
 
 def test_flex_gradient_of_dense_edges_is_carried_on():
-    """What its CPU version cannot run: the edges' gradient, from the reference here, reaches the same leaves."""
+    """FlexAttention cannot compute the edges' gradient on a CPU; the reference's reaches the same leaves."""
     problem = small(depth=0, masks="real")
     tensors = problems.draw(problem, 0, "cpu")
     oracle = problems.oracle(problem, tensors, backward=True)

@@ -9,7 +9,7 @@ from benchmarks.training.steps import WITHOUT, Steps, configurations
 
 
 def test_passes(small):
-    """What a GPU's configurations go through, here on the CPU and without a recording."""
+    """A GPU's configurations, here on the CPU and without a recording."""
     named = {name: configurations(False, "cuda")[name] for name in ("plain PyTorch", "all, CUDA graphs")}
     rows = runner.compare_passes(small, named, passes=3, device="cpu", recorder=Recordings())
     assert [row["configuration"] for row in rows] == list(named)

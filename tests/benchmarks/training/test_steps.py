@@ -1,4 +1,4 @@
-"""What a step switches on and off never changes the mathematics."""
+"""The switches of a step never change the mathematics."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def step_through(model, cache, words):
 
 
 def shifted(batch):
-    """What the decoder reads: BOS and all but the last word."""
+    """Return the decoder's input: BOS and all but the last word."""
     return torch.cat([torch.full((len(batch.response), 1), BOS), batch.response[:, :-1]], 1)
 
 

@@ -1,4 +1,4 @@
-"""What stands beside a sample in its batch changes nothing: padding is in no softmax, sum or mean.
+"""A sample's neighbours in its batch change nothing: padding is in no softmax, sum or mean.
 
 In float64, where a difference is a leak and not the rounding of sums of other lengths.
 """

@@ -16,7 +16,7 @@ from ecore.training.schedule import adam
 
 
 def random():
-    """What one process on a CPU gives."""
+    """Return the random state of one process on a CPU."""
     return [checkpoint.random_state(torch.device("cpu"))]
 
 

@@ -19,5 +19,5 @@ INTERPRETER = pytest.param(
 
 @pytest.fixture(params=[INTERPRETER, pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> torch.device:
-    """Where the tensors of a test are."""
+    """Return the device of a test's tensors."""
     return torch.device(request.param)

@@ -1,4 +1,4 @@
-"""What is not asked for is not computed: each gradient alone is the same bits, and costs the programs that it needs."""
+"""A gradient that is not asked for is not computed: each alone is the same bits, from the programs it needs."""
 
 from __future__ import annotations
 

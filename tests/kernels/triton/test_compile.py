@@ -1,4 +1,4 @@
-"""What is proved about the GPU kernels without a GPU: they compile for every architecture, fit, and do not spill."""
+"""Proofs about the GPU kernels without a GPU: they compile for every architecture, fit, and do not spill."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What only a GPU can show: low precision, equal bits, CUDA graphs, compilation, memory, length."""
+"""Tests that need a GPU: low precision, equal bits, CUDA graphs, compilation, memory, length."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def tf32():
 
 
 def sizes(leaves: list[Tensor], gradients: tuple[Tensor, ...]) -> list[Tensor]:
-    """What rounding is measured against: of an edge scale its terms, one a gate, of whose sum little may be left."""
+    """Return the magnitudes that rounding is compared with; an edge scale's are its terms, whose sum may be near 0."""
     found = []
     for number, (leaf, gradient) in enumerate(zip(leaves, gradients, strict=True)):
         if not leaf.dim():  # it stands behind its gate

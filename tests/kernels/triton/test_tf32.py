@@ -240,7 +240,7 @@ def assert_products_of_rounded_operands(
 
 @pytest.fixture
 def constants(monkeypatch) -> dict[str, dict[str, Any]]:
-    """What kernels of a direction are launched with instead of the table's constants.
+    """Launch constants of a direction's kernels in place of the table's.
 
     The forward gets all senders in one step: what its softmax rounds depends on the maximum so far.
     """

@@ -203,7 +203,7 @@ def test_hardly_an_emotion_takes_part(make, device, relevant):
 
 
 def test_factors_of_zero(device):
-    """Where 1 + s = 0 in one layer, the gradient of that layer alone is not 0."""
+    """With 1 + s = 0 in one layer, the gradient of that layer alone is not 0."""
     batch, resolutions, words, emotions = 1, 1, 3, 2
     graph = EmotionGraph(
         torch.rand(batch, words, dtype=torch.float64),

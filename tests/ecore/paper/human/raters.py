@@ -49,7 +49,7 @@ def sheet_path(study: Path, kind: str, rater: int) -> Path:
 
 
 def plain(text: str) -> str:
-    """What tells a text from the others, whatever a sheet does to it: its closing number."""
+    """Return a text's closing number, which identifies it, whatever a sheet does to it."""
     return re.findall(r"\d+", text)[-1]
 
 
