@@ -8,18 +8,21 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
-from ecore_kernels import ahead_of_time, info, triton_kernels
+from ecore_kernels import info, triton_kernels
 from ecore_kernels.info import ARCHITECTURES
 
 pytest.importorskip("triton", reason="needs Triton's compiler")
 
 import triton
 
+from ecore_kernels import ahead_of_time
+from ecore_kernels.ahead_of_time import Entry
 from ecore_kernels.triton_kernels import launch
+from tests.kernels.triton import record
 
 SHARED_OF_RTX_3090 = 101_376  # bytes a block may use on sm_86
 PAPER_HEAD = 100
@@ -53,13 +56,32 @@ def operator(row: dict[str, Any]) -> str:
 
 EVERYWHERE = os.environ.get("ECORE_COMPILE_EVERYWHERE") == "1"
 SHOWN = ARCHITECTURES if EVERYWHERE else {"sm_86": 86}
-"""What the table is compiled for: by default the scarcest architecture; all four take four times as long."""
+"""What the whole table is compiled for: by default the scarcest architecture; all four take four times as long."""
+
+
+class Proof(NamedTuple):
+    rows: list[dict[str, Any]]
+    made: list[Entry]  # compiled now; the others' rows come from the record
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """Every kernel of the launch table, compiled for the architectures that are shown."""
+def proof(tmp_path_factory: pytest.TempPathFactory) -> Proof:
+    """Rows of every kernel of the launch table: from the record what did not change, the others compiled now."""
     report = tmp_path_factory.mktemp("compiled") / "report.json"
+    result = python("-m", "tests.kernels.triton.record", report)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(report.read_text())
+    return Proof(found["kernels"], [Entry(*entry) for entry in found["compiled"]])
+
+
+@pytest.fixture(scope="module")
+def compiled(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> list[dict[str, Any]]:
+    """Every kernel of the launch table, for the architectures that are shown."""
+    if not EVERYWHERE:
+        return request.getfixturevalue("proof").rows
+    report = tmp_path_factory.mktemp("everywhere") / "report.json"
     result = python("-m", "ecore_kernels.info", "--compile", *SHOWN, "--json", report)
     assert result.returncode in (0, 1), result.stderr
     print(result.stdout)  # with deeper histories, for which nothing is promised but that they run
@@ -67,8 +89,70 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 def takes_minutes(test: Callable[..., None]) -> Callable[..., None]:
-    """Compiling all of it counts as part of the first test that asks for it."""
+    """Compiling counts as part of the first test that asks for it."""
     return pytest.mark.slow(pytest.mark.timeout(1800)(test))
+
+
+SAMPLE = [
+    Entry("graph_attention_forward", "half", 100, 1, 86),
+    Entry("graph_attention_backward", "tf32", 100, 0, 86),
+    Entry("edge_readout_backward", "half", 100, 1, 86),
+    Entry("edge_attention_forward", "tf32", 100, 0, 86),
+]
+AGAIN = f"""
+import json
+from ecore_kernels import ahead_of_time
+if __name__ == "__main__":
+    entries = [ahead_of_time.Entry(*entry) for entry in {[tuple(entry) for entry in SAMPLE]}]
+    print(json.dumps([ahead_of_time.record(one) for one in ahead_of_time.compile_all(entries)]))
+"""
+
+
+@takes_minutes
+def test_the_record_is_what_the_compiler_says(proof, tmp_path):
+    """Four of its kernels, compiled without it."""
+    script = tmp_path / "again.py"
+    script.write_text(AGAIN)
+    result = python(script)
+    assert result.returncode == 0, result.stderr
+    rows = {record.key(row): row for row in proof.rows}
+    for row in json.loads(result.stdout):
+        assert (
+            rows[record.key(row)].items() >= {k: v for k, v in row.items() if k not in record.TIMES}.items()
+        )
+
+
+@takes_minutes
+def test_the_record_is_complete(proof):
+    """A record that lags compiles its gaps in every test run."""
+    if triton.__version__ != record.version():
+        pytest.skip(f"the record is Triton {record.version()}'s, this is {triton.__version__}")
+    assert proof.made == [], "python -m tests.kernels.triton.record compiles these and writes them down"
+
+
+def test_what_changes_a_kernel_changes_its_digest():
+    script = """
+from tests.kernels.triton.record import digest
+from ecore_kernels.ahead_of_time import Entry
+from ecore_kernels.triton_kernels import launch
+entry = Entry("graph_attention_forward", "half", 100, 0, 86)
+before = digest(entry)
+assert digest(entry) == before
+given = launch.configuration
+def other(change):
+    launch.configuration = lambda *kind: change(*given(*kind))
+    return digest(entry)
+digests = {
+    before,
+    other(lambda constants, options: (constants, options | {"num_stages": options["num_stages"] + 1})),
+    other(lambda constants, options: ({n: 2 * v for n, v in constants.items()}, options)),
+    digest(entry._replace(depth=1)),
+    digest(entry._replace(arithmetic="tf32")),
+}
+assert len(digests) == 5, digests
+"""
+    result = python("-c", script)
+    assert result.returncode == 0, result.stderr
 
 
 @takes_minutes
@@ -95,29 +179,9 @@ def test_every_entry_of_the_table_compiles_and_fits(compiled, architecture):
         assert (*kind, *options.values(), str(constants)) in used
 
 
-ELSEWHERE = """
-import json, sys
-from ecore_kernels import ahead_of_time
-if __name__ == "__main__":
-    entries = [
-        ahead_of_time.Entry(f"{operator}_{direction}", "half", 100, depth, architecture)
-        for operator, depth in (("graph_attention", 1), ("edge_readout", 1), ("edge_attention", 0))
-        for direction in ("forward", "backward")
-        for architecture in (80, 89, 90)
-    ]
-    entries.append(ahead_of_time.Entry("graph_attention_forward", "tf32", 100, 1, 90))
-    print(json.dumps([ahead_of_time.record(one) for one in ahead_of_time.compile_all(entries)]))
-"""
-
-
 @takes_minutes
-@pytest.mark.skipif(EVERYWHERE, reason="the whole table is compiled for these")
-def test_the_other_architectures_compile(tmp_path):
-    script = tmp_path / "elsewhere.py"
-    script.write_text(ELSEWHERE)
-    result = python(script)
-    assert result.returncode == 0, result.stderr
-    rows = json.loads(result.stdout)
+def test_the_other_architectures_compile(proof):
+    rows = [row for row in proof.rows if row["architecture"] != 86]
     assert {row["architecture"] for row in rows} == {80, 89, 90}
     assert [f"{name(row)}: {row['problem']}" for row in rows if row["problem"]] == []
     forwards = [row for row in rows if row["kernel"] == "graph_attention_forward"]
