@@ -13,6 +13,7 @@
 #include "graph_attention_cpu.h"
 #include "otsu.h"
 #include "simd/choice.h"
+#include "sparse_attention_cpu.h"
 
 namespace py = pybind11;
 
@@ -334,6 +335,47 @@ void edge_attention_backward(const SizesTuple& sizes, const std::vector<HeadsTup
       threads);
 }
 
+// A tensor of nodes or edges by head: address, strides over rows and heads.
+using PerHeadTuple = std::tuple<uintptr_t, int64_t, int64_t>;
+
+template <typename T>
+ecore::PerHead<T> per_head(const PerHeadTuple& tensor) {
+  const auto [address, row, head] = tensor;
+  return {pointer<T>(address), row, head};
+}
+
+// Receivers, senders, heads, d, dv. Graph: sender, receiver, receiver_begin, by_receiver, sender_begin, by_sender.
+template <typename T>
+ecore::SparseAttention<T> sparse_attention(const SizesTuple& sizes, const Addresses& graph,
+                                           const std::vector<PerHeadTuple>& inputs, double scale, uintptr_t weight) {
+  const auto [receivers, senders, head_count, dim, value_dim] = sizes;
+  const auto index = [&](size_t i) { return pointer<const int64_t>(graph.at(i)); };
+  const auto input = [&](size_t i) { return per_head<const T>(inputs.at(i)); };
+  return {receivers,         senders,  head_count, dim,      value_dim,
+          index(0),          index(1), index(2),   index(3), index(4),
+          index(5),          input(0), input(1),   input(2), input(3),
+          input(4),          input(5), input(6),   input(7), static_cast<T>(scale),
+          pointer<T>(weight)};
+}
+
+template <typename T>
+void sparse_attention_forward(const SizesTuple& sizes, const Addresses& graph, const std::vector<PerHeadTuple>& inputs,
+                              double scale, uintptr_t weight, uintptr_t output, int threads) {
+  ecore::sparse_attention_forward(sparse_attention<T>(sizes, graph, inputs, scale, weight), pointer<T>(output),
+                                  threads);
+}
+
+// Gradients: query, key, value, edge, bias, key_scale, key_offset, value_offset.
+template <typename T>
+void sparse_attention_backward(const SizesTuple& sizes, const Addresses& graph, const std::vector<PerHeadTuple>& inputs,
+                               double scale, uintptr_t weight, const PerHeadTuple& grad_output, uintptr_t grad_score,
+                               const Addresses& gradients, int threads) {
+  const auto to = [&](size_t i) { return pointer<T>(gradients.at(i)); };
+  ecore::sparse_attention_backward(sparse_attention<T>(sizes, graph, inputs, scale, weight),
+                                   per_head<const T>(grad_output), pointer<T>(grad_score),
+                                   {to(0), to(1), to(2), to(3), to(5), to(6), to(7)}, threads);
+}
+
 py::dict build_record() {
   py::dict record;
   record["compiler"] = ECORE_RECORD_COMPILER;
@@ -366,6 +408,10 @@ PYBIND11_MODULE(_native, module) {
   module.def("bind_edge_attention_forward_float64", &bind_edge_attention_forward<double>);
   module.def("edge_attention_backward_float32", &edge_attention_backward<float>, Unlocked());
   module.def("edge_attention_backward_float64", &edge_attention_backward<double>, Unlocked());
+  module.def("sparse_attention_forward_float32", &sparse_attention_forward<float>, Unlocked());
+  module.def("sparse_attention_forward_float64", &sparse_attention_forward<double>, Unlocked());
+  module.def("sparse_attention_backward_float32", &sparse_attention_backward<float>, Unlocked());
+  module.def("sparse_attention_backward_float64", &sparse_attention_backward<double>, Unlocked());
 #ifdef ECORE_WITH_CUDA
   module.attr("OTSU_CUDA_MAX_COLUMNS") = ecore::kOtsuCudaMaxColumns;
   module.def("otsu_cuda_refusal", &ecore::otsu_cuda_refusal, Unlocked());

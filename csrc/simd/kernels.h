@@ -154,6 +154,46 @@ struct EdgeAttentionKernels {
                  const EdgeGradients<T>& gradients);
 };
 
+// A tensor of nodes or edges by head: [rows, heads, width] with a width's elements side by side, or [rows, heads].
+// Strides in elements; data may be null.
+template <typename T>
+struct PerHead {
+  T* data;
+  int64_t row, head;
+
+  T* at(int64_t r, int64_t h) const { return data == nullptr ? nullptr : data + r * row + h * head; }
+};
+
+// Attention over a sparse graph.
+template <typename T>
+struct SparseAttention {
+  int64_t receivers, senders, heads, dim, value_dim;
+  // By edge: its nodes; by node: where its edges begin in the list of edges sorted by it (edge_list.py).
+  const int64_t *sender, *receiver, *receiver_begin, *by_receiver, *sender_begin, *by_sender;
+  PerHead<const T> query, key, value;
+  PerHead<const T> edge, bias, key_scale, key_offset, value_offset;  // by edge; data may be null
+  T scale;
+  T* weight;  // [edges, heads], the softmax: by the forward
+};
+
+// Contiguous; null for those that are not wanted. The bias's is grad_score.
+template <typename T>
+struct SparseGradients {
+  T *query, *key, *value, *edge, *key_scale, *key_offset, *value_offset;
+};
+
+// Work on disjoint nodes may run in parallel; each result is written by one node's work.
+template <typename T>
+struct SparseAttentionKernels {
+  int64_t (*scratch)(const SparseAttention<T>& call, int64_t most);  // most: edges of a receiver
+  void (*forward)(const SparseAttention<T>& call, int64_t begin, int64_t end, T* scratch, T* output);
+  // All gradients but the senders', and grad_score [edges, heads], which `senders` reads.
+  void (*receivers)(const SparseAttention<T>& call, int64_t begin, int64_t end, T* scratch,
+                    PerHead<const T> grad_output, T* grad_score, const SparseGradients<T>& gradients);
+  void (*senders)(const SparseAttention<T>& call, int64_t begin, int64_t end, PerHead<const T> grad_output,
+                  const T* grad_score, const SparseGradients<T>& gradients);
+};
+
 struct Simd {
   const char* name;  // as ECORE_KERNELS_SIMD calls it
   GraphAttentionKernels<float> graph_attention_float;
@@ -162,6 +202,8 @@ struct Simd {
   EdgeReadoutKernels<double> edge_readout_double;
   EdgeAttentionKernels<float> edge_attention_float;
   EdgeAttentionKernels<double> edge_attention_double;
+  SparseAttentionKernels<float> sparse_attention_float;
+  SparseAttentionKernels<double> sparse_attention_double;
 };
 
 extern const Simd kSimdBaseline;

@@ -1,6 +1,7 @@
 """Fused operators for the multi-resolution emotion graph of E-CORE: attention with learned, updated edge weights."""
 
 from ecore_kernels.backends import available_backends, explain, use_backend
+from ecore_kernels.edge_list import EdgeList
 from ecore_kernels.graph import EmotionGraph
 from ecore_kernels.module import MultiResolutionEdgeAttention
 from ecore_kernels.operators.edge_attention import edge_attention
@@ -8,8 +9,10 @@ from ecore_kernels.operators.edge_readout import edge_readout
 from ecore_kernels.operators.graph_attention import graph_attention
 from ecore_kernels.operators.history import EdgeUpdate
 from ecore_kernels.operators.otsu import OtsuSplit, otsu
+from ecore_kernels.operators.sparse_attention import sparse_attention
 
 __all__ = [
+    "EdgeList",
     "EdgeUpdate",
     "EmotionGraph",
     "MultiResolutionEdgeAttention",
@@ -20,5 +23,6 @@ __all__ = [
     "explain",
     "graph_attention",
     "otsu",
+    "sparse_attention",
     "use_backend",
 ]

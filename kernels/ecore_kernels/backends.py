@@ -38,7 +38,7 @@ def register(operator: str, function: Callable[..., Any], check: Callable[..., N
     _registered[operator] = _Registered(function, check)
 
 
-OPERATORS = ("edge_attention", "graph_attention", "edge_readout", "otsu")
+OPERATORS = ("edge_attention", "graph_attention", "edge_readout", "otsu", "sparse_attention")
 
 
 @dataclass(frozen=True)

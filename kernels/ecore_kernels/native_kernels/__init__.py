@@ -210,5 +210,6 @@ REFUSALS: dict[str, Callable[..., list[str]]] = {
     "graph_attention": _graph_attention,
     "edge_readout": _edge_readout,
     "otsu": _otsu,
+    "sparse_attention": _edge_attention,
 }
 """By operator: the reasons against a call with these arguments; without any, against all calls on this machine."""

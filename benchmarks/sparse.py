@@ -1,0 +1,167 @@
+"""Attention on sparse graphs: the fused kernels and the gather-scatter formulation, eager and compiled.
+
+    python -m benchmarks.sparse [--nodes 10000] [--out FILE.json]
+
+Random graphs of 10,000 nodes by average degree, with 4 heads of 32, and with edge vectors on key and value where said
+(as PyTorch Geometric's ``TransformerConv``). A time is a forward and a backward to all inputs, on the CPU. The rivals
+run in turn with the fused kernels in one process; memory is the peak of PyTorch's allocator.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import harness
+from ecore_kernels import EdgeList, native, sparse_attention
+
+DEGREES = (8, 16, 32)
+HEADS, DIM = 4, 32
+
+
+def gather_scatter(
+    query: Tensor, key: Tensor, value: Tensor, edges: EdgeList, bias: Tensor, vector: Tensor | None
+) -> Tensor:
+    """The same attention as message-passing libraries write it: edge by edge, sums by ``index_add``."""
+    keys, values = key[edges.sender], value[edges.sender]  # [E, H, d]
+    if vector is not None:
+        keys, values = keys + vector, values + vector
+    score = DIM**-0.5 * (query[edges.receiver] * keys).sum(-1) + bias  # [E, H]
+    to = edges.receiver[:, None].expand_as(score)
+    highest = score.new_full(query.shape[:2], -torch.inf).scatter_reduce(0, to, score.detach(), "amax")
+    weight = (score - highest[edges.receiver]).exp()
+    total = torch.zeros_like(highest).index_add(0, edges.receiver, weight)
+    weight = weight / total[edges.receiver]
+    return torch.zeros_like(query).index_add(0, edges.receiver, weight[:, :, None] * values)
+
+
+def fused(
+    query: Tensor, key: Tensor, value: Tensor, edges: EdgeList, bias: Tensor, vector: Tensor | None
+) -> Tensor:
+    return sparse_attention(
+        query,
+        key,
+        value,
+        edges,
+        bias=bias,
+        key_offset=vector,
+        value_offset=vector,
+        scale=None,
+        backend="native",
+    )
+
+
+def problem(nodes: int, degree: int, vectors: bool) -> tuple[Any, list[Tensor]]:
+    """A random graph, every node with an edge to itself, and its tensors: query, key, value, bias and edge vectors."""
+    generator = torch.Generator().manual_seed(degree)
+    drawn = torch.randint(nodes, (2, nodes * (degree - 1)), generator=generator)
+    edges = EdgeList.from_edge_index(torch.cat([torch.arange(nodes).expand(2, -1), drawn], 1), nodes)
+    shapes = [(nodes, HEADS, DIM)] * 3 + [(len(edges), HEADS)] + [(len(edges), HEADS, DIM)] * vectors
+    return edges, [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
+
+
+def both_ways(edges: EdgeList, leaves: list[Tensor], upstream: Tensor, attend: Callable[..., Tensor]) -> Any:
+    """The output and all gradients."""
+    query, key, value, bias, *vector = leaves
+    output = attend(query, key, value, edges, bias, vector[0] if vector else None)
+    return output.detach(), torch.autograd.grad(output, leaves, upstream)
+
+
+def run(nodes: int, left_out: dict[str, str]) -> Iterator[dict[str, Any]]:
+    """One result a graph, each as soon as it is there; ``left_out`` gets why rivals are missing."""
+    for vectors in (False, True):
+        for degree in DEGREES:
+            edges, leaves = problem(nodes, degree, vectors)
+            step = functools.partial(both_ways, edges, leaves, torch.randn(nodes, HEADS, DIM))
+            calls: dict[str, Callable[[int], object]] = {
+                "fused": lambda _, step=step: step(fused),
+                "eager": lambda _, step=step: step(gather_scatter),
+            }
+            compiled = torch.compile(gather_scatter)
+            try:
+                step(compiled)
+            except Exception as error:  # no compiler for C++, or what Inductor cannot do
+                left_out["compiled"] = f"{type(error).__name__}: {error}".splitlines()[0]
+            else:
+                calls["compiled"] = lambda _, step=step, compiled=compiled: step(compiled)
+            check(step(fused), step(gather_scatter))
+            timings = harness.interleaved(calls, measurements=9)
+            memory = {name: harness.peak_memory(call, "cpu") for name, call in calls.items()}
+            yield {
+                "nodes": nodes,
+                "degree": degree,
+                "edges": len(edges),
+                "vectors": vectors,
+                "threads": torch.get_num_threads(),
+                "timings": timings,
+                "memory": memory,
+            }
+
+
+def check(ours: Any, theirs: Any) -> None:
+    """A timing counts only for a right answer."""
+    for got, expected in zip((ours[0], *ours[1]), (theirs[0], *theirs[1]), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
+
+
+def report(results: Sequence[dict[str, Any]]) -> str:
+    """A table, a line a graph: the fused time, the rivals' times over it, and memory."""
+    names = [name for name in ("eager", "compiled") if all(name in r["timings"] for r in results)]
+    header = ["degree", "edge vectors", "fused", *(f"{n} / fused" for n in names), "memory", "eager / fused"]
+    rows = []
+    for r in results:
+        ours = r["timings"]["fused"].median
+        rows.append(
+            [
+                str(r["degree"]),
+                "yes" if r["vectors"] else "no",
+                harness.duration(ours),
+                *(f"{r['timings'][name].median / ours:.2f}" for name in names),
+                harness.memory(r["memory"]["fused"]),
+                f"{r['memory']['eager'] / r['memory']['fused']:.1f}",
+            ]
+        )
+    return harness.table(header, rows)
+
+
+def load(path: Path) -> list[dict[str, Any]]:
+    """The results in a JSON file, as measured."""
+    results = json.loads(path.read_text())["results"]
+    for result in results:
+        result["timings"] = {name: harness.Timing(**timing) for name, timing in result["timings"].items()}
+    return results
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.sparse",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--nodes", type=int, default=10_000, help="of a graph (default: 10000)")
+    parser.add_argument("--out", type=Path, help="write the results as JSON")
+    arguments = parser.parse_args(argv)
+    if not native.available():
+        parser.exit(2, f"sparse: nothing to compare: {native.unavailable_reason()}\n")
+    if arguments.nodes < 1:
+        parser.exit(2, f"sparse: --nodes: expected at least 1, got {arguments.nodes}\n")
+    harness.keep_freed_memory()
+    results: list[dict[str, Any]] = []
+    left_out: dict[str, str] = {}
+    for result in run(arguments.nodes, left_out):
+        results.append(result)
+        if arguments.out:
+            harness.write_json(arguments.out, "sparse", results)
+    print(report(results))
+    harness.fail_for(left_out)
+
+
+if __name__ == "__main__":
+    main()

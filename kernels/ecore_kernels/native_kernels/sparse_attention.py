@@ -1,0 +1,86 @@
+"""Attention over a sparse graph on a CPU: csrc/sparse_attention_cpu.cpp, seen from torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ecore_kernels.native_kernels import CPU, address, kernel
+
+
+def _nodes(tensor: Tensor | None) -> tuple[int, int, int]:
+    """A [N, H, d] as the extension takes it: address, strides over N and H; zeros for None."""
+    return (0, 0, 0) if tensor is None else (tensor.data_ptr(), tensor.stride(0), tensor.stride(1))
+
+
+def _readable(tensor: Tensor | None) -> Tensor | None:
+    """``tensor``, or a copy where elements of a row do not lie side by side."""
+    if tensor is None or tensor.dim() < 3 or tensor.stride(-1) == 1 or tensor.shape[-1] == 1:
+        return tensor
+    return tensor.contiguous()
+
+
+def forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    edge: Tensor | None,
+    bias: Tensor | None,
+    key_scale: Tensor | None,
+    key_offset: Tensor | None,
+    value_offset: Tensor | None,
+    sender: Tensor,
+    receiver: Tensor,
+    receiver_begin: Tensor,
+    by_receiver: Tensor,
+    sender_begin: Tensor,
+    by_sender: Tensor,
+    scale: float,
+    results: Sequence[Tensor],
+) -> None:
+    """Run the forward kernel."""
+    inputs = (query, key, value, edge, bias, key_scale, key_offset, value_offset)
+    inputs = [_readable(x) for x in inputs]  # type: ignore[assignment]
+    output, weight = results
+    kernel("sparse_attention_forward", query.dtype)(
+        (query.shape[0], key.shape[0], *query.shape[1:], value.shape[2]),
+        [x.data_ptr() for x in (sender, receiver, receiver_begin, by_receiver, sender_begin, by_sender)],
+        [_nodes(x) for x in inputs], scale, weight.data_ptr(), output.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+
+
+def backward(
+    grad_output: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    edge: Tensor | None,
+    bias: Tensor | None,
+    key_scale: Tensor | None,
+    key_offset: Tensor | None,
+    value_offset: Tensor | None,
+    sender: Tensor,
+    receiver: Tensor,
+    receiver_begin: Tensor,
+    by_receiver: Tensor,
+    sender_begin: Tensor,
+    by_sender: Tensor,
+    weight: Tensor,
+    scale: float,
+    needs: list[bool],
+    results: Sequence[Tensor | None],
+) -> None:
+    """Run the backward kernel: receivers one by one, then senders one by one."""
+    inputs = (query, key, value, edge, bias, key_scale, key_offset, value_offset)
+    inputs = [_readable(x) for x in inputs]  # type: ignore[assignment]
+    grad_output = grad_output.contiguous()
+    # The gradient of scores: that of the bias, and what the senders' part reads.
+    grad_score = results[4] if results[4] is not None else torch.empty_like(weight, device=CPU)
+    kernel("sparse_attention_backward", query.dtype)(
+        (query.shape[0], key.shape[0], *query.shape[1:], value.shape[2]),
+        [x.data_ptr() for x in (sender, receiver, receiver_begin, by_receiver, sender_begin, by_sender)],
+        [_nodes(x) for x in inputs], scale, weight.data_ptr(), _nodes(grad_output), grad_score.data_ptr(),
+        [address(x) for x in results], torch.get_num_threads(),
+    )  # fmt: skip

@@ -1,0 +1,32 @@
+"""The sparse benchmark: every row's answers agree, and its file gives the table again."""
+
+import pytest
+
+from benchmarks import sparse
+from ecore_kernels import native
+
+
+@pytest.mark.skipif(not native.available(), reason=native.unavailable_reason())
+def test_rows(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sparse, "DEGREES", (3,))
+    monkeypatch.setattr(sparse.torch, "compile", lambda function: function)  # minutes of C++ elsewhere
+    sparse.main(["--nodes", "20", "--out", str(tmp_path / "sparse.json")])
+    printed = capsys.readouterr().out
+    assert "compiled / fused" in printed
+    results = sparse.load(tmp_path / "sparse.json")
+    assert [(r["edges"], r["vectors"]) for r in results] == [(60, False), (60, True)]
+    assert sparse.report(results) in printed
+
+
+@pytest.mark.skipif(not native.available(), reason=native.unavailable_reason())
+def test_a_wrong_answer_is_not_timed(monkeypatch):
+    monkeypatch.setattr(sparse, "fused", lambda *given: 2 * sparse.gather_scatter(*given))
+    with pytest.raises(AssertionError):
+        next(sparse.run(20, {}))
+
+
+def test_refusals(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        sparse.main(["--nodes", "0"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "sparse: --nodes: expected at least 1, got 0\n"
