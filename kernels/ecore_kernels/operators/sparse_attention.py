@@ -19,6 +19,7 @@ from ecore_kernels.operators.checks import check_floats, check_number, check_one
 
 
 def _reference(
+    scale: float,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -29,7 +30,6 @@ def _reference(
     value_offset: Tensor | None,
     sender: Tensor,
     receiver: Tensor,
-    scale: float,
 ) -> Tensor:
     """Gather, softmax by receiver, scatter: the output [N, H, dv], in the type of value."""
     number = weight_type(node_type([query, key, value], edge, bias))
@@ -133,7 +133,7 @@ def _backward(setting, needs, gradients, tensors, kept):
 registration.OPERATORS["sparse_attention"] = registration.FusedOperator(
     _forward,
     _backward,
-    lambda setting, tensors: (_reference(*tensors[:10], setting[0]),),
+    lambda setting, tensors: (_reference(setting[0], *tensors[:10]),),
     1,
     (1,),
     lambda _: ["query", "key", "value", "edge", "bias", "key_scale", "key_offset", "value_offset"],
@@ -205,8 +205,8 @@ def sparse_attention(
     with torch.autocast(device, enabled=False) if kind is not None else _NOTHING:
         if chosen == "reference":
             number = node_type(nodes, *of_edges)
-            nodes = [x.to(number) for x in nodes]
-            return _reference(*nodes, *of_edges, edges.sender, edges.receiver, float(scale)).to(result)
+            given: Any = [*(x.to(number) for x in nodes), *of_edges, edges.sender, edges.receiver]
+            return _reference(float(scale), *given).to(result)
         number = kernel_type(node_type(nodes, *of_edges), chosen)
         tensors = registration.apart([*nodes, *(x for x in of_edges if x is not None)], number)
         rest = iter(tensors[3:])
