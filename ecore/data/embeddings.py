@@ -5,9 +5,8 @@ from __future__ import annotations
 import codecs
 import gzip
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import numpy as np
@@ -79,8 +78,8 @@ def _from_text(path: Path, ids: dict[str, int], progress: bool) -> npt.NDArray[n
     wanted = {word.encode(): i for word, i in ids.items()}
     result = None
     width = 0
-    with _open(path) as file:
-        for number, line in enumerate(tqdm(file, desc=path.name, unit=" vectors", disable=not progress), 1):
+    with closing(_lines(path)) as lines:
+        for number, line in enumerate(tqdm(lines, desc=path.name, unit=" vectors", disable=not progress), 1):
             line = (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).rstrip()
             if result is None:
                 width = line.count(b" ")
@@ -108,8 +107,7 @@ def _from_text(path: Path, ids: dict[str, int], progress: bool) -> npt.NDArray[n
     return result
 
 
-@contextmanager
-def _open(path: Path) -> Iterator[Iterable[bytes]]:
+def _lines(path: Path) -> Iterator[bytes]:
     try:
         with ExitStack() as stack:
             if path.suffix == ".gz":
@@ -125,11 +123,13 @@ def _open(path: Path) -> Iterator[Iterable[bytes]]:
                 file = stack.enter_context(archive.open(members[0]))
             else:
                 file = stack.enter_context(open(path, "rb"))
-            yield file
+            yield from file
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # a damaged archive raises almost anything, NotImplementedError among it
+        raise InputError(f"{path}: cannot be read ({error or type(error).__name__})") from None
 
 
 def coverage(vectors: npt.NDArray[np.float32], counts: npt.NDArray[np.int64]) -> tuple[float, float]:
