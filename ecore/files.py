@@ -29,13 +29,30 @@ def atomic_path(path: Path) -> Iterator[Path]:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        os.chmod(temporary, 0o666 & ~_UMASK)
-        os.replace(temporary, path)
+        with names_file(path):
+            yield temporary
+            with open(temporary, "rb") as written:
+                os.fsync(written.fileno())
+            os.chmod(temporary, 0o666 & ~_UMASK)
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def names_file(path: Path) -> Iterator[None]:
+    """Have errors of the operating system name ``path``: those of writing name a temporary file, or none.
+
+    Raises:
+        OSError: what was raised inside, of another file as it was.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None and Path(os.fsdecode(error.filename)).parent != path.parent:
+            raise
+        # NumPy's have no number.
+        raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from None
 
 
 def expect_file(path: Path) -> None:
@@ -81,6 +98,36 @@ def make_folder(folder: Path) -> None:
     except OSError as error:
         raise InputError(f"{folder}: cannot be made a folder ({error.strerror})") from None
     check_writable(folder)
+
+
+SUMS = "checksums.json"
+"""In a sealed folder, the checksums of its other files."""
+
+
+def seal_folder(folder: Path) -> None:
+    """Write the checksum of every file in ``folder``, for :func:`check_folder`."""
+    sums = {path.name: _sha256(path) for path in sorted(folder.iterdir()) if path.name != SUMS}
+    write_json(folder / SUMS, sums, sealed=True)
+
+
+def check_folder(folder: Path) -> None:
+    """Check the files of a folder that :func:`seal_folder` sealed; other folders, and files of others, pass.
+
+    Raises:
+        InputError: a file is missing or damaged.
+    """
+    if not (folder / SUMS).exists():
+        return
+    sums = read_json(folder / SUMS)
+    if not isinstance(sums, dict):
+        raise InputError(f"{folder / SUMS}: expected an object of files and checksums")
+    for name, expected in sums.items():
+        if _sha256(folder / Path(name).name) != expected:
+            raise InputError(f"{folder / name}: damaged: its content does not fit its checksum in {SUMS}")
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(read_bytes(path)).hexdigest()
 
 
 def sync_folder(folder: Path) -> None:

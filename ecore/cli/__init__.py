@@ -63,7 +63,14 @@ def _fail(error: object, code: int) -> int:
     if os.environ.get("LOCAL_RANK", "0") != "0":
         # torchrun ends all processes when one fails: the first, which mostly fails alike, is to speak before that.
         time.sleep(_FIRST_SPEAKS)
-    print(f"ecore: error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+    text = str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        text = f"{os.fsdecode(error.filename)}: {error.strerror}"
+    # Messages quote what others wrote, and a terminal obeys control characters.
+    shown = "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.split())
+    )
+    print(f"ecore: error: {shown}", file=sys.stderr)
     return code
 
 

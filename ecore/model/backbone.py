@@ -21,6 +21,7 @@ from ecore.data.subwords.vocabulary import SubwordVocabulary
 from ecore.data.vocabulary import Vocabulary
 from ecore.data.word_tables import WordTables
 from ecore.errors import InputError
+from ecore.files import check_folder, seal_folder
 from ecore.model.gpt2 import GPT2ECore, own_words
 from ecore.packages import needed
 
@@ -40,6 +41,7 @@ def restore(config: ModelConfig, vocabulary: Vocabulary, tables: WordTables, fol
         raise InputError(
             f"{folder / FOLDER}: no such folder; expected the tokenizer and GPT-2's configuration"
         )
+    check_folder(folder / FOLDER)
     return build(config, vocabulary, tables, str(folder / FOLDER), weights=False)
 
 
@@ -49,6 +51,7 @@ def keep(model: GPT2ECore, folder: Path) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     model.vocabulary.tokenizer.save_pretrained(temporary)
     model.gpt2.config.save_pretrained(temporary)
+    seal_folder(temporary)
     shutil.rmtree(target, ignore_errors=True)
     temporary.rename(target)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import time
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ecore.errors import InputError
-from ecore.files import atomic_path, parse_json, read_bytes
+from ecore.files import atomic_path, names_file, parse_json, read_bytes
 from ecore.model.losses import Losses
 from ecore.training.checkpoint import Progress
 from ecore.training.distributed import Processes
@@ -144,8 +146,15 @@ class Journal:
             self._log.close()
 
 
+_CRC = re.compile(rb', "crc32": (\d{1,10})}\Z')
+"""End of a line of the log. A member crc32 anywhere else is a copy and is not checked."""
+
+
 class MetricsLog:
     """Appends to ``metrics.jsonl`` and, where TensorBoard is installed, to its events in the run folder.
+
+    Each line ends with a member ``crc32``, of all that stands before it; :func:`read_metrics` checks it and leaves it
+    out.
 
     Args:
         keep_through: lines of later steps are cut off: whoever wrote them died before the next checkpoint.
@@ -155,7 +164,7 @@ class MetricsLog:
     """
 
     def __init__(self, run: Path, keep_through: int) -> None:
-        path = run / METRICS
+        self._path = path = run / METRICS
         _cut(path, keep_through)
         # Line-buffered: a killed process loses no line that it has written.
         self._file = path.open("a", encoding="utf-8", buffering=1)
@@ -171,7 +180,9 @@ class MetricsLog:
     def write(self, line: dict[str, Any]) -> None:
         """Append one logged step; numbers that are not finite become null, as JSON has no word for them."""
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
-        self._file.write(json.dumps(finite) + "\n")
+        body = json.dumps(finite).removesuffix("}")
+        with names_file(self._path):
+            self._file.write(f'{body}, "crc32": {zlib.crc32(body.encode())}}}\n')
         for name, value in finite.items() if self._events else ():
             if name != "step" and value is not None:
                 self._events.add_scalar(name, value, line["step"])
@@ -206,11 +217,17 @@ def _read(path: Path) -> list[tuple[dict[str, Any], bytes]]:
     for number, text in enumerate(texts, 1):
         where = f"{path}:{number}"
         line = parse_json(text, where)
+        crc = _CRC.search(text)
+        if crc is not None and zlib.crc32(text[: crc.start()]) != int(crc[1]):
+            raise InputError(
+                f"{where}: damaged: the line does not fit its crc32 (if you changed it, delete crc32)"
+            )
         step = line.get("step") if isinstance(line, dict) else None
         if not isinstance(step, int) or isinstance(step, bool):
             raise InputError(
                 f"{where}: not a line of a run's log; expected an object with the whole number step"
             )
+        line.pop("crc32", None)
         for name, value in line.items():
             if not isinstance(value, int | float | None):
                 raise InputError(f"{where}: {name}: expected a number, got {repr(value)[:40]}")

@@ -36,7 +36,10 @@ RECORD = {
     "conv_id": "t:0",
     "emotion": "sad",
     "situation": "My dog died.",
-    "utterances": [{"speaker": "speaker", "text": "It died."}, {"speaker": "listener", "text": "Oh — no 😢."}],
+    "utterances": [
+        {"speaker": "speaker", "text": "It died."},
+        {"speaker": "listener", "text": "Oh — no 😢."},
+    ],
 }
 
 
@@ -132,7 +135,9 @@ TARGETS: dict[str, tuple[Callable[[Path], None], str, Callable[[], Iterable[byte
         check_json,
         "config.json",
         lambda: [
-            json.dumps({"model": {"dim": 12, "heads": [1, 2.5e3, None, True]}, "text": "é\u2028\\ud83d😢"}).encode(),
+            json.dumps(
+                {"model": {"dim": 12, "heads": [1, 2.5e3, None, True]}, "text": "é\u2028\\ud83d😢"}
+            ).encode(),
             b'{"a": "\\ud83d\\ude22", "b": -1e-5,\n "checksum": "sha256:' + b"0" * 64 + b'"\n}\n',
         ],
     ),
@@ -140,7 +145,22 @@ TARGETS: dict[str, tuple[Callable[[Path], None], str, Callable[[], Iterable[byte
 """By name: what must hold of a file, the file's name, and inputs to begin with."""
 
 TOKENS = (
-    *(b'"', b"{", b"}", b"[", b"]", b",", b":", b"\n", b"\t", b"\\", b"\0", b"\x1b", b"\xef\xbb\xbf", b"\xed\xa0\xbd"),
+    *(
+        b'"',
+        b"{",
+        b"}",
+        b"[",
+        b"]",
+        b",",
+        b":",
+        b"\n",
+        b"\t",
+        b"\\",
+        b"\0",
+        b"\x1b",
+        b"\xef\xbb\xbf",
+        b"\xed\xa0\xbd",
+    ),
     *(b"NaN", b"Infinity", b"1e999", b"-0", b"nan", b"inf", b"\\ud83d", b"\\ude22", b"9" * 30, b"_comma_"),
     *(b"conv_id", b"emotion", b"situation", b"utterances", b"speaker", b"listener", b"text", b"5|5|5_2|2|5"),
 )
@@ -148,11 +168,15 @@ TOKENS = (
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m tests.campaigns.fuzz", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="python -m tests.campaigns.fuzz",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
     )
     parser.add_argument("target", choices=TARGETS)
     parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--findings", type=Path, default=Path(), help="folder for inputs that break something")
+    parser.add_argument(
+        "--findings", type=Path, default=Path(), help="folder for inputs that break something"
+    )
     parser.add_argument("--replay", type=Path, metavar="FILE", help="run the target on this input alone")
     arguments = parser.parse_args()
     check, name, seeds = TARGETS[arguments.target]

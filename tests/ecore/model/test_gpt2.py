@@ -449,6 +449,23 @@ def test_damaged_folders_are_refused(make, gpt2_folder, tmp_path, name, content,
         make(backbone=str(folder))
 
 
+def test_every_flipped_bit_of_what_a_run_keeps_of_its_backbone_is_seen(make, tmp_path):
+    pretrained.save(make(), tmp_path / "model")
+    files = sorted((tmp_path / "model/backbone").iterdir())
+    assert {"config.json", "tokenizer.json"} <= {path.name for path in files}
+    for path in files:
+        content = path.read_bytes()
+        for bit in (1, 8 * len(content) // 2 + 1, 8 * len(content) - 40):
+            damaged = bytearray(content)
+            damaged[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(damaged)
+            with pytest.raises(InputError, match=rf"backbone/{path.name}"):
+                pretrained.load(tmp_path / "model")
+        path.write_bytes(content)
+    (tmp_path / "model/backbone/checksums.json").unlink()  # as of folders made before
+    pretrained.load(tmp_path / "model")
+
+
 def test_what_is_no_gpt2_is_refused(make, gpt2_folder, tmp_path, data, monkeypatch):
     settings = read_json(gpt2_folder / "config.json")
     for change in ({"tie_word_embeddings": False}, {"model_type": "gptj"}):

@@ -51,3 +51,23 @@ def test_other_damage_is_refused_and_the_log_stays(log, name):
         with pytest.raises(InputError, match=rf"metrics\.jsonl{complaint}"):
             use()
     assert log.read_bytes() == before
+
+
+def test_a_changed_digit_is_seen(tmp_path):
+    log = MetricsLog(tmp_path, 0)
+    for line in LINES:
+        log.write(line)
+    log.close()
+    path = tmp_path / METRICS
+    whole = path.read_bytes()
+    assert read_metrics(tmp_path) == LINES
+    assert [
+        {**line, **json.loads(text)} == json.loads(text)
+        for line, text in zip(LINES, whole.splitlines(), strict=True)
+    ]
+    path.write_bytes(whole.replace(b'"loss": 5.0', b'"loss": 4.0'))
+    for use in (lambda: read_metrics(tmp_path), lambda: MetricsLog(tmp_path, 5)):
+        with pytest.raises(InputError, match=r"metrics\.jsonl:2: damaged: the line does not fit its crc32"):
+            use()
+    path.write_bytes(path.read_bytes().replace(b', "crc32"', b', "crc"'))  # no line of ours: as in older logs
+    assert read_metrics(tmp_path)[1]["loss"] == 4.0
