@@ -60,7 +60,6 @@ def warm_up() -> None:
     import ecore.paper.figures
     import ecore.paper.human.study
     import ecore.pipeline
-    import ecore.training.trainer
     import ecore_kernels.info  # noqa: F401
 
 
@@ -84,7 +83,7 @@ class Child:
         new_process: bool = False,
         extra: Mapping[str, str] | None = None,
     ) -> None:
-        self._streams = [tempfile.TemporaryFile() for _ in range(3)]
+        self._streams = [tempfile.TemporaryFile() for _ in range(3)]  # noqa: SIM115
         self._streams[0].write(stdin)
         self._streams[0].seek(0)
         self._code: int | None = None
@@ -184,7 +183,6 @@ def fault(result: Result, codes: Sequence[int] = (0, 2)) -> str:
         return (
             f"exit code {result.code} with {len(result.complaints)} lines that say why: {result.err[-200:]!r}"
         )
-    if any(not (c.isprintable() or c in "\n\t\r") for c in result.err):
-        # A terminal obeys what a message quotes.
-        return f"control characters in the message: {result.err[-200:]!r}"
+    if not all(line.isprintable() for line in result.complaints):  # a terminal would obey what a message quotes
+        return f"control characters in the message: {result.complaints[0][:200]!r}"
     return ""

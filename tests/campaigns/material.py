@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import os
 import random
 from dataclasses import dataclass
 from pathlib import Path
-
-from tests.campaigns.forge import Child, Result
 
 FEELINGS = {
     "afraid": ("a terrible noise scared me", "that sounds frightening"),
@@ -30,7 +31,7 @@ SIZES = (
 # Most of the time goes into files: a checkpoint each step, all intervals at odds.
 TRAINING = (
     *SIZES,
-    *("--batch-size", "10", "--max-steps", "6", "--warmup", "4", "--factor", "0.5", "--dropout", "0.1"),
+    *("--batch-size", "10", "--max-steps", "5", "--warmup", "4", "--factor", "0.5", "--dropout", "0.1"),
     *("--log-every", "1", "--validate-every", "3", "--checkpoint-every", "1", "--threads", "1"),
     *("--literal-thresholds",),
 )
@@ -104,6 +105,7 @@ def make(root: Path) -> Material:
     said(prepare, root)
     said(train, root)
     said(["evaluate", "run", "--threads", "1"], root)
+    said(["generate", "run", "--text", TEXT, "--threads", "1"], root)
     records = [json.loads(line) for line in (root / predictions).read_text().splitlines()]
     for i, record in enumerate(records):
         record["prediction"] = f"that is answer {i} ."
@@ -152,9 +154,16 @@ def make_backbone(material: Material) -> None:
     said([*train, *steps], material.root)
 
 
-def said(argv: list[str], cwd: Path) -> Result:
-    """Run a command that has to succeed."""
-    result = Child(argv, cwd).wait()
-    if result.code:
-        raise RuntimeError(f"ecore {' '.join(argv)}: {result.err}")
-    return result
+def said(argv: list[str], cwd: Path) -> None:
+    """Run a command that has to succeed, in this process: so children find imported what it needs."""
+    from ecore.cli import main
+
+    before, words = Path.cwd(), io.StringIO()
+    os.chdir(cwd)
+    try:
+        with contextlib.redirect_stdout(words), contextlib.redirect_stderr(words):
+            code = main(argv)
+    finally:
+        os.chdir(before)
+    if code:
+        raise RuntimeError(f"ecore {' '.join(argv)}: {words.getvalue()}")
