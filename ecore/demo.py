@@ -16,6 +16,7 @@ from ecore.data.prepared import PreparedData
 from ecore.data.statistics import describe
 from ecore.errors import InputError
 from ecore.evaluation.report import evaluate_run
+from ecore.files import expect_folder
 from ecore.pipeline import ECore
 from ecore.training.trainer import train
 from ecore_kernels import explain, graph_attention, otsu
@@ -61,6 +62,7 @@ def run(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists already; expected a new or empty folder (choose another with --out)")
+    expect_folder(out)
     if steps is not None and steps < 1:
         raise InputError(f"steps: expected at least 1, got {steps}")
     begin = time.perf_counter()

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import gzip
 import hashlib
 import json
 import math
 import os
 import re
+import shutil
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -55,6 +57,21 @@ def names_file(path: Path) -> Iterator[None]:
         raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from None
 
 
+@contextmanager
+def names_folder(temporary: Path, folder: Path) -> Iterator[None]:
+    """Have errors of the operating system in ``temporary`` name ``folder``, which it becomes.
+
+    Raises:
+        OSError: what was raised inside.
+    """
+    try:
+        yield
+    except OSError as error:
+        named = str(temporary) if error.filename is None else os.fsdecode(error.filename)
+        named = named.replace(str(temporary), str(folder), 1)
+        raise OSError(error.errno or errno.EIO, error.strerror or str(error), named) from None
+
+
 def expect_file(path: Path) -> None:
     """Check, before the work, that a file can be put at ``path``.
 
@@ -85,6 +102,64 @@ def check_writable(folder: Path) -> None:
         raise InputError(
             f"{folder}: cannot be written to ({error.strerror}); expected a folder for files"
         ) from None
+
+
+def expect_folder(folder: Path) -> None:
+    """Check, before the work and without making it, that ``folder`` is one or can be made, and be written in.
+
+    Raises:
+        InputError: a file is in the way, or no rights, a read-only file system, a full disk.
+    """
+    place = Path(os.path.realpath(folder))
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir():
+        raise InputError(f"{folder}: cannot be made a folder ({place} is none); expected a folder for files")
+    check_writable(place)
+
+
+def expect_new_folder(out: Path) -> None:
+    """Check, before the work, that :func:`new_folder` can make ``out``.
+
+    Raises:
+        InputError: it holds something, cannot be written to, or cannot be replaced, as mount points.
+    """
+    if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out}: exists already; expected a new or empty folder")
+    if out.exists() and out.samefile("."):
+        raise InputError(f"{out}: is the current folder; expected a new one")
+    expect_folder(out)
+    if out.exists():
+        target = Path(os.path.realpath(out))
+        check_writable(target.parent)
+        probe = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        probe.mkdir()
+        try:
+            os.replace(probe, target)
+        except OSError as error:
+            probe.rmdir()
+            raise InputError(f"{out}: cannot be replaced ({error.strerror}); expected a new folder") from None
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside ``out``, which becomes ``out`` when all is done, and vanishes otherwise.
+
+    Of a symbolic link, the folder that it names is made.
+    """
+    out = Path(os.path.realpath(out))
+    for left in out.parent.glob(f".{glob.escape(out.name)}.*.tmp"):
+        with suppress(InputError, OSError), locked(left, "somebody works there"):
+            shutil.rmtree(left)  # who made it is dead, or it would be locked
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        with locked(temporary, "another process works there"), names_folder(temporary, out):
+            yield temporary
+            sync_folder(temporary)
+            os.replace(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def make_folder(folder: Path) -> None:
@@ -131,8 +206,8 @@ def _sha256(path: Path) -> str:
 
 
 def sync_folder(folder: Path) -> None:
-    """Put the files in ``folder`` and their names on disk."""
-    for path in (*folder.iterdir(), folder):
+    """Put the files in ``folder``, those in its folders and their names on disk."""
+    for path in (*folder.rglob("*"), folder):
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)

@@ -62,7 +62,11 @@ class ECore:
         return cls(pretrained.load(Path(folder), which, device or "cpu"))
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write configuration, vocabulary and weights to ``folder``, for :meth:`from_pretrained`."""
+        """Write configuration, vocabulary and weights to ``folder``, for :meth:`from_pretrained`.
+
+        Raises:
+            InputError: no folder can be there, or it is a run's, whose settings would be lost.
+        """
         pretrained.save(self.model, Path(folder))
 
     @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import inspect
+import io
 import os
 import sys
 import time
@@ -35,6 +36,12 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal of another encoding ends no work
+    bad = next((text for text in argv if not text.isascii() and _is_torn(text)), None)
+    if bad is not None:
+        return _fail(f"{bad}: expected UTF-8 in what the command is given", 2)
     parser = _parser(argv[0] if argv else None)
     arguments = parser.parse_args(argv)
     try:
@@ -57,6 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "memory is full; try a smaller --batch-size (and --accumulate), or a smaller model", 1
             )
         raise
+
+
+def _is_torn(text: str) -> bool:
+    """Whether ``text`` holds bytes that were no UTF-8, as surrogates."""
+    return any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _fail(error: object, code: int) -> int:

@@ -18,12 +18,13 @@ from ecore.data.concepts import MOST_CONCEPTS, related_words, select_related
 from ecore.data.corpus import Conversation, Corpus, read_corpus
 from ecore.data.embeddings import coverage, load_vectors
 from ecore.data.intensity import expect_source, with_floor, word_intensity
-from ecore.data.prepared import FORMAT, SPLITS, new_folder, write_meta, write_split, write_words
+from ecore.data.prepared import FORMAT, SPLITS, write_meta, write_split, write_words
 from ecore.data.statistics import intensity_statistics, split_statistics
 from ecore.data.text import tokenize
 from ecore.data.vocabulary import PAD, VOCABULARIES, Vocabulary
 from ecore.data.word_tables import WordTables
 from ecore.errors import InputError
+from ecore.files import expect_new_folder, new_folder
 from ecore.progress import tqdm
 
 
@@ -69,7 +70,7 @@ def prepare(
         InputError: anything wrong with the input, or ``out`` holds something.
     """
     out = Path(out)
-    _check_folder(out)
+    expect_new_folder(out)
     _check_words(vocabulary, min_count)
     _check_files((*glove, intensity_file, relations))
     expect_source(intensity, intensity_file)
@@ -114,13 +115,6 @@ def prepare(
             types, tokens = coverage(vectors, occurrences)
             meta["glove_coverage"] = {"types": types, "tokens": tokens}
         return write_meta(folder, meta)
-
-
-def _check_folder(out: Path) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out}: exists already; expected a new or empty folder")
-    if out.exists() and out.samefile("."):
-        raise InputError(f"{out}: is the current folder; expected a new one")
 
 
 def _check_words(vocabulary: str, min_count: int) -> None:

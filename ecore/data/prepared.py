@@ -8,12 +8,9 @@ No other module knows these names.
 
 from __future__ import annotations
 
-import glob
 import hashlib
-import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +23,7 @@ from ecore.data.corpus import Conversation
 from ecore.data.vocabulary import Vocabulary
 from ecore.data.word_tables import WordTables
 from ecore.errors import InputError
-from ecore.files import (
-    locked,
-    numbered_lines,
-    parse_json,
-    read_bytes,
-    read_json,
-    sync_folder,
-    write_json,
-)
+from ecore.files import numbered_lines, parse_json, read_bytes, read_json, write_json
 
 FORMAT = 1
 """Version of the prepared folder; another one is refused."""
@@ -148,23 +137,6 @@ def read_conversations(folder: Path, split: str) -> list[Conversation]:
 
 
 # Writing
-
-
-@contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside ``out``, which becomes ``out`` when all is done, and vanishes otherwise."""
-    for left in out.parent.glob(f".{glob.escape(out.name)}.*.tmp"):
-        with suppress(InputError, OSError), locked(left, "somebody prepares there"):
-            shutil.rmtree(left)  # who made it is dead, or it would be locked
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True)
-    try:
-        with locked(temporary, "another process prepares there"):
-            yield temporary
-            sync_folder(temporary)
-            os.replace(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_words(

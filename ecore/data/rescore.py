@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from ecore.data.intensity import with_floor, word_intensity
-from ecore.data.prepared import PreparedData, copy_with_intensity, new_folder, write_meta
+from ecore.data.prepared import PreparedData, copy_with_intensity, write_meta
 from ecore.data.statistics import intensity_statistics
 from ecore.errors import InputError
+from ecore.files import new_folder
 
 
 def with_intensity(data: PreparedData, out: Path, source: str, file: Path | None = None) -> PreparedData:

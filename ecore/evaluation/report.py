@@ -21,7 +21,7 @@ from ecore.evaluation.multi_emotion import (
 )
 from ecore.evaluation.predictions import Record, has_emotions, predict, text_metrics, write_records
 from ecore.evaluation.yardsticks import yardsticks as count_yardsticks
-from ecore.files import make_folder, write_json
+from ecore.files import expect_folder, make_folder, write_json
 from ecore.generation.decoding import Decoding
 from ecore.metrics import accuracy_by_emotion, accuracy_by_length, perplexity, recall_at
 from ecore.model import pretrained
@@ -70,6 +70,9 @@ def evaluate_run(
         raise InputError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
     if precision not in PRODUCTS:
         raise InputError(f"precision: expected one of {', '.join(PRODUCTS)}, got {precision!r}")
+    pretrained.read_config(run)  # no run: to be said before where its scores would go
+    out = Path(out) if out is not None else run / f"evaluation-{split}"
+    expect_folder(out)
     model = pretrained.load(run, device=device)
     prepared = PreparedData.load(_data_folder(run, data))
     if prepared.vocabulary.fingerprint != model.vocabulary.fingerprint:
@@ -85,7 +88,6 @@ def evaluate_run(
         if not model.config.perceives:
             raise InputError(f"--multi-emotion: {run} is of strategy none, which perceives no emotions")
         labels = read_multi_emotion(multi_emotion, prepared.vocabulary.emotions, split_emotions(chosen))
-    out = Path(out) if out is not None else run / f"evaluation-{split}"
     make_folder(out)
 
     kind = model.device.type

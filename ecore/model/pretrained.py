@@ -17,7 +17,7 @@ from ecore.data.prepared import PreparedData
 from ecore.data.vocabulary import Vocabulary
 from ecore.data.word_tables import WordTables
 from ecore.errors import InputError
-from ecore.files import read_json, write_json
+from ecore.files import make_folder, read_json, write_json
 from ecore.model import backbone
 from ecore.model.base import EmpatheticModel
 from ecore.model.ecore import ECore
@@ -71,8 +71,14 @@ def weights_file(folder: Path, which: str) -> Path:
 
 
 def save(model: EmpatheticModel, folder: Path) -> None:
-    """Write a model folder."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write a model folder.
+
+    Raises:
+        InputError: no folder can be there, or it is a run's, whose settings would be lost.
+    """
+    if (folder / CONFIG).exists() and "training" in read_config(folder):
+        raise InputError(f"{folder}: holds a run, whose settings would be lost; expected another folder")
+    make_folder(folder)
     data = {"vocabulary_fingerprint": model.vocabulary.fingerprint}
     write_json(folder / CONFIG, {"format": FORMAT, "model": to_dict(model.config), "data": data}, sealed=True)
     save_parts(model, folder)

@@ -18,11 +18,12 @@ from collections.abc import Sequence
 # Children fork: they must find one thread.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+from tests.campaigns.disk import Disk
+from tests.campaigns.inputs import Inputs
+
 from tests.campaigns import campaign, forge
 from tests.campaigns.campaign import Campaign
-from tests.campaigns.disk import Disk
 from tests.campaigns.flip import Flip
-from tests.campaigns.inputs import Inputs
 from tests.campaigns.kill import Kill
 
 CAMPAIGNS: dict[str, type[Campaign]] = {kind.name: kind for kind in (Kill, Flip, Inputs, Disk)}

@@ -8,6 +8,7 @@ import tempfile
 import traceback
 from abc import ABC, abstractmethod
 from collections import Counter
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +46,9 @@ class Campaign(ABC):
         root.mkdir()
         return material.make(root)
 
+    def close(self) -> None:
+        """End what :meth:`make` started."""
+
     @abstractmethod
     def run(self, number: int, picks: random.Random, folder: Path) -> Verdict:
         """Run a case in an empty folder.
@@ -77,13 +81,13 @@ def run(kind: type[Campaign], seed: int, numbers: list[int]) -> tuple[Counter[tu
     memory = Path("/dev/shm")
     root = Path(tempfile.mkdtemp(prefix=f"ecore-{kind.name}-", dir=memory if memory.is_dir() else None))
     try:
-        campaign = kind(root, seed)
-        for number in numbers:
-            verdict = campaign.verdict(number)
-            counts[verdict.kind, "FAULT" if verdict.fault else verdict.outcome] += 1
-            if verdict.fault:
-                faults.append(f"{campaign.again(number)}  # {verdict.kind}: {verdict.fault}")
-                print(faults[-1], flush=True)
+        with closing(kind(root, seed)) as campaign:
+            for number in numbers:
+                verdict = campaign.verdict(number)
+                counts[verdict.kind, "FAULT" if verdict.fault else verdict.outcome] += 1
+                if verdict.fault:
+                    faults.append(f"{campaign.again(number)}  # {verdict.kind}: {verdict.fault}")
+                    print(faults[-1], flush=True)
     finally:
         shutil.rmtree(root, ignore_errors=True)
     return counts, faults

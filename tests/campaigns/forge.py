@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -51,15 +52,6 @@ def warm_up() -> None:
     import torch
 
     torch.set_num_threads(1)
-    import ecore.cli
-    import ecore.demo
-    import ecore.evaluation.report
-    import ecore.paper.annotation.endpoint
-    import ecore.paper.cases
-    import ecore.paper.experiments.reproduce
-    import ecore.paper.figures
-    import ecore.paper.human.study
-    import ecore.pipeline
     import ecore_kernels.info  # noqa: F401
 
 
@@ -120,8 +112,11 @@ class Child:
             os.chdir(cwd)
             if prelude is not None:
                 prelude()
+            from tqdm import tqdm
+
             from ecore.cli import main
 
+            tqdm.set_lock(threading.RLock())  # its own is shared by forked processes, and one may die with it
             code = main(argv)
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
@@ -141,6 +136,13 @@ class Child:
             if pid:
                 self._code = os.waitstatus_to_exitcode(status)
         return self._code is None
+
+    def ended(self, seconds: float) -> bool:
+        """Whether it ends within so many seconds."""
+        deadline = time.monotonic() + seconds
+        while self.running() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return not self.running()
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         """Send it and its children a signal."""
@@ -183,6 +185,8 @@ def fault(result: Result, codes: Sequence[int] = (0, 2)) -> str:
         return (
             f"exit code {result.code} with {len(result.complaints)} lines that say why: {result.err[-200:]!r}"
         )
-    if not all(line.isprintable() for line in result.complaints):  # a terminal would obey what a message quotes
+    if not all(
+        line.isprintable() for line in result.complaints
+    ):  # a terminal would obey what a message quotes
         return f"control characters in the message: {result.complaints[0][:200]!r}"
     return ""

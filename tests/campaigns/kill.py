@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.campaigns.campaign import Campaign, Verdict
-from tests.campaigns.forge import SUBPROCESS_EVERY, Child, Result, fault
+from tests.campaigns.forge import SUBPROCESS_EVERY, Child, fault
 from tests.campaigns.material import TRAINING, Material
 
 _SAME = ("step", "loss", "generation", "emotion", "correlation", "lr", "valid_ppl", "valid_ppl_per_sample")
@@ -30,9 +30,35 @@ class Kill(Campaign):
         made = super().make(root)
         self.commands = {
             "train": ["train", "--data", f"{root}/prepared", "--out", "new", *TRAINING],
-            "prepare": ["prepare", "--data", f"{root}/corpus", "--out", "new", "--glove", f"{root}/glove.txt"],
-            "generate": ["generate", f"{root}/run", "--split", "test", "--out", "new.jsonl", "--threads", "1"],
-            "annotate": ["annotate", "run", "--data", f"{root}/prepared", "--annotator", "lexicon", "--out", "new"],
+            "prepare": [
+                "prepare",
+                "--data",
+                f"{root}/corpus",
+                "--out",
+                "new",
+                "--glove",
+                f"{root}/glove.txt",
+            ],
+            "generate": [
+                "generate",
+                f"{root}/run",
+                "--split",
+                "test",
+                "--out",
+                "new.jsonl",
+                "--threads",
+                "1",
+            ],
+            "annotate": [
+                "annotate",
+                "run",
+                "--data",
+                f"{root}/prepared",
+                "--annotator",
+                "lexicon",
+                "--out",
+                "new",
+            ],
         }
         self.expected: dict[str, object] = {}
         self.seconds: dict[tuple[str, bool], float] = {}
@@ -84,7 +110,9 @@ class Kill(Campaign):
     def _torn(self, name: str, folder: Path, picks: random.Random) -> str:
         """What can be seen of a torn result before the command is started again."""
         if name == "train" and (folder / "new/checkpoints.json").exists() and picks.random() < 0.3:
-            argv = picks.choice([["info", "new"], ["generate", "new", "--text", "my dog died.", "--threads", "1"]])
+            argv = picks.choice(
+                [["info", "new"], ["generate", "new", "--text", "my dog died.", "--threads", "1"]]
+            )
             if wrong := fault(Child(argv, folder).wait(), codes=(0,)):
                 return f"the killed run is of no use: {argv[0]}: {wrong}"
         return self._compared(name, folder) if name == "generate" and (folder / "new.jsonl").exists() else ""
@@ -101,7 +129,9 @@ class Kill(Campaign):
         return [(path.name, path.read_bytes()) for path in files]
 
     def _compared(self, name: str, folder: Path) -> str:
-        return "" if self._results(name, folder) == self.expected[name] else "other results than without a kill"
+        return (
+            "" if self._results(name, folder) == self.expected[name] else "other results than without a kill"
+        )
 
 
 def _leftovers(folder: Path) -> str:

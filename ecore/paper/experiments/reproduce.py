@@ -25,7 +25,7 @@ from ecore.evaluation.multi_emotion import (
     split_emotions,
 )
 from ecore.evaluation.predictions import read_predictions, text_metrics
-from ecore.files import atomic_path, read_json, write_json
+from ecore.files import atomic_path, expect_folder, read_json, write_json
 from ecore.metrics import perplexity
 from ecore.model.backbone import expect as expect_backbone
 from ecore.packages import needed
@@ -85,6 +85,7 @@ def reproduce(
     """
     names = [name for name in EXPERIMENTS if name in what or "all" in what]
     _check_packages(names)
+    expect_folder(out)
     prepared = PreparedData.load(data)
     brought = _brought(prepared, settings, intensity_files or {}, multi_emotion, backbone)
     labels = _labels(prepared, multi_emotion)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ecore.data.prepared import SPLITS, PreparedData
 from ecore.errors import InputError
-from ecore.files import write_json
+from ecore.files import expect_folder, make_folder, write_json
 from ecore.model import pretrained
 from ecore.model.pretrained import read_config
 from ecore.paper.figures.aggregation import draw_aggregation
@@ -61,6 +61,7 @@ def draw_run(
     if split not in SPLITS:
         raise InputError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
     config = read_config(run)
+    expect_folder(out)
     wanted = set(only)
     prepared = _prepared(run, config, data) if wanted != {"training"} else None
     model = pretrained.load(run) if wanted & {"4", "5", "6"} else None
@@ -73,10 +74,7 @@ def draw_run(
             seen = trace(model, *_dialogue(prepared, split, sample, text))
         except NotDrawn as reason:
             print(f"figures 5 and 6: not drawn: {reason}")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be made a folder ({error.strerror})") from None
+    make_folder(out)
 
     written: list[Path] = []
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, TypeVar
@@ -18,10 +18,20 @@ import numpy as np
 import numpy.typing as npt
 
 from ecore.errors import InputError
-from ecore.files import numbered_lines, read_json, write_json
+from ecore.files import expect_new_folder, new_folder, numbered_lines, read_json, write_json
 from ecore.packages import needed
 from ecore.paper.human.page import write_page
-from ecore.paper.human.sheets import ASPECTS, KINDS, Item, Sheet, checksum, clean, read_sheet, write_sheet
+from ecore.paper.human.sheets import (
+    ASPECTS,
+    KINDS,
+    TEXTS,
+    Item,
+    Sheet,
+    checksum,
+    clean,
+    read_sheet,
+    write_sheet,
+)
 
 KEY = "key.json"
 FORMAT = 1
@@ -80,9 +90,9 @@ def export(
         raise InputError(
             f"kind: {kind} needs two systems to choose between, got {len(systems)}; or take rating"
         )
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        what = "holds a study already" if (out / KEY).exists() else "exists already"
-        raise InputError(f"{out}: {what}; expected a new or empty folder")
+    if (out / KEY).exists():
+        raise InputError(f"{out}: holds a study already; expected a new or empty folder")
+    expect_new_folder(out)
     available = _read_contexts(systems)
     if contexts > len(available):
         raise InputError(f"contexts: expected at most the {len(available)} of the files, got {contexts}")
@@ -118,13 +128,14 @@ def export(
             key["sheets"][name] = {"kind": asked, "rater": rater, "items": asked_for}
             written[name] = items
     study = checksum(repr(key))[:16]
-    for name, items in written.items():
-        asked, rater = key["sheets"][name]["kind"], key["sheets"][name]["rater"]
-        folder = out / f"rater-{rater}"
-        folder.mkdir(parents=True, exist_ok=True)
-        write_sheet(folder / f"{name}.csv", asked, items)
-        write_page(folder / f"{name}.html", asked, study, name, rater, items)
-    write_json(out / KEY, key)  # last: a folder with a key holds a whole study
+    with new_folder(out) as whole:
+        for name, items in written.items():
+            asked, rater = key["sheets"][name]["kind"], key["sheets"][name]["rater"]
+            folder = whole / f"rater-{rater}"
+            folder.mkdir(exist_ok=True)
+            write_sheet(folder / f"{name}.csv", asked, items)
+            write_page(folder / f"{name}.html", asked, study, name, rater, items)
+        write_json(whole / KEY, key, sealed=True)
     return key
 
 
@@ -226,11 +237,7 @@ def score(folder: Path | str, sheets: Sequence[Path | str]) -> Record:
             :func:`~ecore.paper.human.sheets.read_sheet`), one rater's sheet twice, no key, or no SciPy where
             two raters rated.
     """
-    path = Path(folder) / KEY
-    key = read_json(path)
-    whole = isinstance(key, dict) and {"format", "systems", "contexts", "sheets"} <= set(key)
-    if not whole or key["format"] != FORMAT:
-        raise InputError(f"{path}: expected the key of a study, format {FORMAT}")
+    key = _read_key(Path(folder) / KEY)
     if not sheets:
         raise InputError("sheets: expected at least one finished sheet")
     read: dict[str, tuple[Path | str, Sheet]] = {}
@@ -245,6 +252,70 @@ def score(folder: Path | str, sheets: Sequence[Path | str]) -> Record:
         if of_kind:
             result[kind] = {"raters": [sheet.rater for sheet in of_kind], **count(key, of_kind)}
     return result
+
+
+def _read_key(path: Path) -> Record:
+    """
+    Raises:
+        InputError: it is damaged, or no key of a study.
+    """
+    key = read_json(path)
+    if not isinstance(key, dict) or key.get("format") != FORMAT:
+        raise InputError(f"{path}: expected the key of a study, format {FORMAT}")
+    systems, contexts, sheets = (key.get(name) for name in ("systems", "contexts", "sheets"))
+    wanted = {
+        "systems": isinstance(systems, dict) and len(systems) > 0,
+        "contexts": isinstance(contexts, dict),
+        "sheets": isinstance(sheets, dict) and all(isinstance(sheet, dict) for sheet in sheets.values()),
+    }
+    for name, right in wanted.items():
+        if not right:
+            raise InputError(f"{path}: {name}: expected an object as `ecore human export` writes it")
+    asked: dict[str, tuple[str, list[Any]]] = {}
+    for name, sheet in sheets.items():
+        kind, items = sheet.get("kind"), sheet.get("items")
+        if kind not in KINDS or not isinstance(sheet.get("rater"), int) or not isinstance(items, dict):
+            raise InputError(
+                f"{path}: {name}: expected a sheet's kind ({' or '.join(KINDS)}), rater and items"
+            )
+        for item, entry in items.items():
+            if not _is_item(entry, kind, [*systems], contexts):
+                raise InputError(
+                    f"{path}: {item}: expected its context, systems and sha256 as `ecore human export` writes them"
+                )
+        # Raters are asked the same, each in an order of their own.
+        content = sorted(
+            (entry["context"], sorted(map(sorted, entry["systems"]))) for entry in items.values()
+        )
+        of, expected = asked.setdefault(kind, (name, content))
+        if content != expected:
+            raise InputError(f"{path}: {name}: expected the contexts and systems of {of}")
+    for name, content in (asked[kind] for kind in asked if kind == "rating"):
+        rated = [
+            (str(context), system) for context, groups in content for group in groups for system in group
+        ]
+        if sorted(rated) != sorted((context, system) for context in contexts for system in systems):
+            raise InputError(f"{path}: {name}: expected every system once for every context")
+    return key
+
+
+def _is_item(entry: Any, kind: str, systems: Sequence[str], contexts: Record) -> bool:
+    """Whether an item of the key is one: every text has a checksum, every response the systems that gave it."""
+    if not isinstance(entry, dict) or not all(isinstance(entry.get(n), list) for n in ("systems", "sha256")):
+        return False
+    groups, context = entry["systems"], entry.get("context")
+    if not all(
+        isinstance(group, list) and group and all(name in systems for name in group) for group in groups
+    ):
+        return False
+    named = [*chain.from_iterable(groups)]
+    return (
+        type(context) is int
+        and str(context) in contexts
+        and len(groups) + 1 == len(entry["sha256"]) == len(TEXTS[kind])
+        and len(set(named)) == len(named)
+        and (kind == "rating" or sum(systems[0] in group for group in groups) == 1)
+    )
 
 
 def _count_ratings(key: Record, sheets: Sequence[Sheet]) -> Record:

@@ -10,10 +10,10 @@ import sys
 
 import pytest
 
-from ecore.data import prepared
 from ecore.data.prepare import prepare
 from ecore.data.prepared import PreparedData
 from ecore.errors import InputError
+from ecore.files import new_folder
 from ecore.paper.annotation.pipeline import read_conversations
 
 
@@ -86,10 +86,10 @@ def test_what_dead_preparations_left_is_swept_and_what_lives_stays(jsonl_folder,
     for left in (dead, other):
         left.mkdir()
         (left / "train.words.npy").write_text("half")
-    with prepared.new_folder(tmp_path / "out") as living:
+    with new_folder(tmp_path / "out") as living:
         assert not dead.exists()
         dead.mkdir()
-        script = f"from pathlib import Path; from ecore.data.prepared import new_folder\n\
+        script = f"from pathlib import Path; from ecore.files import new_folder\n\
 with new_folder(Path({str(tmp_path / 'out')!r})): pass"
         subprocess.run([sys.executable, "-c", script], check=True)
         assert living.exists()

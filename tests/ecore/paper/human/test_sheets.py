@@ -142,7 +142,7 @@ def test_no_key(study: Path, finished: dict[str, Path], tmp_path: Path) -> None:
         score(tmp_path, [finished["ab-1"]])
     for text in ("{}", '{"format": 1}', "[]"):
         (tmp_path / "key.json").write_text(text)
-        with pytest.raises(InputError, match=r"key\.json: expected the key of a study"):
+        with pytest.raises(InputError, match=r"key\.json: .*expected "):
             score(tmp_path, [finished["ab-1"]])
     with pytest.raises(InputError, match="at least one finished sheet"):
         score(study, [])
