@@ -27,8 +27,11 @@ os.umask(_UMASK)
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success sync it to disk and rename it over ``path``."""
-    path = Path(path)
+    """Yield a temporary path beside ``path``; on success sync it to disk and rename it over ``path``.
+
+    Of a symbolic link, the file that it names is written.
+    """
+    path = Path(os.path.realpath(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with names_file(path):
@@ -78,11 +81,16 @@ def expect_file(path: Path) -> None:
     Raises:
         InputError: it is a folder, or its folder does not exist or cannot be written to.
     """
-    if not path.parent.is_dir():
+    target = Path(os.path.realpath(path))
+    if not target.parent.is_dir():
         raise InputError(f"{path}: its folder does not exist")
-    if path.is_dir():
+    if target.is_dir():
         raise InputError(f"{path}: is a folder; expected a file to write")
-    check_writable(path.parent)
+    if (
+        os.path.lexists(target) and not target.is_file()
+    ):  # a device would be replaced, and a loop leads nowhere
+        raise InputError(f"{path}: is no regular file; expected a file to write")
+    check_writable(target.parent)
 
 
 def check_writable(folder: Path) -> None:

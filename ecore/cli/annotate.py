@@ -234,7 +234,7 @@ def _review(arguments: argparse.Namespace) -> int:
         str(path): read_sheet(path, labels) for path in arguments.sheet or [arguments.folder / "review.csv"]
     }
     inputs = [arguments.folder / "labels.jsonl", *map(Path, sheets)]
-    if arguments.out.resolve() in [path.resolve() for path in inputs]:
+    if os.path.realpath(arguments.out) in map(os.path.realpath, inputs):
         raise InputError(f"--out: {arguments.out}: would overwrite what it is made from; choose another file")
     kept = strike(labels, list(sheets.values()))
     if not kept:

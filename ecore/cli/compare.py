@@ -30,6 +30,8 @@ def run_compare(arguments: argparse.Namespace) -> int:
     for name, value, least in (("resamples", arguments.resamples, 100), ("seed", arguments.seed, 0)):
         if value < least:
             raise InputError(f"--{name}: expected at least {least}, got {value}")
+    if arguments.seed >= 2**32:  # NumPy's
+        raise InputError(f"--seed: expected a number in [0, 2^32), got {arguments.seed}")
     from ecore.evaluation import comparison
 
     files = [comparison.predictions_of(path) for path in (arguments.first, arguments.second)]

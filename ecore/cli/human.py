@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from ecore.errors import InputError
@@ -87,7 +88,7 @@ def _score(arguments: argparse.Namespace) -> int:
     from ecore.paper.human.study import KEY, format_scores, score
 
     out = arguments.out or arguments.folder / "scores.json"
-    if out.resolve() in [Path(path).resolve() for path in (arguments.folder / KEY, *arguments.sheets)]:
+    if os.path.realpath(out) in map(os.path.realpath, (arguments.folder / KEY, *arguments.sheets)):
         raise InputError(f"--out: {out}: would overwrite what it is made from; choose another file")
     expect_file(out)
     result = score(arguments.folder, arguments.sheets)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -118,7 +119,7 @@ def resume(run: Path, data: PreparedData, max_steps: int | None) -> Settings:
 def describe(data: PreparedData) -> dict[str, Any]:
     """Return what ``config.json`` says of the data."""
     names = ("fingerprint", "vocabulary", "vocabulary_fingerprint", "vocabulary_size", "intensity", "glove")
-    return {"folder": str(data.folder.resolve())} | {key: data.meta[key] for key in names}
+    return {"folder": os.path.realpath(data.folder)} | {key: data.meta[key] for key in names}
 
 
 def opening(run: Path, settings: Settings, data: PreparedData, parameters: int, step: int, where: str) -> str:

@@ -46,7 +46,7 @@ class Campaign(ABC):
         root.mkdir()
         return material.make(root)
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027
         """End what :meth:`make` started."""
 
     @abstractmethod

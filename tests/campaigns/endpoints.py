@@ -137,7 +137,9 @@ def _answer(connection: socket.socket, root: Path) -> None:
                 return
             request += part
         head, _, body = request.partition(b"\r\n\r\n")
-        length = next(int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:"))
+        length = next(
+            int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")
+        )
         while len(body) < length:
             body += connection.recv(65536)
         path = request.split()[1].decode()

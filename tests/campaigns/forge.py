@@ -61,6 +61,7 @@ class Child:
     Args:
         argv: the command's arguments, without ``ecore``.
         prelude: called first in a forked child: limits, mounts, patches. With one the command is always forked.
+        epilogue: called with the exit code, last.
         new_process: a real command instead of a forked child.
         extra: environment variables beside :func:`environment`.
     """
@@ -72,6 +73,7 @@ class Child:
         *,
         stdin: bytes = b"",
         prelude: Callable[[], object] | None = None,
+        epilogue: Callable[[int], object] | None = None,
         new_process: bool = False,
         extra: Mapping[str, str] | None = None,
     ) -> None:
@@ -90,14 +92,15 @@ class Child:
         sys.stderr.flush()
         self.pid = os.fork()
         if self.pid == 0:
-            self._run(argv, cwd, prelude, variables)
+            self._run(argv, cwd, variables, prelude, epilogue)
 
     def _run(
         self,
         argv: Sequence[str],
         cwd: Path,
-        prelude: Callable[[], object] | None,
         variables: Mapping[str, str],
+        prelude: Callable[[], object] | None,
+        epilogue: Callable[[int], object] | None,
     ) -> None:
         code = 1
         try:
@@ -126,6 +129,8 @@ class Child:
             try:
                 sys.stdout.flush()
                 sys.stderr.flush()
+                if epilogue is not None:
+                    epilogue(code)
             finally:
                 os._exit(code)
 

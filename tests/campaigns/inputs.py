@@ -23,11 +23,22 @@ from tests.campaigns.material import TEXT, TRAINING, Material
 
 T = ["--threads", "1"]
 PREPARE = ["prepare", "--data", "corpus", "--out", "new"]
-SCORE = ["human", "score", "study", "rating-1.csv", "rating-2.csv", "ab-1.csv", "ab-2.csv", "--out", "new.json"]
+SCORE = [
+    "human",
+    "score",
+    "study",
+    "rating-1.csv",
+    "rating-2.csv",
+    "ab-1.csv",
+    "ab-2.csv",
+    "--out",
+    "new.json",
+]
 EXPORT = ["human", "export", "A=run/evaluation-test/predictions.jsonl", "B=other.jsonl", "--contexts", "4"]
 ASK = ["annotate", "run", "--data", "corpus", "--annotator"]
 GENERATE = ["generate", "run", "--text", TEXT, *T]
 RESUME = ["train", "--out", "run", "--resume", "--max-steps", "6", *T]
+GPT2 = ["--backbone", "gpt2", "--preset", "tiny", "--dim", "12", "--max-steps", "1", "--threads", "1"]
 PREDICTIONS = "run/evaluation-test/predictions.jsonl"
 FILES: list[tuple[str, str, Sequence[str]]] = [
     ("corpus/train.jsonl", "lines", PREPARE),
@@ -52,7 +63,11 @@ FILES: list[tuple[str, str, Sequence[str]]] = [
     ("rating-1.csv", ",", SCORE),
     ("ab-2.csv", ",", SCORE),
     ("study/key.json", "json", SCORE),
-    ("prepared/meta.json", "json", ["train", "--data", "prepared", "--out", "new", *TRAINING, "--max-steps", "1"]),
+    (
+        "prepared/meta.json",
+        "json",
+        ["train", "--data", "prepared", "--out", "new", *TRAINING, "--max-steps", "1"],
+    ),
     ("prepared/train.texts.jsonl", "lines", [*ASK[:3], "prepared", "--annotator", "lexicon", "--out", "new"]),
     ("run/config.json", "json", GENERATE),
     ("run/config.json", "json", RESUME),
@@ -64,8 +79,12 @@ FILES: list[tuple[str, str, Sequence[str]]] = [
     ("run/metrics.jsonl", "lines", RESUME),
     ("run/metrics.jsonl", "lines", ["info", "run"]),
     ("answers.txt", "bytes", ["chat", "run", *T]),
-    ("gpt2/config.json", "json", ["train", "--data", "prepared", "--out", "new", "--backbone", "gpt2", "--dim", "12"]),
-    ("gpt2/tokenizer.json", "json", ["train", "--data", "prepared", "--out", "new", "--backbone", "gpt2"]),
+    (
+        "gpt2/config.json",
+        "json",
+        ["train", "--data", "prepared", "--out", "new", *GPT2],
+    ),
+    ("gpt2/tokenizer.json", "json", ["train", "--data", "prepared", "--out", "new", *GPT2]),
 ]
 """A file, what it is, and a command that reads it."""
 COMMANDS: list[Sequence[str]] = [
@@ -84,10 +103,49 @@ COMMANDS: list[Sequence[str]] = [
 ]
 """Commands whose flags are given wrong values."""
 NUMBERS = [
-    *("0", "-1", "1", "nan", "inf", "-inf", "1e400", "2147483648", "9223372036854775808", "9" * 5000, "1e-46", "-1e308"),
-    *("", " ", "x", "1.5", "0x10", "1_000", "٣", "½", "None", "\x1b[31m", "1e3", "6000000000000", "65536", "1000000"),
+    *(
+        "0",
+        "-1",
+        "1",
+        "nan",
+        "inf",
+        "-inf",
+        "1e400",
+        "2147483648",
+        "9223372036854775808",
+        "9" * 5000,
+        "1e-46",
+        "-1e308",
+    ),
+    *(
+        "",
+        " ",
+        "x",
+        "1.5",
+        "0x10",
+        "1_000",
+        "٣",
+        "½",
+        "None",
+        "\x1b[31m",
+        "1e3",
+        "6000000000000",
+        "65536",
+        "1000000",
+    ),
 ]
-PLACES = ["", ".", "/", "missing/deep", "glove.txt", "corpus", "loop", "/dev/null", "/proc/self/mem", "x" * 300, "glove.txt/x"]
+PLACES = [
+    "",
+    ".",
+    "/",
+    "missing/deep",
+    "glove.txt",
+    "corpus",
+    "loop",
+    "/proc/self/mem",
+    "x" * 300,
+    "glove.txt/x",
+]
 LONG = 25.0
 """Seconds after which a command with an odd flag counts as at work."""
 MEMORY = 12 << 30
@@ -206,9 +264,15 @@ def _judged(
     if not wrong and result.code and whole:
         if half := [name for name in after if name.startswith("new") and name not in before]:
             wrong = f"refused, and left {half[0]}"
-        elif lost := [name for name, size in before.items() if name.startswith("study") and after.get(name) != size]:
+        elif lost := [
+            name for name, size in before.items() if name.startswith("study") and after.get(name) != size
+        ]:
             wrong = f"refused, and changed {lost[0]}"
-    return Verdict(kind, ("works", "no memory", "refused")[result.code] if not wrong else "FAULT", wrong and f"{what}: {wrong}")
+    return Verdict(
+        kind,
+        ("works", "no memory", "refused")[result.code] if not wrong else "FAULT",
+        wrong and f"{what}: {wrong}",
+    )
 
 
 def _listing(place: Path) -> dict[str, int]:

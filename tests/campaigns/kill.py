@@ -82,6 +82,8 @@ class Kill(Campaign):
         new_process = name == "train" and number % SUBPROCESS_EVERY == 0
         command, kills = self.commands[name], 0
         for _ in range(picks.choice([1, 1, 2, 3])):
+            if name == "prepare" and (folder / "new").exists():
+                break
             child = Child(command, folder, new_process=new_process)
             time.sleep(picks.uniform(0, 1.05 * self.seconds[name, new_process]))
             kills += child.running()

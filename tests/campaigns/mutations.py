@@ -9,11 +9,59 @@ from collections.abc import Callable
 from typing import Any
 
 WRONG: list[Any] = [
-    *(None, True, False, 0, -1, 1.5, -0.0, 1e308, 2**63, 10**50, "", " ", "x", "0", "\x1b[2J\x07", "a\0b", "\u2028"),
-    *("\ud83d", "é" * 5000, [], {}, [[]], [None], {"a": 1}, [1, "a", {}], ["sad", "sad"], "../../etc/passwd", "/"),
+    *(
+        None,
+        True,
+        False,
+        0,
+        -1,
+        1.5,
+        -0.0,
+        1e308,
+        2**63,
+        10**50,
+        "",
+        " ",
+        "x",
+        "0",
+        "\x1b[2J\x07",
+        "a\0b",
+        "\u2028",
+    ),
+    *(
+        "\ud83d",
+        "é" * 5000,
+        [],
+        {},
+        [[]],
+        [None],
+        {"a": 1},
+        [1, "a", {}],
+        ["sad", "sad"],
+        "../../etc/passwd",
+        "/",
+    ),
 ]
 """Values that stand where others belong. Half a surrogate pair is written as an escape."""
-TEXTS = ["", " ", "-1", "nan", "inf", "1e999", "9" * 5000, "x", '"', "'", "\0", "\x1b[31m", "=1+1", "½", "\u202e", ",", "\t"]
+TEXTS = [
+    "",
+    " ",
+    "-1",
+    "nan",
+    "inf",
+    "1e999",
+    "9" * 5000,
+    "x",
+    '"',
+    "'",
+    "\0",
+    "\x1b[31m",
+    "=1+1",
+    "½",
+    "\u202e",
+    ",",
+    "\t",
+]
 """Fields that stand where others belong."""
 
 

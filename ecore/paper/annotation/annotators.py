@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -52,7 +53,7 @@ class FileAnnotator:
     def __init__(self, paths: Sequence[Path | str], emotions: Collection[str], votes: int = 1) -> None:
         if not paths:
             raise InputError("--labels: expected at least one file of labels")
-        found = [Path(path).resolve() for path in paths]
+        found = [os.path.realpath(path) for path in paths]
         if len(set(found)) < len(found):
             raise InputError("--labels: the same file twice; expected each once, with one vote")
         if not 1 <= votes <= len(paths):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -249,7 +250,7 @@ def plan_runs(
                         variant,
                         seed,
                         out / "runs" / f"{variant.name}-seed{seed}",
-                        prepared.folder.resolve(),
+                        Path(os.path.realpath(prepared.folder)),
                         replace(model, thresholds=thresholds),
                         replace(training, seed=seed),
                     )

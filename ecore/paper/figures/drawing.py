@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
@@ -139,16 +140,17 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     kinds = {"pdf": ("pdf", {"CreationDate": None}), "png": ("agg", {})}
     written = []
     for kind, (backend, metadata) in kinds.items():
-        path = folder / f"{name}.{kind}"
+        path, content = folder / f"{name}.{kind}", io.BytesIO()  # matplotlib breaks down where a disk is full
+        figure.savefig(
+            content,
+            format=kind,
+            backend=backend,
+            dpi=PNG_DPI,
+            metadata=metadata,
+            bbox_inches="tight",
+            pad_inches=0.06,
+        )
         with atomic_path(path) as temporary:
-            figure.savefig(
-                temporary,
-                format=kind,
-                backend=backend,
-                dpi=PNG_DPI,
-                metadata=metadata,
-                bbox_inches="tight",
-                pad_inches=0.06,
-            )
+            temporary.write_bytes(content.getvalue())
         written.append(path)
     return written

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ def draw_run(
     if "training" in wanted:
         try:
             curves = training_curves(run)
-            put("training", draw_training(curves, run.resolve().name), curves)
+            put("training", draw_training(curves, Path(os.path.realpath(run)).name), curves)
         except NotDrawn as reason:
             print(f"training: not drawn: {reason}")
     found = None
