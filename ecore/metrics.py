@@ -51,6 +51,21 @@ def distinct(responses: Sequence[Sequence[Hashable]], n: int) -> float:
     return 100.0 * len(set(ngrams)) / max(len(ngrams), 1)
 
 
+def repetition(responses: Sequence[Sequence[Hashable]], n: int) -> float:
+    """Rep-n: n-grams that came before in the same response over all n-grams of all responses, times 100.
+
+    Dist-n counts a sentence that many responses share; this counts a response that says a thing twice. 0 where every
+    response is shorter than ``n``.
+
+    Raises:
+        InputError: no responses.
+    """
+    _some(responses, "repetition")
+    ngrams = [[tuple(words[i : i + n]) for i in range(len(words) - n + 1)] for words in responses]
+    total = sum(map(len, ngrams))
+    return 100.0 * (total - sum(len(set(one)) for one in ngrams)) / max(total, 1)
+
+
 def mean_length(responses: Sequence[Sequence[Hashable]]) -> float:
     """Mean number of words of a response.
 

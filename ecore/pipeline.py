@@ -61,13 +61,18 @@ class ECore:
         """
         return cls(pretrained.load(Path(folder), which, device or "cpu"))
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write configuration, vocabulary and weights to ``folder``, for :meth:`from_pretrained`.
 
+        Args:
+            dtype: of the weights in the file; torch.bfloat16 or torch.float16 halve it, None leaves theirs. Loading
+                makes float32 of them.
+
         Raises:
-            InputError: no folder can be there, or it is a run's, whose settings would be lost.
+            InputError: no folder can be there, it is a run's, whose settings would be lost, or ``dtype`` cannot hold a
+                weight.
         """
-        pretrained.save(self.model, Path(folder))
+        pretrained.save(self.model, Path(folder), dtype)
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:

@@ -58,6 +58,7 @@ RANGES = {
     "top_p": Range(math.nextafter(0.0, 1.0), 1.0, "a number over 0, at most 1"),
     "temperature": Range(1e-30, 1e6, "a number over 0, from 1e-30 to 1e6"),
     "max_length": Range(1, 2**16),
+    "no_repeat_ngram": Range(0, 2**16),
     "threads": Range(1, 1024),
     "seed": Range(0, 2**63 - 1, "a number in [0, 2^63)"),
 }

@@ -15,7 +15,19 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from ecore.cli import about, annotate, answers, compare, evaluate, figures, human, prepare, reproduce, train
+from ecore.cli import (
+    about,
+    annotate,
+    answers,
+    compare,
+    evaluate,
+    export,
+    figures,
+    human,
+    prepare,
+    reproduce,
+    train,
+)
 from ecore.errors import InputError
 
 # torch takes seconds to import: commands import what they need, and `ecore --help` answers at once.
@@ -127,6 +139,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callab
     "compare": ("compare two models on the same samples", compare.declare_compare, compare.run_compare),
     "generate": ("answer a dialogue, or a whole split", answers.declare_generate, answers.run_generate),
     "chat": ("talk with a model", answers.declare_chat, answers.run_chat),
+    "export": ("write a run's model to a folder of its own", export.declare_export, export.run_export),
     "figures": ("draw a run's figures, as in the paper", figures.declare_figures, figures.run_figures),
     "human": (
         "run a human evaluation: sheets for raters, and their scores",

@@ -7,10 +7,9 @@ import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ecore.cli.common import add_device, device
-from ecore.config import add_arguments, overrides
+from ecore.cli.common import add_decoding, add_device, decoding_options, device
 from ecore.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,20 +19,9 @@ SHOWN_EMOTIONS = 3
 
 
 def _add_decoding(parser: argparse.ArgumentParser) -> None:
-    from ecore.generation.decoding import Decoding
-
     parser.add_argument("folder", type=Path, metavar="RUN", help="folder made by `ecore train`")
-    parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help="which weights")
-    add_arguments(parser.add_argument_group("decoding"), Decoding)
+    add_decoding(parser)
     add_device(parser)
-
-
-def _decoding(arguments: argparse.Namespace) -> dict[str, Any]:
-    from ecore.generation.decoding import Decoding
-
-    options = overrides(arguments, Decoding)
-    Decoding(**options)  # what is out of range should be said before a model is loaded
-    return options
 
 
 def _load(arguments: argparse.Namespace) -> ECore:
@@ -71,7 +59,7 @@ def declare_generate(parser: argparse.ArgumentParser) -> None:
 def run_generate(arguments: argparse.Namespace) -> int:
     if (arguments.text is None) == (arguments.split is None):
         raise InputError("generate: expected either --text TURN or --split NAME --out FILE")
-    options = _decoding(arguments)
+    options = decoding_options(arguments)
     if arguments.text is not None:
         for flag in [f for f in ("data", "out", "limit") if getattr(arguments, f) is not None]:
             raise InputError(f"--{flag}: goes with --split, not with --text")
@@ -86,9 +74,9 @@ def run_generate(arguments: argparse.Namespace) -> int:
     from ecore.data.prepared import PreparedData
     from ecore.evaluation.predictions import write_predictions
     from ecore.generation.decoding import Decoding
-    from ecore.training.run_folder import read_settings
+    from ecore.model.pretrained import data_folder
 
-    folder = arguments.data or Path(str(read_settings(arguments.folder).data.get("folder")))
+    folder = arguments.data or data_folder(arguments.folder)
     data = PreparedData.load(folder)
     model = _load(arguments).model
     if data.vocabulary.fingerprint != model.vocabulary.fingerprint:
@@ -125,7 +113,7 @@ def declare_chat(parser: argparse.ArgumentParser) -> None:
 
 
 def run_chat(arguments: argparse.Namespace) -> int:
-    options = _decoding(arguments)
+    options = decoding_options(arguments)
     model = _load(arguments)
     asks = sys.stdin.isatty()
     if isinstance(sys.stdin, io.TextIOWrapper):

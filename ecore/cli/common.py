@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
+from ecore.config import add_arguments, overrides
 from ecore.errors import InputError
 from ecore.ranges import check_value
 
@@ -11,6 +13,22 @@ from ecore.ranges import check_value
 def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+
+
+def add_decoding(parser: argparse.ArgumentParser) -> None:
+    from ecore.generation.decoding import Decoding
+
+    parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help="which weights")
+    add_arguments(parser.add_argument_group("decoding"), Decoding)
+
+
+def decoding_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of Decoding that the command line gave."""
+    from ecore.generation.decoding import Decoding
+
+    options = overrides(arguments, Decoding)
+    Decoding(**options)  # what is out of range should be said before a model is loaded
+    return options
 
 
 def device(arguments: argparse.Namespace) -> str:

@@ -6,20 +6,22 @@ import argparse
 import sys
 from pathlib import Path
 
-from ecore.cli.common import add_device, device
+from ecore.cli.common import add_decoding, add_device, decoding_options, device
 from ecore.errors import InputError
 
 
 def declare_evaluate(parser: argparse.ArgumentParser) -> None:
     """Score a run on a split, with simple yardsticks beside it; or score anybody's predictions.
 
-    Perplexities compare only under one vocabulary. What was predicted and measured is kept in
-    RUN/evaluation-SPLIT. Words of predictions are those of "prediction_tokens" and "reference_tokens" (words with
-    spaces between them) where a line has both, else they are found in the texts.
+    Perplexities compare only under one vocabulary; answers are decoded as the literature's tables are, greedily and in
+    at most 30 words, unless a flag says otherwise. What was predicted and measured is kept in RUN/evaluation-SPLIT, or
+    in --out FOLDER: give one for each decoding that is to stay. Words of predictions are those of "prediction_tokens"
+    and "reference_tokens" (words with spaces between them) where a line has both, else they are found in the texts.
 
     examples:
       ecore evaluate run
       ecore evaluate run --split valid --limit 500
+      ecore evaluate run --method beam --no-repeat-ngram 3 --out run/evaluation-beam
       ecore evaluate run --multi-emotion labels.jsonl      lines of {"conv_id": ..., "emotions": [...]}
       ecore evaluate --predictions theirs.jsonl      lines of {"prediction": ..., "reference": ...}
     """
@@ -49,19 +51,23 @@ def declare_evaluate(parser: argparse.ArgumentParser) -> None:
         "float32 rounded to 10 bits (on a CPU the same as float32) (default: %(default)s)",
     )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N samples")
+    add_decoding(parser)
     add_device(parser)
 
 
 def run_evaluate(arguments: argparse.Namespace) -> int:
     if (arguments.folder is None) == (arguments.predictions is None):
         raise InputError("evaluate: expected either a run's folder or --predictions FILE")
+    options = decoding_options(arguments)
     from ecore.evaluation.predictions import evaluate_file
     from ecore.evaluation.report import evaluate_run, format_file
+    from ecore.generation.decoding import Decoding
 
     if arguments.predictions is not None:
-        unused = ("data", "out", "limit")
-        for flag in [f for f in unused if getattr(arguments, f) is not None]:
-            raise InputError(f"--{flag}: goes with a run's folder, not with --predictions")
+        unused = [f for f in ("data", "out", "limit") if getattr(arguments, f) is not None]
+        for flag in [*unused, *options, *(["checkpoint"] if arguments.checkpoint != "best" else [])]:
+            name = flag.replace("_", "-")
+            raise InputError(f"--{name}: goes with a run's folder, not with --predictions")
         print(format_file(evaluate_file(arguments.predictions, arguments.multi_emotion)))
         return 0
     where = device(arguments)
@@ -77,5 +83,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         arguments.limit,
         multi_emotion=arguments.multi_emotion,
         precision=arguments.precision,
+        decoding=Decoding(**options),
+        checkpoint=arguments.checkpoint,
     )
     return 0

@@ -73,12 +73,13 @@ def run_train(arguments: argparse.Namespace) -> int:
     if arguments.data is None and not arguments.resume:
         raise InputError("--data: expected a folder made by `ecore prepare`")
     from ecore.data.prepared import PreparedData
+    from ecore.model.pretrained import data_folder
     from ecore.training import distributed
     from ecore.training.run_folder import read_settings
     from ecore.training.trainer import train
 
     settings = read_settings(arguments.out) if arguments.resume else None
-    data = PreparedData.load(arguments.data or Path(str(settings and settings.data.get("folder"))))
+    data = PreparedData.load(arguments.data or data_folder(arguments.out))
     model_config = training = None
     if settings is not None:
         _check_resumed(arguments, settings, data)

@@ -31,11 +31,12 @@ from ecore.data.batches import Split
 from ecore.data.text import tokenize
 from ecore.data.vocabulary import UNK, Vocabulary
 from ecore.errors import InputError
+from ecore.evaluation.bleu import bleu_4
 from ecore.evaluation.multi_emotion import multi_emotion_recall, read_multi_emotion
 from ecore.files import atomic_path, expect_file, numbered_lines, parse_json
 from ecore.generation.decoding import Decoding
 from ecore.generation.search import generate
-from ecore.metrics import accuracy, distinct, mean_length
+from ecore.metrics import accuracy, distinct, mean_length, repetition
 from ecore.model.outputs import expect_finite
 from ecore.progress import tqdm
 
@@ -219,24 +220,34 @@ def evaluate_file(path: Path | str, multi_emotion: Path | str | None = None) -> 
 
 
 def text_metrics(records: Sequence[Record]) -> Record:
-    """``dist_1``, ``dist_2`` and ``mean_length`` of the predictions; ``accuracy`` where the records tell
-    emotions; the first three of the references as ``human``. Words are those of ``prediction_tokens`` and
-    ``reference_tokens`` where a record has both, else those of :func:`ecore.data.text.tokenize`.
+    """``dist_1``, ``dist_2``, ``rep_3`` and ``mean_length`` of the predictions, and their BLEU-4
+    (:func:`ecore.evaluation.bleu.bleu_4`); ``accuracy`` where the records tell emotions; the first four of the
+    references as ``human``. Words are those of ``prediction_tokens`` and ``reference_tokens`` where a record has both,
+    else those of :func:`ecore.data.text.tokenize`.
 
     Raises:
         InputError: NLTK is missing, and words have to be found in a text that is not plain.
     """
-    result = _counted(records, "prediction")
+    predictions, references = (_words(records, name) for name in ("prediction", "reference"))
+    result = _counted(predictions) | bleu_4(predictions, references)
     if has_emotions(records[0]):
         result["accuracy"] = accuracy(
             [record["predicted_emotion"] for record in records], [record["emotion"] for record in records]
         )
-    return {**result, "human": _counted(records, "reference")}
+    return {**result, "human": _counted(references)}
 
 
-def _counted(records: Sequence[Record], name: str) -> Record:
-    words = [
+def _words(records: Sequence[Record], name: str) -> list[list[str]]:
+    return [
         record[f"{name}_tokens"].split() if all(t in record for t in TOKENS) else tokenize(record[name])
         for record in records
     ]
-    return {"dist_1": distinct(words, 1), "dist_2": distinct(words, 2), "mean_length": mean_length(words)}
+
+
+def _counted(responses: Sequence[Sequence[str]]) -> Record:
+    return {
+        "dist_1": distinct(responses, 1),
+        "dist_2": distinct(responses, 2),
+        "rep_3": repetition(responses, 3),
+        "mean_length": mean_length(responses),
+    }

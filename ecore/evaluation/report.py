@@ -12,6 +12,7 @@ import torch
 
 from ecore.data.prepared import SPLITS, PreparedData
 from ecore.errors import InputError
+from ecore.evaluation.bleu import INSTALL
 from ecore.evaluation.multi_emotion import (
     RECALL_AT,
     format_multi_emotion,
@@ -25,7 +26,7 @@ from ecore.files import expect_folder, make_folder, write_json
 from ecore.generation.decoding import Decoding
 from ecore.metrics import accuracy_by_emotion, accuracy_by_length, perplexity, recall_at
 from ecore.model import pretrained
-from ecore.model.pretrained import read_config, weights_file
+from ecore.model.pretrained import data_folder, weights_file
 from ecore.precision import PRODUCTS, float32_products
 
 EXTREMES = 3  # best and worst emotions of the printed table
@@ -44,6 +45,7 @@ def evaluate_run(
     progress: bool = True,
     multi_emotion: Path | str | None = None,
     precision: str = "float32",
+    checkpoint: str = "best",
 ) -> dict[str, Any]:
     """Score and answer one split with a run's model, write the files, print the table.
 
@@ -57,6 +59,7 @@ def evaluate_run(
         yardsticks: count those too.
         multi_emotion: label file (:mod:`ecore.evaluation.multi_emotion`) whose dialogues' emotions are scored too.
         precision: "float32" or "tf32", of matrix products (:func:`ecore.precision.float32_products`).
+        checkpoint: "best" or "last".
 
     Returns:
         What ``metrics.json`` holds.
@@ -73,8 +76,8 @@ def evaluate_run(
     pretrained.read_config(run)  # no run: to be said before where its scores would go
     out = Path(out) if out is not None else run / f"evaluation-{split}"
     expect_folder(out)
-    model = pretrained.load(run, device=device)
-    prepared = PreparedData.load(_data_folder(run, data))
+    model = pretrained.load(run, checkpoint, device)
+    prepared = PreparedData.load(data_folder(run) if data is None else data)
     if prepared.vocabulary.fingerprint != model.vocabulary.fingerprint:
         raise InputError(
             f"{prepared.folder}: prepared with another vocabulary ({prepared.vocabulary.fingerprint}); "
@@ -95,7 +98,7 @@ def evaluate_run(
         records = predict(model, chosen, decoding, batch_size, limit, progress)
     metrics = {
         "split": split,
-        "checkpoint": weights_file(run, "best").stem,
+        "checkpoint": weights_file(run, checkpoint).stem,
         "strategy": model.config.strategy,
         "precision": "float32" if kind == "cpu" else precision,
         "vocabulary": {
@@ -118,15 +121,6 @@ def evaluate_run(
     write_json(out / "metrics.json", metrics)
     print(format_run(metrics), f"\nmetrics and predictions: {out}", sep="\n")
     return metrics
-
-
-def _data_folder(run: Path, data: Path | str | None) -> Path:
-    if data is not None:
-        return Path(data)
-    folder = read_config(run).get("data", {}).get("folder")
-    if not isinstance(folder, str):
-        raise InputError(f"{run / 'config.json'}: names no data folder; give the prepared folder yourself")
-    return Path(folder)
 
 
 def run_metrics(records: Sequence[Record], emotions: Sequence[str]) -> dict[str, Any]:
@@ -166,7 +160,7 @@ def format_run(metrics: dict[str, Any]) -> str:
     unit, table = ("subwords", " (Table 6)") if vocabulary["kind"] == "subword" else ("words", "")
     lines = [
         f"{metrics['split']}: {metrics['samples']:,} samples, {metrics['checkpoint']}, "
-        f"{metrics['strategy']} strategy, {decoding['method']}, at most {decoding['max_length']} {unit}",
+        f"{metrics['strategy']} strategy, {_decoding(decoding)}, at most {decoding['max_length']} {unit}",
         f"perplexities are under the {vocabulary['kind']!r} vocabulary of {vocabulary['words']:,} {unit} "
         "and compare only under the same one",
         "",
@@ -174,6 +168,7 @@ def format_run(metrics: dict[str, Any]) -> str:
         _row("ppl_per_sample", metrics["ppl_per_sample"], f"<- comparable with the papers' numbers{table}"),
         _row("Dist-1", metrics["dist_1"], f"human {human['dist_1']:.2f}"),
         _row("Dist-2", metrics["dist_2"], f"human {human['dist_2']:.2f}"),
+        *_text_rows(metrics, "human"),
     ]
     if "accuracy" in metrics:
         lines.append(_row("Acc", metrics["accuracy"], "%"))
@@ -197,6 +192,18 @@ def format_run(metrics: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _decoding(settings: dict[str, Any]) -> str:
+    """How answers were decoded: the method, and of its settings those that are not the default."""
+    usual = asdict(Decoding())
+    own = ("beams", "length_penalty") if settings["method"] == "beam" else ()
+    told = [
+        f"{name} {value}"
+        for name, value in settings.items()
+        if name not in ("method", "max_length") and (name in own or value != usual[name])
+    ]
+    return ", ".join([settings["method"], *told])
+
+
 def format_file(metrics: dict[str, Any]) -> str:
     """:func:`~ecore.evaluation.predictions.evaluate_file`'s metrics as a table to read."""
     human = metrics["human"]
@@ -204,6 +211,7 @@ def format_file(metrics: dict[str, Any]) -> str:
         f"{metrics['samples']:,} samples",
         _row("Dist-1", metrics["dist_1"], f"references {human['dist_1']:.2f}"),
         _row("Dist-2", metrics["dist_2"], f"references {human['dist_2']:.2f}"),
+        *_text_rows(metrics, "references"),
         _row("response words", metrics["mean_length"], f"references {human['mean_length']:.2f}"),
     ]
     if "accuracy" in metrics:
@@ -211,6 +219,17 @@ def format_file(metrics: dict[str, Any]) -> str:
     if "multi_emotion" in metrics:
         lines += ["", format_multi_emotion(metrics["multi_emotion"])]
     return "\n".join(lines)
+
+
+def _text_rows(metrics: dict[str, Any], others: str) -> list[str]:
+    """Repetition and BLEU-4, which older files lack; ``others`` names the references."""
+    if "rep_3" not in metrics:
+        return []
+    told = metrics["bleu_signature"] or f"needs the package sacrebleu: pip install {INSTALL}"
+    return [
+        _row("Rep-3", metrics["rep_3"], f"{others} {metrics['human']['rep_3']:.2f}"),
+        _row("BLEU-4", metrics["bleu_4"], told),
+    ]
 
 
 def _row(name: str, value: float | None, note: str) -> str:

@@ -26,6 +26,10 @@ class Decoding:
     top_p: float = setting(1.0, "sample: only among the likeliest words that together have this probability")
     temperature: float = setting(1.0, "sample: divides the scores; under 1 is more certain")
     max_length: int = setting(30, "words of an answer at most")
+    no_repeat_ngram: int = setting(
+        0,
+        "no sequence of this many words comes twice in an answer (0: any may; with a backbone, of subwords)",
+    )
     seed: int | None = setting(None, "sample: seed (default: from torch's own generator)")
 
     def __post_init__(self) -> None:

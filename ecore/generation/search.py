@@ -1,7 +1,8 @@
 """Answers from a model: greedy, beam search and sampling over one cached decoder.
 
 No special word (PAD, UNK, BOS, CLS) is ever chosen, and EOS not as the first word: those options are taken
-off the scores before the softmax, so probabilities and beam scores are of the model given that rule.
+off the scores before the softmax, so probabilities and beam scores are of the model given that rule. What
+``no_repeat_ngram`` forbids is taken off after it in a beam search, whose scores stay the model's.
 """
 
 from __future__ import annotations
@@ -117,6 +118,29 @@ class _Steps:
         return not self.waits or (position + 1) % LOOK_EVERY == 0
 
 
+def without_repeats(scores: Tensor, words: Tensor, length: int) -> Tensor:
+    """Take the words off ``scores`` that would end a sequence of ``length`` words a second time in their answer.
+
+    EOS always stays, so an answer can end.
+
+    Args:
+        scores: [B, V], changed in place.
+        words: int64 [B, T], the answers so far.
+        length: of the sequences; 0 forbids none.
+
+    Returns:
+        scores.
+    """
+    if not 0 < length <= words.shape[1]:
+        return scores
+    sequences = words.unfold(1, length, 1)  # [B, T - length + 1, length]
+    begun = words[:, words.shape[1] - length + 1 :]  # [B, length - 1], the last words
+    last = sequences[:, :, -1]
+    repeated = (sequences[:, :, :-1] == begun[:, None]).all(-1) & (last != EOS)
+    # PAD may never come anyway. Without it a word that is forbidden once and allowed once would be a race.
+    return scores.scatter_(1, torch.where(repeated, last, PAD), -math.inf)
+
+
 def _collect(answers: list[list[int]], rows: Tensor, words: Tensor) -> None:
     """``answers[rows[i]] = words[i]`` up to its EOS."""
     for row, answer in zip(rows.tolist(), words.tolist(), strict=True):
@@ -132,7 +156,8 @@ def _word_by_word(
     words = torch.full((batch, decoding.max_length), EOS, device=steps.device)
     answers: list[list[int]] = [[] for _ in range(batch)]
     for position in range(decoding.max_length):
-        chosen = choose(steps.scores(last, position), rows, position)
+        scores = without_repeats(steps.scores(last, position), words[:, :position], decoding.no_repeat_ngram)
+        chosen = choose(scores, rows, position)
         last = chosen if position == 0 else torch.where(last == EOS, EOS, chosen)
         words[:, position] = last
         if not steps.looks(position):
@@ -170,6 +195,7 @@ def _beam_search(steps: _Steps, batch: int, decoding: Decoding) -> list[list[int
     answers: list[list[int]] = [[] for _ in range(batch)]
     for position in range(longest):
         scores = steps.scores(last, position).log_softmax(-1)
+        scores = without_repeats(scores, words.flatten(0, 1)[:, :position], decoding.no_repeat_ngram)
         vocabulary = scores.shape[-1]
         scores = scores.view(len(rows), -1, vocabulary).add_(totals.unsqueeze(2)).flatten(1)
         # Where there are fewer options than beams the surplus ones are dead: minus infinity.

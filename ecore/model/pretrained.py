@@ -22,7 +22,7 @@ from ecore.model import backbone
 from ecore.model.base import EmpatheticModel
 from ecore.model.ecore import ECore
 from ecore.model.gpt2 import GPT2ECore
-from ecore.model.weights import load_weights, read_weights, save_weights
+from ecore.model.weights import check_range, load_weights, read_weights, save_weights
 
 FORMAT = 2
 _NAME = re.compile(r"[\w-][\w.-]*", re.ASCII)
@@ -51,6 +51,18 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def data_folder(run: Path) -> Path:
+    """Return the prepared folder that ``run`` was trained on.
+
+    Raises:
+        InputError: ``config.json`` cannot be read, or names none.
+    """
+    folder = read_config(run)["data"].get("folder")
+    if not isinstance(folder, str):
+        raise InputError(f"{run / CONFIG}: names no data folder; give the prepared folder yourself (--data)")
+    return Path(folder)
+
+
 def weights_file(folder: Path, which: str) -> Path:
     """The weights that ``checkpoints.json`` names; "best" falls back on "last" where nothing was validated yet.
 
@@ -70,20 +82,60 @@ def weights_file(folder: Path, which: str) -> Path:
     return folder / f"{name}.safetensors"
 
 
-def save(model: EmpatheticModel, folder: Path) -> None:
+def save(
+    model: EmpatheticModel,
+    folder: Path,
+    dtype: torch.dtype | None = None,
+    notes: dict[str, Any] | None = None,
+) -> None:
     """Write a model folder.
 
+    Args:
+        dtype: of the weights in the file; None leaves theirs. Loading makes float32 of them.
+        notes: what ``config.json`` says of the model's origin besides.
+
     Raises:
-        InputError: no folder can be there, or it is a run's, whose settings would be lost.
+        InputError: no folder can be there, it is a run's, whose settings would be lost, or ``dtype`` cannot hold a
+            weight; nothing is written then.
     """
     if (folder / CONFIG).exists() and "training" in read_config(folder):
         raise InputError(f"{folder}: holds a run, whose settings would be lost; expected another folder")
+    if dtype is not None:
+        check_range(model, dtype)
     make_folder(folder)
     data = {"vocabulary_fingerprint": model.vocabulary.fingerprint}
-    write_json(folder / CONFIG, {"format": FORMAT, "model": to_dict(model.config), "data": data}, sealed=True)
+    config = {"format": FORMAT, "model": to_dict(model.config), "data": data} | (notes or {})
+    write_json(folder / CONFIG, config, sealed=True)
     save_parts(model, folder)
-    save_weights(model, folder / "checkpoint-final.safetensors")
+    save_weights(model, folder / "checkpoint-final.safetensors", dtype)
     write_json(folder / CHECKPOINTS, {"best": None, "last": "checkpoint-final"}, sealed=True)
+
+
+def export(run: Path, folder: Path, dtype: torch.dtype, which: str = "best") -> Path:
+    """Write one checkpoint of ``run`` to ``folder``, which :func:`load` reads: all that it takes to answer.
+
+    ``config.json`` keeps what the run's says of preset, training and data, but for the data's place on this machine.
+
+    Args:
+        folder: new, or empty.
+        dtype: float32, bfloat16 or float16, of the weights in the file.
+        which: "best" or "last".
+
+    Returns:
+        The file of the weights.
+
+    Raises:
+        InputError: the run cannot be read, ``folder`` holds something, or ``dtype`` cannot hold a weight.
+    """
+    model, config = load(run, which), read_config(run)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise InputError(f"{folder}: is not empty; expected a new folder")
+    make_folder(folder)
+    data = {name: value for name, value in config["data"].items() if name != "folder"}
+    notes = {name: config[name] for name in ("preset", "training") if name in config}
+    origin = {"checkpoint": weights_file(run, which).stem, "dtype": str(dtype).removeprefix("torch.")}
+    save(model, folder, dtype, notes | {"data": data, "exported": origin})
+    return weights_file(folder, "last")
 
 
 def save_parts(model: EmpatheticModel, folder: Path) -> None:

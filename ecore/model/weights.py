@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ecore.data.word_tables import WordTables
 from ecore.errors import InputError
 from ecore.files import atomic_path
 from ecore.model.base import EmpatheticModel
@@ -35,12 +36,44 @@ def present_name(name: str) -> str:
     return name
 
 
-def save_weights(model: EmpatheticModel, path: Path) -> None:
-    """Write every weight and word table to ``path``, atomically. Tied weights are written once."""
+def save_weights(model: EmpatheticModel, path: Path, dtype: torch.dtype | None = None) -> None:
+    """Write every weight and word table to ``path``, atomically. Tied weights are written once.
+
+    Args:
+        dtype: of the weights in the file; None leaves theirs. Word tables keep their own: a rounded intensity could
+            fall on the other side of a threshold.
+    """
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     if model.config.tie_embeddings:
         del state["output.weight"]
+    if dtype is not None:
+        state |= {name: state[name].to(dtype) for name in _weights(state)}
     save_tensors(path, state, {})
+
+
+def check_range(model: EmpatheticModel, dtype: torch.dtype) -> None:
+    """Check that ``dtype`` can hold every weight of ``model``.
+
+    Raises:
+        InputError: one is beyond its largest number.
+    """
+    state = model.state_dict()
+    most = torch.finfo(dtype).max
+    for name in _weights(state):
+        largest = float(state[name].detach().abs().max()) if state[name].numel() else 0.0
+        if largest > most:
+            kind = str(dtype).removeprefix("torch.")
+            raise InputError(
+                f"{name}: its largest weight is {largest:.3g}, {kind} holds {most:.3g} at most; "
+                "expected bfloat16 or float32"
+            )
+
+
+def _weights(state: Mapping[str, torch.Tensor]) -> list[str]:
+    """Names of the trained weights of a state: all floating tensors but word tables."""
+    return [
+        name for name, value in state.items() if value.is_floating_point() and name not in WordTables._fields
+    ]
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], notes: Mapping[str, str]) -> None:

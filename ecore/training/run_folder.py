@@ -148,10 +148,11 @@ def summarize(run: Path) -> str:
     """
     settings = read_settings(run)
     model, lines = settings.model, read_metrics(run)
+    folder = settings.data.get("folder") or "of another machine"
     left_out = f", without {', '.join(model.ablations)}" if model.ablations else ""
     shown = [
         f"run {run}: preset {settings.preset or 'none'}, {model.strategy} strategy{left_out}",
-        f"data {settings.data.get('folder')}: {settings.data.get('vocabulary_size'):,} words of the "
+        f"data {folder}: {settings.data.get('vocabulary_size'):,} words of the "
         f"{settings.data.get('vocabulary')} vocabulary, intensities of {settings.data.get('intensity')}",
     ]
     if lines:

@@ -26,6 +26,16 @@ def test_distinct_counts_over_the_whole_set() -> None:
     assert metrics.mean_length(responses) == pytest.approx(7 / 3)
 
 
+def test_repetition_counts_within_a_response() -> None:
+    responses = [["i", "am", "i", "am", "i"], ["i", "am"], ["i", "am", "i"]]
+    # i-am am-i i-am am-i: two came before; the other responses repeat nothing of their own.
+    assert metrics.repetition(responses, 2) == pytest.approx(100 * 2 / 7)
+    assert metrics.repetition(responses, 3) == pytest.approx(100 * 1 / 4)
+    assert metrics.repetition(responses, 9) == 0.0
+    with pytest.raises(InputError, match="repetition: expected at least one sample"):
+        metrics.repetition([], 3)
+
+
 def test_accuracies() -> None:
     true = ["sad", "sad", "sad", "joyful"]
     predicted = ["sad", "joyful", "sad", "sad"]

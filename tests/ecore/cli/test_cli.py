@@ -22,7 +22,7 @@ from ecore.pipeline import ECore
 from ecore.training.journal import read_metrics
 
 COMMANDS = (
-    *("prepare", "train", "evaluate", "compare", "generate", "chat"),
+    *("prepare", "train", "evaluate", "compare", "generate", "chat", "export"),
     *("figures", "human", "reproduce", "annotate", "demo", "info"),
 )
 ROOT = Path(__file__).parents[3]
@@ -326,6 +326,9 @@ def test_an_existing_run_is_left_alone(run, prepared, capsys):
         (["train", "--data", "{prepared}", "--out", "new", "--seed", "-1", *SMALL], "seed: expected a number"),
         (["generate", "{run}", "--text", "hi", "--out", "new"], "--out: goes with --split"),
         (["evaluate", "--predictions", "p.jsonl", "--limit", "3"], "--limit: goes with a run's folder"),
+        (["evaluate", "--predictions", "p.jsonl", "--no-repeat-ngram", "3"], "--no-repeat-ngram: goes with a run's"),
+        (["evaluate", "--predictions", "p.jsonl", "--checkpoint", "last"], "--checkpoint: goes with a run's folder"),
+        (["evaluate", "{run}", "--top-k", "5"], "top_k: only for method 'sample'"),
         (["demo", "--steps", "0", "--out", "new"], "steps: expected at least 1, got 0"),
         (["annotate", "run", "--data", "{corpus}", "--annotator", "lexicon", "--votes", "2", "--out", "new"],
          "--votes: goes with --annotator file"),

@@ -121,20 +121,23 @@ def test_anybodys_file(tmp_path: Path) -> None:
         line("", "oh no", "proud", "sad"),
     )
     result = evaluate_file(lines)
+    del result["bleu_4"], result["bleu_signature"]  # tests/ecore/evaluation/test_bleu.py
     # i am sorry . i am sorry ! | oh: 6 words of 9; i-am am-sorry sorry-. .-i i-am am-sorry sorry-!: 5 of 7.
     assert result == {
         "samples": 3,
         "dist_1": pytest.approx(100 * 6 / 9),
         "dist_2": pytest.approx(100 * 5 / 7),
+        "rep_3": pytest.approx(100 * 1 / 6),
         "mean_length": 3.0,
         "accuracy": pytest.approx(100 / 3),
         "human": {
             "dist_1": pytest.approx(100 * 4 / 6),
             "dist_2": pytest.approx(100 * 2 / 3),
+            "rep_3": 0.0,
             "mean_length": 2.0,
         },
     }
-    table = format_file(result)
+    table = format_file(evaluate_file(lines))
     assert "66.67" in table
     assert "71.43" in table
     assert "33.33" in table

@@ -19,7 +19,9 @@ from ecore.evaluation.predictions import evaluate_file
 from ecore.evaluation.report import evaluate_run, format_run, run_metrics
 from ecore.evaluation.yardsticks import yardsticks
 from ecore.files import read_json, write_json
+from ecore.generation.decoding import Decoding
 from ecore.model import ECore, pretrained
+from ecore.model.weights import save_weights
 from ecore.precision import float32_products
 
 from .test_predictions import tiny_model
@@ -52,6 +54,33 @@ def test_run_end_to_end(run: Path, prepared: Path, capsys: pytest.CaptureFixture
     printed = capsys.readouterr().out
     for words in ("literature", "ppl_per_sample", "R@relevant", "naive Bayes", "not passed", "best emotions"):
         assert words in printed
+
+
+def test_another_decoding_and_the_last_checkpoint(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Answers are the decoding's, the weights the checkpoint's, and the report names both."""
+    pointers = read_json(run / "checkpoints.json")
+    model = pretrained.load(run)
+    with torch.no_grad():
+        model.output.bias.add_(torch.randn_like(model.output.bias))
+    save_weights(model, run / "checkpoint-000002.safetensors")
+    write_json(run / "checkpoints.json", {"best": pointers["last"], "last": "checkpoint-000002"})
+    options = {"split": "valid", "limit": 6, "progress": False, "yardsticks": False}
+    best = evaluate_run(run, **options, out=run / "best")
+    decoding = Decoding("beam", beams=2, max_length=9, no_repeat_ngram=1)
+    last = evaluate_run(run, **options, out=run / "last", decoding=decoding, checkpoint="last")
+    assert (best["checkpoint"], last["checkpoint"]) == ("checkpoint-final", "checkpoint-000002")
+    assert best["ppl"] != last["ppl"]
+    assert last["decoding"] == {**best["decoding"], "method": "beam", "beams": 2, "max_length": 9} | {
+        "no_repeat_ngram": 1
+    }
+    printed = capsys.readouterr().out
+    assert "greedy, at most 30 words" in printed
+    assert "beam, beams 2, length_penalty 1.0, no_repeat_ngram 1, at most 9 words" in printed
+    spoken = [
+        json.loads(line)["prediction_tokens"].split() for line in (run / "last/predictions.jsonl").open()
+    ]
+    assert all(len(set(words)) == len(words) <= 9 for words in spoken)
+    assert last["rep_3"] == 0.0
 
 
 @pytest.mark.parametrize("precision, told", [("float32", "highest"), ("tf32", "high")])
