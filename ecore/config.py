@@ -31,8 +31,13 @@ WORD_LEVEL = (
     "copy",
     "emotion_start",
     "commonsense",
+    "graph_form",
+    "emotion_table",
 )
 """Settings of the word-level encoder and decoder, which a backbone has no use for."""
+
+PAPER_GRAPH = ("graph_norm", "own_weight", "graph_bias", "score_scale")
+"""Settings of the graph form ``paper``, which ``released`` has no use for."""
 
 
 def setting(
@@ -77,6 +82,17 @@ class ModelConfig:
     gamma_emotion: float = setting(1.0, "weight of the emotion loss (gamma 1)")
     gamma_correlation: float = setting(1.0, "weight of the emotion correlation loss (gamma 2)")
     label_smoothing: float = setting(0.1, "label smoothing of the generation loss")
+    graph_form: str = setting(
+        "paper",
+        "the graph and the losses on it; released: those of the authors' code, another graph (docs/model.md has the "
+        "differences)",
+        ("paper", "released"),
+    )
+    emotion_table: bool | None = setting(
+        None,
+        "emotions have an embedding table of their own, and not their words' vectors (default: with --graph-form "
+        "released)",
+    )
     graph_norm: bool = setting(True, "norms of the graph's features and edges; off is as the paper prints it")
     own_weight: bool = setting(
         True,
@@ -125,10 +141,23 @@ class ModelConfig:
             )
         if self.emotions and self.backbone is not None:
             raise InputError("emotions: of no use with a backbone, which predicts them with its graph alone")
+        for name, chosen in (("graph_form", self.released), ("emotion_table", self.own_emotions)):
+            if chosen and self.backbone is not None:
+                raise InputError(f"{name}: of no use with a backbone; expected the default")
         if self.emotion_start and not self.perceives:
             raise InputError(
                 "emotion_start: strategy none predicts no emotions to start from; emotions adds them"
             )
+
+    @property
+    def released(self) -> bool:
+        """Return whether the graph is the released code's."""
+        return self.graph_form == "released"
+
+    @property
+    def own_emotions(self) -> bool:
+        """Return whether emotions have an embedding table of their own."""
+        return self.released if self.emotion_table is None else self.emotion_table
 
     @property
     def perceives(self) -> bool:
@@ -193,6 +222,7 @@ PRESETS: dict[str, tuple[ModelConfig, TrainingConfig]] = {
             thresholds=(0.0, 0.15),
             copy=True,
             emotion_start=True,
+            graph_form="released",
         ),
         TrainingConfig(),
     ),

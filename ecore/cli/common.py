@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from typing import Any
 
-from ecore.config import add_arguments, overrides
+from ecore.config import PAPER_GRAPH, ModelConfig, add_arguments, overrides
 from ecore.errors import InputError
 from ecore.ranges import check_value
 
@@ -29,6 +30,16 @@ def decoding_options(arguments: argparse.Namespace) -> dict[str, Any]:
     options = overrides(arguments, Decoding)
     Decoding(**options)  # what is out of range should be said before a model is loaded
     return options
+
+
+def check_graph_form(config: ModelConfig, given: Mapping[str, Any]) -> None:
+    """Refuse flags that the graph form has no use for."""
+    if config.released:
+        for name in [name for name in PAPER_GRAPH if name in given]:
+            raise InputError(
+                f"--{name.replace('_', '-')}: of no use with graph form released, which has its own; "
+                "expected --graph-form paper"
+            )
 
 
 def device(arguments: argparse.Namespace) -> str:

@@ -7,7 +7,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from ecore.cli.common import add_device, device
+from ecore.cli.common import add_device, check_graph_form, device
 from ecore.config import PRESETS, ModelConfig, TrainingConfig, add_arguments, overrides
 from ecore.errors import InputError
 
@@ -117,13 +117,15 @@ def run_reproduce(arguments: argparse.Namespace) -> int:
     training = dataclasses.replace(training, **overrides(arguments, TrainingConfig))
     if arguments.steps is not None:
         training = dataclasses.replace(training, max_steps=arguments.steps)
+    model = dataclasses.replace(model, **changes)
+    check_graph_form(model, changes)
     outcome = reproduce(
         arguments.what,
         arguments.data,
         arguments.out,
         Settings(
             arguments.preset,
-            dataclasses.replace(model, **changes),
+            model,
             training,
             arguments.literal_thresholds,
             arguments.limit,

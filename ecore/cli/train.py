@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ecore.cli.common import add_device, device
+from ecore.cli.common import add_device, check_graph_form, device
 from ecore.config import ABLATIONS, PRESETS, WORD_LEVEL, ModelConfig, TrainingConfig, add_arguments, overrides
 from ecore.errors import InputError
 
@@ -26,7 +26,7 @@ def declare_train(parser: argparse.ArgumentParser) -> None:
 
     presets:
       paper      the paper's sizes and schedule: three minutes on an H200, hours on a CPU
-      released   the authors' published command: 4 + 4 narrow blocks without dropout, copying, emotions' start
+      released   the authors' published command and graph: 4 + 4 narrow blocks without dropout, copying, emotions' start
       baseline   the paper's rivals' sizes: 1 + 1 narrow blocks without dropout; --strategy none: their Transformer
       tiny       seconds to minutes on a laptop
 
@@ -88,9 +88,11 @@ def run_train(arguments: argparse.Namespace) -> int:
         given = overrides(arguments, ModelConfig)
         if given.get("strategy") == "none" and not given.get("emotions"):
             given = {"emotion_start": False} | given  # the preset's would have nothing to start from
-        model_config = dataclasses.replace(model_config, **given)
-        if model_config.backbone is not None:
+        if given.get("backbone") is not None:
             _check_backbone(given)
+            given["graph_form"] = "paper"  # the preset's may be the released code's, which reads words
+        model_config = dataclasses.replace(model_config, **given)
+        check_graph_form(model_config, given)
         training = dataclasses.replace(training, **overrides(arguments, TrainingConfig))
         thresholds = data.thresholds(model_config.thresholds, arguments.literal_thresholds)
         model_config = dataclasses.replace(model_config, thresholds=thresholds)

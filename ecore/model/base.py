@@ -15,9 +15,9 @@ from ecore.data.batches import Split
 from ecore.data.vocabulary import BOS, PAD
 from ecore.data.word_tables import WordTables
 from ecore.errors import InputError
-from ecore.model.losses import Losses, correlation_loss
+from ecore.model.losses import Losses, correlation_loss, ranked_pairs_loss
 from ecore.model.outputs import ECoreOutput, Scores
-from ecore.model.perceiver import Context, EmotionHead, Perceiver, health
+from ecore.model.perceiver import SOFT_RELEVANT, Context, EmotionHead, Perceiver, health
 
 
 class WordLosses(NamedTuple):
@@ -151,7 +151,10 @@ class EmpatheticModel(nn.Module, ABC):
             total = total + self.config.gamma_emotion * emotion
         if isinstance(self.perceiver, Perceiver):
             weight = self.perceiver.correlation.pair_weight(self.config.eco_form)  # [P, P]
-            correlation = correlation_loss(weight, perceived.relevant)
+            if self.config.released:
+                correlation = ranked_pairs_loss(weight, perceived.emotion_attention, SOFT_RELEVANT)
+            else:
+                correlation = correlation_loss(weight, perceived.relevant)
             if "co-loss" not in self.config.ablations:
                 total = total + self.config.gamma_correlation * correlation
         return Losses(

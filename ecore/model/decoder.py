@@ -192,8 +192,10 @@ class Decoder(nn.Module):
         self.copies = config.copy
         blocks = nn.ModuleList(DecoderBlock(config, guided) for _ in range(config.decoder_blocks))
         self.blocks = blocks  # type: ignore[assignment]  # indexed and iterated like one
-        # Eq. 24 is a sum over words: without a norm it grows with the context's length.
-        self.guidance_norm = nn.LayerNorm(config.dim) if guided else None
+        # Eq. 24 is a sum over words: without a norm it grows with the context's length, as in the released code.
+        self.guidance_norm: nn.Module | None = None
+        if guided:
+            self.guidance_norm = nn.Identity() if config.released else nn.LayerNorm(config.dim)
         self.norm = nn.LayerNorm(config.dim)
 
     def _guidance(self, guidance: Tensor | None) -> list[Tensor] | None:

@@ -58,6 +58,9 @@ class ECore(EmpatheticModel):
         self.perceiver = None
         if config.perceives:
             self.perceiver = Perceiver(config, emotions) if graph else EmotionHead(config, emotions)
+        self.emotion_table: nn.Parameter | None = None
+        if graph and config.own_emotions:
+            self.emotion_table = nn.Parameter(nn.init.xavier_uniform_(torch.empty(emotions, config.dim)))
         self.decoder = Decoder(config, guided=graph and "graph" not in config.ablations)
         self.output = nn.Linear(config.dim, vocab_size)
         self.pointer = Pointer(config.dim) if config.copy else None
@@ -107,8 +110,10 @@ class ECore(EmpatheticModel):
             return encoding, None
         # Related words are left out: with them it would not be the context's.
         mean = (memory[:, :context_length] * mask[..., None]).sum(1) / batch.lengths[:, None]  # [B, D]
+        if self.emotion_table is not None:
+            emotions = self.emotion_table
         return encoding, Context(
-            embedded,
+            context if self.config.released else embedded,
             mask,
             batch.lengths,
             self.context_intensity(batch),

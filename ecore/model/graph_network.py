@@ -15,16 +15,24 @@ from ecore_kernels import EdgeUpdate, EmotionGraph, MultiResolutionEdgeAttention
 
 
 class Correlation(nn.Module):
-    """The global emotion correlation R = S^T S with its diagonal set to 1."""
+    """The global emotion correlation R = S^T S with its diagonal set to 1.
 
-    def __init__(self, emotions: int) -> None:
+    Args:
+        emotions: P.
+        own_diagonal: the diagonal stays that of S^T S, as in the released code.
+    """
+
+    def __init__(self, emotions: int, own_diagonal: bool = False) -> None:
         super().__init__()
         self.factor = nn.Parameter(torch.randn(emotions, emotions) * emotions**-0.5)
+        self.own_diagonal = own_diagonal
 
     def forward(self) -> Tensor:
         """Return R, [P, P]; float32 under autocast too, like every edge weight."""
         with torch.autocast(self.factor.device.type, enabled=False):
             inner = self.factor.mT @ self.factor
+        if self.own_diagonal:
+            return inner
         return torch.where(torch.eye(len(inner), dtype=torch.bool, device=inner.device), 1.0, inner)
 
     def pair_weight(self, form: str) -> Tensor:

@@ -246,3 +246,24 @@ def correlation_loss(weight: Tensor, relevant: Tensor) -> Tensor:
     # Not a matrix product: under autocast that would round the correlations.
     pairs = (chosen[:, :, None] * chosen[:, None] * weight.triu(1)).sum((1, 2))
     return -(pairs / chosen.sum(1).clamp(min=1.0)).mean()
+
+
+def ranked_pairs_loss(weight: Tensor, emotion_attention: Tensor, most: int) -> Tensor:
+    """L_eco of the released form: minus the correlation of all pairs of the top emotions, batch average.
+
+    The sum is not divided by their number, and a pair's weight is that of the emotion with more attention (row) to the
+    other one (column): Softmax(R) is not symmetric.
+
+    Args:
+        weight: [P, P] (:meth:`Correlation.pair_weight`).
+        emotion_attention: [B, P], h_emo.
+        most: how many emotions are the top ones.
+
+    Returns:
+        scalar.
+    """
+    top = emotion_attention.topk(
+        min(most, emotion_attention.shape[1]), dim=1
+    ).indices  # [B, T], by falling attention
+    pairs = weight[top[:, :, None], top[:, None]].triu(1)  # [B, T, T]
+    return -pairs.sum((1, 2)).mean()

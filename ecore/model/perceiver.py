@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from ecore.config import ModelConfig
 from ecore.model.graph_network import Correlation, EmotionAttention, FirstPass, GraphNetwork
 from ecore.model.perceptron import Perception, Perceptron
+from ecore.model.released_graph import ReleasedGraphNetwork, ReleasedPass, xavier
 from ecore_kernels import EmotionGraph, otsu
 
 SOFT_RELEVANT = 3
@@ -93,15 +95,21 @@ class Perceiver(nn.Module):
     def __init__(self, config: ModelConfig, emotions: int) -> None:
         super().__init__()
         self.config = config
-        self.correlation = Correlation(emotions)
-        self.graph_network = EmotionAttention(config) if "graph" in config.ablations else GraphNetwork(config)
+        self.correlation = Correlation(emotions, config.released)
+        self.graph_network: EmotionAttention | GraphNetwork | ReleasedGraphNetwork
+        if "graph" in config.ablations:
+            self.graph_network = EmotionAttention(config)
+        else:
+            self.graph_network = ReleasedGraphNetwork(config) if config.released else GraphNetwork(config)
+        if config.released:
+            xavier(self.correlation)
         self.perceptron = Perceptron(config, emotions)
 
     def forward(self, context: Context) -> Perceived:
         """Perceive the emotions of ``context``, and prepare what guides the response."""
         graph: EmotionGraph | None = None
-        first: FirstPass | None = None
-        if isinstance(self.graph_network, GraphNetwork):
+        first: FirstPass | ReleasedPass | None = None
+        if not isinstance(self.graph_network, EmotionAttention):
             graph = self.emotion_graph(context)
             first = self.graph_network.perceive(context.words, context.emotions, graph)
             perception = self.perceptron(first.word_to_emotion, first.emotion_to_emotion, context.mean)
@@ -125,11 +133,15 @@ class Perceiver(nn.Module):
         )
 
     def emotion_graph(self, context: Context) -> EmotionGraph:
-        """Return the graph with the initial edges of Eq. 3."""
+        """Return the graph with the initial edges of Eq. 3; in the released form a word's weight is its c squared."""
         correlation = self.correlation().softmax(-1)  # [P, P]
-        return EmotionGraph.from_intensity(
+        graph = EmotionGraph.from_intensity(
             context.intensity, context.lengths, self.config.thresholds, correlation
         )
+        if not self.config.released:
+            return graph
+        # Its code divides by the largest weight with [CLS] among them, whose is 1.
+        return replace(graph, word_weight=context.intensity.square() * context.mask)
 
     def _relevant(self, emotion_attention: Tensor) -> Tensor:
         """Return V' (Sec. 3.4): the top three emotions, or the relevant side of Otsu's split (Eq. 14)."""
@@ -141,7 +153,7 @@ class Perceiver(nn.Module):
         self,
         context: Context,
         graph: EmotionGraph,
-        first: FirstPass,
+        first: FirstPass | ReleasedPass,
         perception: Perception,
         relevant: Tensor,
     ) -> Tensor:
@@ -149,15 +161,16 @@ class Perceiver(nn.Module):
         if "co-g" in self.config.ablations:
             return context.emotions[perception.main_logits.argmax(1)]
         if self.config.strategy == "soft":
-            weight = perception.emotion_attention.float().softmax(-1)  # [B, P]
+            attention = perception.emotion_attention.float()
+            weight = (attention.relu() if self.config.released else attention).softmax(-1)  # [B, P]
             correlation = weight[:, None].expand(-1, weight.shape[1], -1)  # [B, P, P]
             improved = EmotionGraph(graph.word_weight, graph.word_mask, weight, correlation)
         else:
             improved = EmotionGraph(
                 graph.word_weight, graph.word_mask, graph.emotion_weight, graph.correlation, relevant
             )
-        assert isinstance(self.graph_network, GraphNetwork)
-        nodes = self.graph_network.guide(first, improved)  # [B, M, D]
+        assert not isinstance(self.graph_network, EmotionAttention)
+        nodes = self.graph_network.guide(first, improved)  # type: ignore[arg-type]  # [B, M, D], each of its own pass
         return (nodes * context.mask[..., None]).sum(1)
 
 

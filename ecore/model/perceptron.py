@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ecore.config import ModelConfig
+from ecore.model.released_graph import xavier
 from ecore.precision import for_products
 
 
@@ -31,28 +32,38 @@ class Perception(NamedTuple):
 class Perceptron(nn.Module):
     """From edge weights and context to emotion signals.
 
-    With ``graph_norm`` an emotion cannot drown the others in h^g however strong its edges: see :meth:`aggregation`.
+    In the released form h^g is x + x^T E^{e-e}, and the gate of Eq. 12 reads what Eq. 9 reads. In the paper's, with
+    ``graph_norm``, an emotion cannot drown the others in h^g however strong its edges: see :meth:`aggregation`.
     """
 
     def __init__(self, config: ModelConfig, emotions: int) -> None:
         super().__init__()
         self.aggregate = "co-p" not in config.ablations
-        self.normed = config.graph_norm
+        self.released = config.released
+        self.normed = config.graph_norm and not self.released
         self.own_weight = config.own_weight
         self.gated = "gate-g" not in config.ablations
-        self.norm = nn.LayerNorm(emotions) if config.graph_norm else nn.Identity()
+        self.norm = nn.LayerNorm(emotions) if self.normed else nn.Identity()
         self.context = nn.Linear(config.dim, emotions)
         self.main = nn.Linear(2 * emotions, emotions)
-        self.gate = nn.Linear(emotions, emotions)
+        self.gate = nn.Linear(2 * emotions if self.released else emotions, emotions)
+        if self.released:
+            xavier(self)
 
     def aggregation(self, emotion_to_emotion: Tensor) -> Tensor:
         """Return the weights by which Eq. 8 sums emotions up, [B, P, P]: E^{e-e} with a diagonal of 1.
+
+        In the released form I + E^{e-e}^T, its own diagonal kept.
 
         Nothing bounds an edge: a row of thousands, which training does make, would leave only itself after the
         LayerNorm on h^g. So with ``graph_norm`` what an emotion hears from others is divided by the sum of its
         absolute values where that is over 1. Its own weight stays 1 (``own_weight``): gates multiply all of a row
         but the diagonal, which would vanish if the whole row were divided.
         """
+        if self.released:
+            return emotion_to_emotion.mT + torch.eye(
+                emotion_to_emotion.shape[-1], device=emotion_to_emotion.device
+            )
         own = torch.eye(emotion_to_emotion.shape[-1], dtype=torch.bool, device=emotion_to_emotion.device)
         if self.normed and self.own_weight:
             others = emotion_to_emotion.masked_fill(own, 0.0)  # [B, P, P]
@@ -74,6 +85,7 @@ class Perceptron(nn.Module):
             # Not a matrix product: under autocast that would round the edge weights.
             global_signal = (self.aggregation(emotion_to_emotion) * word_to_emotion[:, None]).sum(-1)
         normed = for_products(self.norm(global_signal))  # [B, P]
-        main = self.main(torch.cat([normed, self.context(context)], dim=1))  # [B, P]
-        gate = torch.sigmoid(self.gate(normed))  # [B, P]
+        both = torch.cat([normed, self.context(context)], dim=1)  # [B, 2 P]
+        main = self.main(both)  # [B, P]
+        gate = torch.sigmoid(self.gate(both if self.released else normed))  # [B, P]
         return Perception(global_signal, main, gate * main + main if self.gated else main, gate)

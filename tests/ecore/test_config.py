@@ -37,6 +37,8 @@ def test_what_the_released_command_trains_and_what_its_rivals_are():
     assert (released.encoder_blocks, released.decoder_blocks, released.thresholds) == (4, 4, (0.0, 0.15))
     assert released.copy
     assert released.emotion_start
+    assert released.graph_form == "released"
+    assert released.own_emotions
     baseline, _ = PRESETS["baseline"]
     assert (baseline.encoder_blocks, baseline.decoder_blocks) == (1, 1)
     assert not baseline.copy

@@ -13,7 +13,7 @@ import torch
 from ecore.data.batches import MAX_CONTEXT_WORDS
 from ecore.data.text import tokenize
 from ecore.errors import InputError
-from ecore.model.graph_network import GraphNetwork
+from ecore.model.graph_network import EmotionAttention
 from ecore.model.perceiver import Perceiver
 from ecore.paper.figures.drawing import NotDrawn
 
@@ -85,7 +85,7 @@ def trace(model: EmpatheticModel, turns: Sequence[str], emotion: str | None = No
     batch = model.read([list(turns)]).to(model.device)
     _, context = model.encode_words(batch)
     assert context is not None  # a model with a perceiver gives it what to read
-    assert isinstance(perceiver.graph_network, GraphNetwork)
+    assert not isinstance(perceiver.graph_network, EmotionAttention)
     perceived = perceiver(context)
     assert perceived.global_signal is not None
     graph = perceiver.emotion_graph(context)

@@ -328,6 +328,14 @@ def test_an_existing_run_is_left_alone(run, prepared, capsys):
         (["evaluate", "--predictions", "p.jsonl", "--limit", "3"], "--limit: goes with a run's folder"),
         (["evaluate", "--predictions", "p.jsonl", "--no-repeat-ngram", "3"], "--no-repeat-ngram: goes with a run's"),
         (["evaluate", "--predictions", "p.jsonl", "--checkpoint", "last"], "--checkpoint: goes with a run's folder"),
+        (
+            ["train", "--data", "{prepared}", "--out", "n", "--graph-form", "released", "--score-scale", "1"],
+            "--score-scale: of no use with graph form released",
+        ),
+        (
+            ["reproduce", "table4", "--data", "{prepared}", "--out", "n", "--preset", "released", "--graph-norm"],
+            "--graph-norm: of no use with graph form released",
+        ),
         (["evaluate", "{run}", "--top-k", "5"], "top_k: only for method 'sample'"),
         (["demo", "--steps", "0", "--out", "new"], "steps: expected at least 1, got 0"),
         (["annotate", "run", "--data", "{corpus}", "--annotator", "lexicon", "--votes", "2", "--out", "new"],

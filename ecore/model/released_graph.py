@@ -1,0 +1,180 @@
+"""The emotion graph of the authors' released code (``graph_form`` released), which is another one than the paper's.
+
+It stands where :class:`ecore.model.graph_network.GraphNetwork` stands. docs/model.md lists the differences.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ecore.config import ModelConfig
+from ecore.model.dropout import Dropout
+from ecore_kernels import EmotionGraph
+
+MLPS = 2
+"""Two-layer perceptrons after a layer's attention, one after the other."""
+
+
+class ReleasedPass(NamedTuple):
+    """Parts of the first pass that the second takes over, and the readout.
+
+    Attributes:
+        nodes: [B, N, D], h0: words, then emotions.
+        projections: of them by the first layer.
+        word_to_emotion: [B, P], sum over words of E^{w-e}; or [B, M, P], each word's.
+        emotion_to_emotion: [B, P, P], E^{e-e} with its diagonal.
+    """
+
+    nodes: Tensor
+    projections: Projections
+    word_to_emotion: Tensor
+    emotion_to_emotion: Tensor
+
+
+class Projections(NamedTuple):
+    """Queries, keys and values of nodes, each [B, K, N, d], and the senders' gates, [B, K, N]."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    gate: Tensor
+
+
+def xavier(module: nn.Module) -> None:
+    """Start every matrix of ``module`` as Xavier's uniform distribution has it."""
+    for parameter in module.parameters():
+        if parameter.dim() > 1:
+            nn.init.xavier_uniform_(parameter)
+
+
+def all_edges(graph: EmotionGraph) -> Tensor:
+    """Return the initial weight of the edge between each pair of nodes, on the graph or off it, [B, 1, N, N].
+
+    [CLS] sends 1 to every node; another word sends its weight to words and 0 to emotions; emotions send their weight to
+    words and their correlation to emotions, themselves included.
+    """
+    batch, _, words, emotions = graph.shape
+    first = graph.word_weight.new_ones(batch, 1)
+    to_word = torch.cat([first, graph.word_weight[:, 1:], graph.emotion_weight], dim=1)  # [B, N]
+    of_words = torch.cat([first, torch.zeros_like(graph.word_weight[:, 1:])], dim=1)  # [B, M]
+    to_emotion = torch.cat(
+        [of_words[:, None].expand(-1, emotions, -1), graph.correlation.expand(batch, -1, -1)], dim=2
+    )  # [B, P, N]
+    return torch.cat([to_word[:, None].expand(-1, words, -1), to_emotion], dim=1)[:, None]
+
+
+def edge_attention(
+    projections: Projections, edge: Tensor, neighbors: Tensor, edge_scale: Tensor, edge_bias: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Attend with gated edges, and update the edges of all pairs.
+
+    x_ij = (q_i·k_j) u_j E_ij;  out_i = sum over neighbours of Softmax_j(x_ij) v_j;  E'_ij = w (E_ij + x_ij) + b.
+
+    Args:
+        projections: with the gate u of every sender.
+        edge: [B, 1 or K, N, N].
+        neighbors: [B, K, N, N] bool; a node without any gives 0.
+        edge_scale, edge_bias: w and b, scalars.
+
+    Returns:
+        output [B, K, N, d], and the new edges [B, K, N, N].
+    """
+    query, key, value, gate = projections
+    score = (query @ key.mT) * (gate[:, :, None] * edge)  # [B, K, N, N]
+    hears = neighbors.any(-1, keepdim=True)
+    attention = score.masked_fill(hears & ~neighbors, -torch.inf).softmax(-1)
+    output = (attention.to(value.dtype) @ value).masked_fill(~hears, 0.0)
+    return output, edge_scale * (edge + score) + edge_bias
+
+
+class ReleasedLayer(nn.Module):
+    """Attention with gated edges and two MLPs without biases: no norm, no residual, no score scale."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        dim, self.resolutions = config.dim, len(config.thresholds)
+        self.query, self.key, self.value = (nn.Linear(dim, dim) for _ in range(3))
+        self.gate = nn.Linear(dim // self.resolutions, 1)  # of a sender's value, one for all resolutions
+        # Xavier's for a matrix of one row and one column, and nn.Linear's for its bias.
+        self.edge_scale = nn.Parameter(torch.empty(()).uniform_(-(3.0**0.5), 3.0**0.5))
+        self.edge_bias = nn.Parameter(torch.empty(()).uniform_(-1.0, 1.0))
+        self.mlps = nn.Sequential(
+            *(
+                nn.Sequential(
+                    nn.Linear(dim, 2 * dim, bias=False),
+                    nn.ReLU(),
+                    Dropout(config.graph_dropout),
+                    nn.Linear(2 * dim, dim, bias=False),
+                )
+                for _ in range(MLPS)
+            )
+        )
+
+    def project(self, nodes: Tensor) -> Projections:
+        """Return the projections of nodes [B, N, D]."""
+        query, key, value = (
+            layer(nodes).unflatten(-1, (self.resolutions, -1)).transpose(1, 2)
+            for layer in (self.query, self.key, self.value)
+        )
+        return Projections(query, key, value, self.gate(value).squeeze(-1))
+
+    def forward(self, projections: Projections, edge: Tensor, neighbors: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the layer's output features [B, N, D] and the new edges [B, K, N, N]."""
+        attended, new_edge = edge_attention(projections, edge, neighbors, self.edge_scale, self.edge_bias)
+        return self.mlps(attended.transpose(1, 2).flatten(2)), new_edge
+
+
+class ReleasedGraphNetwork(nn.Module):
+    """L layers on edges in memory, run twice on shared weights as the paper's are."""
+
+    layers: list[ReleasedLayer]
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        layers = nn.ModuleList(ReleasedLayer(config) for _ in range(config.graph_layers))
+        self.layers = layers  # type: ignore[assignment]  # indexed and iterated like one
+        xavier(self)
+
+    def _run(self, projections: Projections, edge: Tensor, neighbors: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the last layer's features [B, N, D] and edges [B, K, N, N]."""
+        nodes, edge = self.layers[0](projections, edge, neighbors)
+        for layer in self.layers[1:]:
+            nodes, edge = layer(layer.project(nodes), edge, neighbors)
+        return nodes, edge
+
+    def perceive(
+        self, words: Tensor, emotions: Tensor, graph: EmotionGraph, per_word: bool = False
+    ) -> ReleasedPass:
+        """Run the first pass.
+
+        The sum over words takes every word of the context, in every resolution, [CLS] too: edges are updated on all
+        pairs.
+
+        Args:
+            words: [B, M, D], the words' embeddings alone.
+            emotions: [P, D], the emotions' own table.
+            graph: with the initial edges.
+            per_word: return ``word_to_emotion`` for each word, [B, M, P], and not their sum.
+        """
+        nodes = torch.cat([words, emotions.expand(len(words), -1, -1)], dim=1)  # [B, N, D]
+        projections = self.layers[0].project(nodes)
+        _, edge = self._run(projections, all_edges(graph), graph.dense()[1])
+        edge = edge.sum(1)  # [B, N, N]
+        count = words.shape[1]
+        inside = graph.participants()[:, 0, :count, None]  # [B, M, 1]: the first threshold is 0
+        to_emotion = edge[:, :count, count:].masked_fill(~inside, 0.0)  # [B, M, P]
+        return ReleasedPass(
+            nodes, projections, to_emotion if per_word else to_emotion.sum(1), edge[:, count:, count:]
+        )
+
+    def guide(self, first: ReleasedPass, graph: EmotionGraph) -> Tensor:
+        """Run the second pass, over the improved graph.
+
+        Returns:
+            Word node features [B, M, D], the input of Eq. 24.
+        """
+        nodes, _ = self._run(first.projections, all_edges(graph), graph.dense()[1])
+        return nodes[:, : graph.shape[2]]
