@@ -81,6 +81,10 @@ class ModelConfig:
     eco_form: str = setting("softmax", "form of the emotion correlation loss", ("softmax", "inner", "cosine"))
     gamma_emotion: float = setting(1.0, "weight of the emotion loss (gamma 1)")
     gamma_correlation: float = setting(1.0, "weight of the emotion correlation loss (gamma 2)")
+    correlation_prior: float = setting(
+        0.0,
+        "weight of a loss that teaches R how often words of two emotions (Table 12) occur in one training dialogue",
+    )
     label_smoothing: float = setting(0.1, "label smoothing of the generation loss")
     graph_form: str = setting(
         "paper",

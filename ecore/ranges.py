@@ -37,6 +37,7 @@ RANGES = {
     "max_relevant": Range(1, 10**6),
     "gamma_emotion": _WEIGHT,
     "gamma_correlation": _WEIGHT,
+    "correlation_prior": _WEIGHT,
     "label_smoothing": _SHARE,
     "score_scale": Range(-1e6, 1e6, "a number in [-1e6, 1e6]"),
     "dropout": _SHARE,

@@ -154,6 +154,16 @@ class Split:
         arrays = (context, state, lengths, concepts, response, self._emotion[rows])
         return Batch(*(torch.from_numpy(array.astype(np.int64)) for array in arrays))
 
+    def dialogues(self) -> list[tuple[int, int]]:
+        """Return where each conversation starts and where its last response ends in the arrays' words."""
+        last = {
+            number: (begin, end)  # the samples of a conversation come in the order of its turns
+            for number, begin, end in zip(
+                self._conversation.tolist(), self._start.tolist(), self._end.tolist(), strict=True
+            )
+        }
+        return list(last.values())
+
     def response(self, index: int) -> list[int]:
         """Ids of the response's words of sample ``index``, without EOS."""
         words: list[int] = self.arrays.words[self._response[index] : self._end[index]].tolist()

@@ -15,7 +15,7 @@ from ecore.data.batches import Split
 from ecore.data.vocabulary import BOS, PAD
 from ecore.data.word_tables import WordTables
 from ecore.errors import InputError
-from ecore.model.losses import Losses, correlation_loss, ranked_pairs_loss
+from ecore.model.losses import Losses, correlation_loss, prior_loss, ranked_pairs_loss
 from ecore.model.outputs import ECoreOutput, Scores
 from ecore.model.perceiver import SOFT_RELEVANT, Context, EmotionHead, Perceiver, health
 
@@ -55,6 +55,8 @@ class EmpatheticModel(nn.Module, ABC):
 
     perceiver: Perceiver | EmotionHead | None
     emotion_words: Tensor
+    cooccurrence: Tensor
+    """[P, P], what ``correlation_prior`` teaches R; training fills it in."""
 
     def __init__(self, config: ModelConfig, vocabulary: Any, tables: WordTables, word_count: int) -> None:
         super().__init__()
@@ -66,6 +68,8 @@ class EmpatheticModel(nn.Module, ABC):
         self.vocabulary = vocabulary
         for name, value in tables._asdict().items():
             self.register_buffer(name, value.clone())
+        emotions = len(vocabulary.emotions)
+        self.register_buffer("cooccurrence", torch.zeros(emotions, emotions), persistent=False)
 
     @property
     def device(self) -> torch.device:
@@ -145,6 +149,7 @@ class EmpatheticModel(nn.Module, ABC):
         )
         emotion = correlation = correct = generation.new_zeros(())
         total, perceived = generation, encoding.perceived
+        figures: dict[str, Tensor] = {}
         if self.perceiver is not None:
             emotion = F.cross_entropy(perceived.main_logits.float(), batch.emotion)
             correct = (perceived.main_logits.argmax(1) == batch.emotion).sum()
@@ -157,6 +162,12 @@ class EmpatheticModel(nn.Module, ABC):
                 correlation = correlation_loss(weight, perceived.relevant)
             if "co-loss" not in self.config.ablations:
                 total = total + self.config.gamma_correlation * correlation
+            if self.config.correlation_prior:
+                prior = prior_loss(self.perceiver.correlation(), self.cooccurrence)
+                total = total + self.config.correlation_prior * prior
+                figures["correlation_prior"] = prior.detach()
+        if health and perceived is not None:
+            figures |= self._health(batch, encoding)
         return Losses(
             total,
             generation,
@@ -165,7 +176,7 @@ class EmpatheticModel(nn.Module, ABC):
             nll.sum(),
             (batch.response != PAD).sum(),
             correct,
-            self._health(batch, encoding) if health and perceived is not None else {},
+            figures if health else {},
         )
 
     def _health(self, batch: Any, encoding: Any) -> dict[str, Tensor]:

@@ -267,3 +267,22 @@ def ranked_pairs_loss(weight: Tensor, emotion_attention: Tensor, most: int) -> T
     ).indices  # [B, T], by falling attention
     pairs = weight[top[:, :, None], top[:, None]].triu(1)  # [B, T, T]
     return -pairs.sum((1, 2)).mean()
+
+
+def prior_loss(correlation: Tensor, counts: Tensor) -> Tensor:
+    """Return the cross entropy from the counts of co-occurrence to R, both over the other emotions; scalar.
+
+    With n_ij the dialogues in which emotions i and j occur and p_ij = n_ij / sum_k n_ik, the mean over emotions i of
+    -sum_j p_ij log Softmax_{j != i}(R_i)_j. R_ij = log n_ij makes it least: as n is symmetric, so is that R. An emotion
+    that occurs with no other counts nothing.
+
+    Args:
+        correlation: R, [P, P].
+        counts: n, [P, P] with a diagonal of 0.
+    """
+    own = torch.eye(len(counts), dtype=torch.bool, device=counts.device)
+    total = counts.sum(1, keepdim=True)  # [P, 1]
+    share = counts / total.clamp(min=1.0)
+    log_share = correlation.float().masked_fill(own, -torch.inf).log_softmax(-1)
+    terms = torch.where(own | (total == 0), 0.0, share * log_share.masked_fill(own, 0.0))
+    return -terms.sum() / (total > 0).sum().clamp(min=1)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ecore.config import ModelConfig, from_dict, to_dict
+from ecore.data.emotion_words import word_cooccurrence
 from ecore.data.prepared import PreparedData
 from ecore.data.vocabulary import Vocabulary
 from ecore.data.word_tables import WordTables
@@ -182,13 +183,23 @@ def build(config: ModelConfig, data: PreparedData, run: Path) -> EmpatheticModel
     A backbone comes from where ``config`` says; that of a run with a checkpoint from what the run keeps of it.
 
     Raises:
-        InputError: the backbone cannot be used.
+        InputError: the backbone cannot be used; or ``correlation_prior`` where no emotions' words occur together.
     """
+    model: EmpatheticModel
     if config.backbone is None:
-        return ECore(config, data.vocabulary, data.tables, data.embeddings)
-    if (run / CHECKPOINTS).exists():
-        return _bare(config, data.vocabulary, data.tables, run)
-    return backbone.build(config, data.vocabulary, data.tables, config.backbone, weights=True)
+        model = ECore(config, data.vocabulary, data.tables, data.embeddings)
+    elif (run / CHECKPOINTS).exists():
+        model = _bare(config, data.vocabulary, data.tables, run)
+    else:
+        model = backbone.build(config, data.vocabulary, data.tables, config.backbone, weights=True)
+    if config.correlation_prior:
+        counts = torch.from_numpy(word_cooccurrence(data.train, data.vocabulary))
+        if not counts.any():
+            raise InputError(
+                f"correlation_prior: no training dialogue of {data.folder} holds words of two emotions (Table 12)"
+            )
+        model.cooccurrence.copy_(counts)
+    return model
 
 
 def _bare(config: ModelConfig, vocabulary: Vocabulary, tables: WordTables, folder: Path) -> EmpatheticModel:

@@ -1,8 +1,9 @@
 """The paper's figures from a run, and its training curves: vector and PNG, readable in grey print and by colour-blind
 readers. ``draw_run`` writes them all; each has a function that counts what is drawn and one that draws it."""
 
+from ecore.data.emotion_words import cooccurrence
 from ecore.paper.figures.aggregation import draw_aggregation
-from ecore.paper.figures.correlation import Correlations, cooccurrence, draw_correlations, learned_correlation
+from ecore.paper.figures.correlation import Correlations, draw_correlations, learned_correlation
 from ecore.paper.figures.dialogue import Trace, trace
 from ecore.paper.figures.drawing import NotDrawn, save
 from ecore.paper.figures.run import FIGURES, draw_run

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,22 +25,6 @@ EDGE = 0.3
 """Edges over this share of the largest weight are drawn, as in the paper."""
 GROUPS = len(COLORS) - 1
 """Groups with a colour of their own; the last colour is for what is left."""
-
-
-def cooccurrence(emotions: Iterable[Iterable[str]], names: Sequence[str]) -> Matrix:
-    """In how many dialogues each pair of emotions occurs, [P, P], symmetric with a diagonal of 0.
-
-    Args:
-        emotions: the emotions of each dialogue, repetitions counted once.
-        names: the P emotions.
-    """
-    index = {name: i for i, name in enumerate(names)}
-    counts = np.zeros((len(names), len(names)))
-    for present in emotions:
-        rows = [index[name] for name in set(present)]
-        counts[np.ix_(rows, rows)] += 1
-    np.fill_diagonal(counts, 0)
-    return counts
 
 
 @torch.no_grad()

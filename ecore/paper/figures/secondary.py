@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ecore.data.corpus import Conversation
+from ecore.data.emotion_words import count_emotions
 from ecore.errors import InputError
-from ecore.paper.annotation.lexicon import count_emotions
 from ecore.paper.figures.drawing import INK, name_ticks, new_figure, styled
 from ecore.progress import tqdm
 
