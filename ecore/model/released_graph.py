@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ecore.config import ModelConfig
 from ecore.model.dropout import Dropout
-from ecore_kernels import EmotionGraph
+from ecore_kernels import EmotionGraph, edge_attention
 
 MLPS = 2
 """Two-layer perceptrons after a layer's attention, one after the other."""
@@ -66,36 +66,15 @@ def all_edges(graph: EmotionGraph) -> Tensor:
     return torch.cat([to_word[:, None].expand(-1, words, -1), to_emotion], dim=1)[:, None]
 
 
-def edge_attention(
-    projections: Projections, edge: Tensor, neighbors: Tensor, edge_scale: Tensor, edge_bias: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Attend with gated edges, and update the edges of all pairs.
+class ReleasedLayer(nn.Module):
+    """Attention with gated edges and two MLPs without biases: no norm, no residual, no score scale.
 
     x_ij = (q_i·k_j) u_j E_ij;  out_i = sum over neighbours of Softmax_j(x_ij) v_j;  E'_ij = w (E_ij + x_ij) + b.
-
-    Args:
-        projections: with the gate u of every sender.
-        edge: [B, 1 or K, N, N].
-        neighbors: [B, K, N, N] bool; a node without any gives 0.
-        edge_scale, edge_bias: w and b, scalars.
-
-    Returns:
-        output [B, K, N, d], and the new edges [B, K, N, N].
     """
-    query, key, value, gate = projections
-    score = (query @ key.mT) * (gate[:, :, None] * edge)  # [B, K, N, N]
-    hears = neighbors.any(-1, keepdim=True)
-    attention = score.masked_fill(hears & ~neighbors, -torch.inf).softmax(-1)
-    output = (attention.to(value.dtype) @ value).masked_fill(~hears, 0.0)
-    return output, edge_scale * (edge + score) + edge_bias
-
-
-class ReleasedLayer(nn.Module):
-    """Attention with gated edges and two MLPs without biases: no norm, no residual, no score scale."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        dim, self.resolutions = config.dim, len(config.thresholds)
+        dim, self.resolutions, self.dropout = config.dim, len(config.thresholds), config.graph_dropout
         self.query, self.key, self.value = (nn.Linear(dim, dim) for _ in range(3))
         self.gate = nn.Linear(dim // self.resolutions, 1)  # of a sender's value, one for all resolutions
         # Xavier's for a matrix of one row and one column, and nn.Linear's for its bias.
@@ -121,10 +100,34 @@ class ReleasedLayer(nn.Module):
         )
         return Projections(query, key, value, self.gate(value).squeeze(-1))
 
-    def forward(self, projections: Projections, edge: Tensor, neighbors: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the layer's output features [B, N, D] and the new edges [B, K, N, N]."""
-        attended, new_edge = edge_attention(projections, edge, neighbors, self.edge_scale, self.edge_bias)
-        return self.mlps(attended.transpose(1, 2).flatten(2)), new_edge
+    def forward(
+        self, projections: Projections, edge: Tensor, neighbors: Tensor, update: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Attend, and update the edges of all pairs.
+
+        Args:
+            edge: [B, 1 or K, N, N].
+            neighbors: [B, K, N, N] bool; a node without any attends to nothing.
+            update: make new edges; without it they stay as they are.
+
+        Returns:
+            The layer's output features [B, N, D], and the new edges [B, K, N, N].
+        """
+        query, key, value, gate = projections
+        attended, new_edge = edge_attention(
+            query,
+            key,
+            value,
+            edge,
+            neighbors,
+            sender_gate=gate,
+            edge_scale=self.edge_scale if update else None,
+            edge_bias=self.edge_bias if update else None,
+            update="all",
+            scale=1.0,
+            dropout=self.dropout if self.training else 0.0,
+        )[:2]
+        return self.mlps(attended.transpose(1, 2).flatten(2)), edge if new_edge is None else new_edge
 
 
 class ReleasedGraphNetwork(nn.Module):
@@ -138,11 +141,14 @@ class ReleasedGraphNetwork(nn.Module):
         self.layers = layers  # type: ignore[assignment]  # indexed and iterated like one
         xavier(self)
 
-    def _run(self, projections: Projections, edge: Tensor, neighbors: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the last layer's features [B, N, D] and edges [B, K, N, N]."""
-        nodes, edge = self.layers[0](projections, edge, neighbors)
-        for layer in self.layers[1:]:
-            nodes, edge = layer(layer.project(nodes), edge, neighbors)
+    def _run(
+        self, projections: Projections, edge: Tensor, neighbors: Tensor, edges: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Return the last layer's features [B, N, D] and, where ``edges`` asks for them, edges [B, K, N, N]."""
+        updates = [True] * (len(self.layers) - 1) + [edges]
+        nodes, edge = self.layers[0](projections, edge, neighbors, updates[0])
+        for layer, update in zip(self.layers[1:], updates[1:], strict=True):
+            nodes, edge = layer(layer.project(nodes), edge, neighbors, update)
         return nodes, edge
 
     def perceive(
@@ -161,7 +167,7 @@ class ReleasedGraphNetwork(nn.Module):
         """
         nodes = torch.cat([words, emotions.expand(len(words), -1, -1)], dim=1)  # [B, N, D]
         projections = self.layers[0].project(nodes)
-        _, edge = self._run(projections, all_edges(graph), graph.dense()[1])
+        _, edge = self._run(projections, all_edges(graph), graph.dense()[1], edges=True)
         edge = edge.sum(1)  # [B, N, N]
         count = words.shape[1]
         inside = graph.participants()[:, 0, :count, None]  # [B, M, 1]: the first threshold is 0
@@ -176,5 +182,5 @@ class ReleasedGraphNetwork(nn.Module):
         Returns:
             Word node features [B, M, D], the input of Eq. 24.
         """
-        nodes, _ = self._run(first.projections, all_edges(graph), graph.dense()[1])
+        nodes, _ = self._run(first.projections, all_edges(graph), graph.dense()[1], edges=False)
         return nodes[:, : graph.shape[2]]

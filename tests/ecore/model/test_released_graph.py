@@ -246,3 +246,20 @@ def test_a_table_of_emotions_is_a_setting_of_its_own(make):
         torch.testing.assert_close(seen[0], model.emotion_table if table else own)
     assert make.model().emotion_table is None
     assert dataclasses.replace(model.config, emotion_table=None).own_emotions
+
+
+def test_dropout_is_on_attention_and_in_the_mlps_while_training(make):
+    """Two passes of one batch differ in training, and not in eval mode or without graph_dropout."""
+    batch = make.batch()
+    for share, differ in ((0.4, True), (0.0, False)):
+        model = make.model(graph_form="released", graph_dropout=share, dropout=0.0)
+        with torch.no_grad():
+            assert torch.equal(model.encode(batch).guidance, model.encode(batch).guidance)
+            model.train()
+            signals = [model.encode(batch).guidance for _ in range(2)]
+        assert torch.equal(*signals) != differ
+        layer, seen = model.perceiver.graph_network.layers[0], []
+        layer.mlps.register_forward_pre_hook(lambda _, inputs, s=seen: s.append(inputs[0].detach()))
+        with torch.no_grad():
+            model.encode(batch), model.encode(batch)
+        assert torch.equal(seen[0], seen[2]) != differ  # the first passes: what attention alone gives
