@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <tuple>
@@ -12,6 +13,7 @@
 #include "edge_readout_cpu.h"
 #include "graph_attention_cpu.h"
 #include "otsu.h"
+#include "philox.h"
 #include "simd/choice.h"
 #include "sparse_attention_cpu.h"
 
@@ -376,6 +378,12 @@ void sparse_attention_backward(const SizesTuple& sizes, const Addresses& graph, 
                                    {to(0), to(1), to(2), to(3), to(5), to(6), to(7)}, threads);
 }
 
+std::array<uint32_t, 4> philox_words(uint64_t seed, const std::array<uint32_t, 4>& counter) {
+  const auto [c0, c1, c2, c3] = counter;
+  const ecore::PhiloxWords words = ecore::philox_words(seed, c0, c1, c2, c3);
+  return {words.word[0], words.word[1], words.word[2], words.word[3]};
+}
+
 py::dict build_record() {
   py::dict record;
   record["compiler"] = ECORE_RECORD_COMPILER;
@@ -394,6 +402,7 @@ PYBIND11_MODULE(_native, module) {
   module.def("build_record", &build_record, "What this module was compiled with: a dict of strings.");
   module.def("otsu_cpu_float32", &otsu_cpu<float>, Unlocked());
   module.def("otsu_cpu_float64", &otsu_cpu<double>, Unlocked());
+  module.def("philox_words", &philox_words, "The four random words of a seed and a counter, for tests.");
   module.def("simd", [] { return ecore::simd().name; }, "The instruction set whose kernels run.");
   module.def("simd_available", &ecore::simd_available, "Those that this machine can run, narrowest first.");
   module.def("bind_graph_attention_forward_float32", &bind_graph_attention_forward<float>);
