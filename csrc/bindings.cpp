@@ -15,6 +15,7 @@
 #include "otsu.h"
 #include "philox.h"
 #include "simd/choice.h"
+#include "softmax_rows_cpu.h"
 #include "sparse_attention_cpu.h"
 
 namespace py = pybind11;
@@ -378,6 +379,29 @@ void sparse_attention_backward(const SizesTuple& sizes, const Addresses& graph, 
                                    {to(0), to(1), to(2), to(3), to(5), to(6), to(7)}, threads);
 }
 
+// Rows, classes, hole.
+using RowsTuple = std::tuple<int64_t, int64_t, int64_t>;
+
+template <typename T>
+ecore::LogitRows<T> logit_rows(uintptr_t logits, const RowsTuple& tuple) {
+  const auto [rows, classes, hole] = tuple;
+  return {pointer<T>(logits), rows, classes, hole};
+}
+
+template <typename T>
+void softmax_row_sums(uintptr_t logits, const RowsTuple& rows, uintptr_t maximum, uintptr_t inverse, uintptr_t mean,
+                      int threads) {
+  ecore::softmax_row_sums(logit_rows<T>(logits, rows), pointer<T>(maximum), pointer<T>(inverse), pointer<T>(mean),
+                          threads);
+}
+
+template <typename T>
+void softmax_row_errors(uintptr_t logits, const RowsTuple& rows, uintptr_t maximum, uintptr_t inverse, uintptr_t factor,
+                        uintptr_t target, double base, double extra, int threads) {
+  ecore::softmax_row_errors(logit_rows<T>(logits, rows), pointer<const T>(maximum), pointer<const T>(inverse),
+                            pointer<const T>(factor), pointer<const int64_t>(target), base, extra, threads);
+}
+
 std::array<uint32_t, 4> philox_words(uint64_t seed, const std::array<uint32_t, 4>& counter) {
   const auto [c0, c1, c2, c3] = counter;
   const ecore::PhiloxWords words = ecore::philox_words(seed, c0, c1, c2, c3);
@@ -421,6 +445,10 @@ PYBIND11_MODULE(_native, module) {
   module.def("sparse_attention_forward_float64", &sparse_attention_forward<double>, Unlocked());
   module.def("sparse_attention_backward_float32", &sparse_attention_backward<float>, Unlocked());
   module.def("sparse_attention_backward_float64", &sparse_attention_backward<double>, Unlocked());
+  module.def("softmax_row_sums_float32", &softmax_row_sums<float>, Unlocked());
+  module.def("softmax_row_sums_float64", &softmax_row_sums<double>, Unlocked());
+  module.def("softmax_row_errors_float32", &softmax_row_errors<float>, Unlocked());
+  module.def("softmax_row_errors_float64", &softmax_row_errors<double>, Unlocked());
 #ifdef ECORE_WITH_CUDA
   module.attr("OTSU_CUDA_MAX_COLUMNS") = ecore::kOtsuCudaMaxColumns;
   module.def("otsu_cuda_refusal", &ecore::otsu_cuda_refusal, Unlocked());

@@ -194,6 +194,15 @@ struct SparseAttentionKernels {
                   const T* grad_score, const SparseGradients<T>& gradients);
 };
 
+// One row of logits; see softmax_rows_cpu.h.
+template <typename T>
+struct SoftmaxRowsKernels {
+  // `mean` may be null.
+  void (*sums)(const T* row, int64_t classes, int64_t hole, T* maximum, T* inverse, T* mean);
+  // row <- exp(row - maximum) * factor - base, without base at the hole.
+  void (*errors)(T* row, int64_t classes, T maximum, T factor, T base, int64_t hole);
+};
+
 struct Simd {
   const char* name;  // as ECORE_KERNELS_SIMD calls it
   GraphAttentionKernels<float> graph_attention_float;
@@ -204,6 +213,8 @@ struct Simd {
   EdgeAttentionKernels<double> edge_attention_double;
   SparseAttentionKernels<float> sparse_attention_float;
   SparseAttentionKernels<double> sparse_attention_double;
+  SoftmaxRowsKernels<float> softmax_rows_float;
+  SoftmaxRowsKernels<double> softmax_rows_double;
 };
 
 extern const Simd kSimdBaseline;

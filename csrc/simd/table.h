@@ -5,6 +5,7 @@
 #include "edge_attention.h"
 #include "edge_readout.h"
 #include "graph_attention.h"
+#include "softmax_rows.h"
 #include "sparse_attention.h"
 
 namespace ecore {
@@ -16,6 +17,8 @@ const Simd ECORE_SIMD_TABLE = {ECORE_SIMD_NAME,
                                edge_readout_kernels<double>(),
                                edge_attention_kernels<float>(),
                                edge_attention_kernels<double>(),
+                               softmax_rows_kernels<float>(),
+                               softmax_rows_kernels<double>(),
                                sparse_attention_kernels<float>(),
                                sparse_attention_kernels<double>()};
 

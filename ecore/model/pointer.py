@@ -14,10 +14,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ecore.data.vocabulary import SPECIAL_WORDS
+from ecore_kernels.copying import mixed as copying_mixed
 
 
 class Copyable(NamedTuple):
@@ -72,22 +72,6 @@ class Pointer(nn.Module):
         return Copying(gate, scores.masked_fill(~allowed, -torch.inf), context)
 
 
-def copied(copying: Copying) -> tuple[Tensor, Tensor]:
-    """a [N, S], and its sums by word: at slots, 0 elsewhere; float32 at least."""
-    scores = copying.scores
-    exact = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    # Without anything to copy a row is all minus infinity.
-    attention = exact.softmax(-1).nan_to_num()
-    return attention, torch.zeros_like(attention).scatter_add(-1, copying.context.slots, attention)
-
-
 def mixed(logits: Tensor, copying: Copying) -> Tensor:
     """log P [N, V] of the mixture, from the generator's logits [N, V]; differentiable."""
-    gate = copying.gate.to(torch.promote_types(copying.gate.dtype, torch.float32))[:, None]
-    generated = logits.to(gate.dtype).log_softmax(-1) + F.logsigmoid(gate)
-    words, sums = copying.context.words, copied(copying)[1]
-    present = sums > 0.0
-    # Where nothing is copied the logarithm, and its gradient, would not be finite.
-    ratio = torch.where(present, sums, 1.0).log() + F.logsigmoid(-gate) - generated.gather(1, words)
-    more = torch.where(present, F.softplus(torch.where(present, ratio, 0.0)), 0.0)
-    return generated.scatter_add(1, words, more)
+    return copying_mixed(logits, copying.gate, copying.scores, *copying.context)

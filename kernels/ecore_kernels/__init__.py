@@ -1,4 +1,4 @@
-"""Fused operators for the multi-resolution emotion graph of E-CORE: attention with learned, updated edge weights."""
+"""Fused operators: attention with learned, updated edge weights (the emotion graph of E-CORE), and parts of a step."""
 
 from ecore_kernels.backends import available_backends, explain, use_backend
 from ecore_kernels.edge_list import EdgeList
@@ -8,6 +8,7 @@ from ecore_kernels.operators.edge_attention import edge_attention
 from ecore_kernels.operators.edge_readout import edge_readout
 from ecore_kernels.operators.graph_attention import graph_attention
 from ecore_kernels.operators.history import EdgeUpdate
+from ecore_kernels.operators.linear_cross_entropy import linear_cross_entropy
 from ecore_kernels.operators.otsu import OtsuSplit, otsu
 from ecore_kernels.operators.sparse_attention import sparse_attention
 
@@ -22,6 +23,7 @@ __all__ = [
     "edge_readout",
     "explain",
     "graph_attention",
+    "linear_cross_entropy",
     "otsu",
     "sparse_attention",
     "use_backend",

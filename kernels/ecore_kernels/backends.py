@@ -38,7 +38,14 @@ def register(operator: str, function: Callable[..., Any], check: Callable[..., N
     _registered[operator] = _Registered(function, check)
 
 
-OPERATORS = ("edge_attention", "graph_attention", "edge_readout", "otsu", "sparse_attention")
+OPERATORS = (
+    "edge_attention",
+    "graph_attention",
+    "edge_readout",
+    "otsu",
+    "linear_cross_entropy",
+    "sparse_attention",
+)
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from ecore_kernels.copying import mixed
 from ecore_kernels.graph import EmotionGraph
+from ecore_kernels.label_smoothing import goal_of
 
 
 def compute_type(*tensors: Tensor | None) -> torch.dtype:
@@ -132,6 +135,38 @@ def edge_readout(
     edge = select(edge, neighbors).sum(1)  # off the graph a score may overflow
     to_word = edge[:, :words]
     return to_word if per_word else to_word.sum(1), edge[:, words:]
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    label_smoothing: float,
+    smoothing_classes: int | None,
+    ignore_index: int,
+    mean: bool,
+    copies: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Loss and unsmoothed losses [T] of a linear layer's outputs, all of which it holds: [T, V].
+
+    Args:
+        copies: gate, scores, classes and slots of :func:`ecore_kernels.copying.mixed`.
+    """
+    kind = compute_type(hidden, weight, bias)
+    logits = F.linear(hidden.to(kind), weight.to(kind), None if bias is None else bias.to(kind))
+    log_probability = logits.log_softmax(1) if copies is None else mixed(logits, *copies)
+    goal = goal_of(len(weight), label_smoothing, smoothing_classes, ignore_index)
+    counted = target != ignore_index
+    nll = -log_probability.gather(1, torch.where(counted, target, 0)[:, None])[:, 0]
+    loss = goal.extra * nll
+    if goal.base:
+        spread = -log_probability
+        if goal.hole >= 0:
+            spread = torch.cat([spread[:, : goal.hole], spread[:, goal.hole + 1 :]], dim=1)
+        loss = loss + goal.base * spread.sum(1)
+    total = select(loss, counted).sum()
+    return total / counted.sum() if mean else total, select(nll, counted).detach()
 
 
 def otsu(values: Tensor, max_relevant: int | None) -> tuple[Tensor, Tensor, Tensor]:

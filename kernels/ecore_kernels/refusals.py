@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def _wants_gradient(tensor: Tensor) -> bool:
+def wants_gradient(tensor: Tensor) -> bool:
     """Return True if ``tensor`` requires a gradient at any level of torch.func."""
     while not tensor.requires_grad:
         if torch.compiler.is_compiling() or not torch._C._functorch.is_functorch_wrapped_tensor(tensor):
@@ -19,5 +19,5 @@ def _wants_gradient(tensor: Tensor) -> bool:
 
 def no_gradient_to_words(graph: Any) -> list[str]:
     """Intensities come from a lexicon: the fused kernels do not differentiate them, and must not pretend to."""
-    asked = graph is not None and torch.is_grad_enabled() and _wants_gradient(graph.word_weight)
+    asked = graph is not None and torch.is_grad_enabled() and wants_gradient(graph.word_weight)
     return ["gives no gradient to word_weight"] if asked else []

@@ -205,11 +205,16 @@ def _otsu(values: Tensor | None = None, *_: Any, **__: Any) -> list[str]:
     return [] if reason is None else [reason]
 
 
+def _linear_cross_entropy(hidden: Tensor | None = None, weight: Any = None, *_: Any, **__: Any) -> list[str]:
+    return why_not(*(() if hidden is None else (hidden, weight)))
+
+
 REFUSALS: dict[str, Callable[..., list[str]]] = {
     "edge_attention": _edge_attention,
     "graph_attention": _graph_attention,
     "edge_readout": _edge_readout,
     "otsu": _otsu,
     "sparse_attention": _edge_attention,
+    "linear_cross_entropy": _linear_cross_entropy,
 }
 """By operator: the reasons against a call with these arguments; without any, against all calls on this machine."""

@@ -24,7 +24,11 @@ from torch import Tensor
 
 from ecore_kernels.operators.checks import check_saveable
 
-_PACKAGES = {"triton": "ecore_kernels.triton_kernels", "native": "ecore_kernels.native_kernels"}
+_PACKAGES = {
+    "triton": "ecore_kernels.triton_kernels",
+    "native": "ecore_kernels.native_kernels",
+    "reference": "ecore_kernels.reference_kernels",
+}
 
 
 library = torch.library.Library("ecore_kernels", "FRAGMENT")

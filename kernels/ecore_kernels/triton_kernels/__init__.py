@@ -125,17 +125,24 @@ def why_not(*tensors: Tensor, kind: torch.dtype | None = None) -> list[str]:
             reasons.append(refusal)
     if kind is None:
         return reasons
-    name = str(kind).removeprefix("torch.")
+    refused = _type_refusals(kind)
     largest = max(tensor.shape[-1] for tensor in tensors)
+    if not refused and largest > LARGEST_HEAD[kind]:
+        name = str(kind).removeprefix("torch.")
+        refused = [f"takes heads of {name} up to {LARGEST_HEAD[kind]} wide, not {largest}"]
+    return reasons + refused
+
+
+def _type_refusals(kind: torch.dtype) -> list[str]:
+    """The reason against a type of arithmetic; empty if there is none."""
     if kind not in LARGEST_HEAD:
-        reasons.append(f"takes float16, bfloat16, float32 and float64, not {name}")
-    elif kind is torch.bfloat16 and INTERPRETED:
-        reasons.append("gets bfloat16 wrong under Triton's interpreter")
-    elif kind is torch.float64 and _lacks_float64():
-        reasons.append(f"needs Triton {_spelled(OLDEST_TRITON_FOR_FLOAT64)} or newer for float64")
-    elif largest > LARGEST_HEAD[kind]:
-        reasons.append(f"takes heads of {name} up to {LARGEST_HEAD[kind]} wide, not {largest}")
-    return reasons
+        name = str(kind).removeprefix("torch.")
+        return [f"takes float16, bfloat16, float32 and float64, not {name}"]
+    if kind is torch.bfloat16 and INTERPRETED:
+        return ["gets bfloat16 wrong under Triton's interpreter"]
+    if kind is torch.float64 and _lacks_float64():
+        return [f"needs Triton {_spelled(OLDEST_TRITON_FOR_FLOAT64)} or newer for float64"]
+    return []
 
 
 def _edge_attention(
@@ -179,6 +186,12 @@ def _edge_readout(graph: Any = None, history: Any = (), **_: Any) -> list[str]:
     return reasons
 
 
+def _linear_cross_entropy(hidden: Any = None, weight: Any = None, *_: Any, **__: Any) -> list[str]:
+    if hidden is None:
+        return why_not()
+    return why_not(hidden, weight) or _type_refusals(torch.promote_types(hidden.dtype, weight.dtype))
+
+
 def _weights(graph: Any, history: Any) -> list[Tensor | None]:
     """The tensors besides queries, keys and values that decide the type of products."""
     return [graph.emotion_weight, graph.correlation, *(update.gate for update in history)]
@@ -192,5 +205,6 @@ REFUSALS: dict[str, Callable[..., list[str]]] = {
     "edge_attention": _edge_attention,
     "graph_attention": _graph_attention,
     "edge_readout": _edge_readout,
+    "linear_cross_entropy": _linear_cross_entropy,
 }
 """By operator: the reasons against a call with these arguments; without any, against all calls on this machine."""

@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 
 from ecore.config import PRESETS, ModelConfig
-from ecore.model import ECore, losses
+from ecore.model import ECore
 from ecore.model.dropout import Dropout
 from ecore.model.graph_network import Correlation
 from ecore.model.losses import correlation_loss, vocabulary_losses
 from ecore.model.perceiver import health
 from ecore.model.perceptron import Perceptron
+from ecore_kernels.reference_kernels.linear_cross_entropy import CHUNK
 
 CONFIG = ModelConfig(dim=6, heads=2)
 
@@ -166,7 +167,7 @@ def test_the_correlation_loss_is_float32_under_autocast():
 # Generation and joint loss (Eqs. 11, 17, 19) ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("words", [0, 1, 9, losses.CHUNK, 2 * losses.CHUNK + 3])
+@pytest.mark.parametrize("words", [0, 1, 9, CHUNK, 2 * CHUNK + 3])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
 def test_vocabulary_losses(words, smoothing):
     """As torch's own, with all gradients; words that are padding count nothing."""
@@ -194,12 +195,19 @@ def test_vocabulary_losses_of_unlikely_words_stay_finite():
     assert torch.equal(states.grad, torch.tensor([[1.0, -1.0]]))
 
 
-def test_vocabulary_losses_give_their_gradient_once():
-    states = torch.randn(3, 2, requires_grad=True)
-    total, _ = vocabulary_losses(states, torch.eye(2), torch.zeros(2), torch.tensor([1, 1, 1]))
-    total.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="taken already"):
-        total.backward()
+def test_vocabulary_losses_compile_without_a_graph_break():
+    states, weight, bias = (torch.randn(*shape, requires_grad=True) for shape in ((7, 5), (13, 5), (13,)))
+
+    def loss(states, targets):
+        return vocabulary_losses(torch.tanh(states), weight, bias, targets, 0.1, scale=1.0 / len(states))[0]
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager", dynamic=True)
+    for words in (7, 4):
+        targets = torch.randint(0, 13, (words,))
+        got, wanted = compiled(states[:words], targets), loss(states[:words], targets)
+        torch.testing.assert_close(got, wanted)
+        gradients = torch.autograd.grad(got, (states, weight, bias))
+        torch.testing.assert_close(gradients, torch.autograd.grad(wanted, (states, weight, bias)))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -14,10 +14,10 @@ from ecore.errors import InputError
 from ecore.generation.cuda_graph import StaticCache
 from ecore.generation.decoding import Decoding
 from ecore.generation.search import generate
-from ecore.model import losses
 from ecore.model.losses import vocabulary_losses
 from ecore.model.pointer import Copyable, Copying, mixed
 from ecore.model.transformer import mean_scores
+from ecore_kernels.reference_kernels import linear_cross_entropy
 
 # Contexts with a word twice, unknown words and padding; and one without anything to copy.
 CONTEXTS = torch.tensor([[CLS, 7, 9, 7, UNK, 8], [CLS, 6, 6, 6, PAD, PAD], [CLS, UNK, PAD, PAD, PAD, PAD]])
@@ -91,7 +91,7 @@ def test_the_mixture_by_its_equation():
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("chunk", [2, 128])
 def test_the_fused_loss_is_the_mixtures(smoothing, chunk, monkeypatch):
-    monkeypatch.setattr(losses, "CHUNK", chunk)
+    monkeypatch.setattr(linear_cross_entropy, "CHUNK", chunk)
     states, weight, bias, gate, scores = inputs = problem(1)
     loss, nll = vocabulary_losses(states, weight, bias, TARGETS, smoothing, 0.5, copying(gate, scores))
     log_p = probabilities(F.linear(states, weight, bias), gate, scores).log()

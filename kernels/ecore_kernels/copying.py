@@ -1,0 +1,108 @@
+"""Copying beside a cross entropy: the pointer-generator (See et al., 2017, Eqs. 8 and 9).
+
+    P(w) = p softmax(logits)_w + (1 - p) sum of a_i over the places i that hold class w
+
+``p = sigmoid(gate)`` is the chance that a class is generated, ``a`` a softmax over places. Places are summed by class
+first: a class's *slot* is its first place. P differs from p softmax(logits) at slots only.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ecore_kernels.label_smoothing import Goal
+
+
+def copied(scores: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
+    """The attention to places, and its sums by class.
+
+    Args:
+        scores: [..., S], logits of a; minus infinity where there is nothing to copy.
+        slots: [..., S] int64, the slot of each place.
+
+    Returns:
+        a [..., S], 0 in a row without anything to copy, and its sums [..., S]: at slots, 0 elsewhere; float32 at least.
+    """
+    exact = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    attention = exact.softmax(-1).nan_to_num()
+    return attention, torch.zeros_like(attention).scatter_add(-1, slots, attention)
+
+
+def mixed(logits: Tensor, gate: Tensor, scores: Tensor, classes: Tensor, slots: Tensor) -> Tensor:
+    """log P [n, V] of the mixture; differentiable.
+
+    Args:
+        logits: [n, V], of what is generated.
+        gate: [n], p's logit; infinite where there is nothing to copy.
+        scores: [n, S], see :func:`copied`.
+        classes, slots: [n, S] int64: the class at each place, and its slot.
+    """
+    gate = gate.to(torch.promote_types(gate.dtype, torch.float32))[:, None]
+    generated = logits.to(torch.promote_types(logits.dtype, gate.dtype)).log_softmax(-1) + F.logsigmoid(gate)
+    _, sums = copied(scores, slots)
+    present = sums > 0.0
+    # Where nothing is copied the logarithm, and its gradient, would not be finite.
+    ratio = torch.where(present, sums, 1.0).log() + F.logsigmoid(-gate) - generated.gather(1, classes)
+    more = torch.where(present, F.softplus(torch.where(present, ratio, 0.0)), 0.0)
+    return generated.scatter_add(1, classes, more.to(generated.dtype))
+
+
+class Mixture(NamedTuple):
+    """What copying adds to the smoothed and the plain loss, each [n, 1], and to the errors.
+
+    With t the wanted distribution and s_w the chance that w, if said, was generated, the loss is
+    -sum t log P = -sum t log softmax(logits) - log p sum t + sum t log s, and s is 1 outside of the places:
+    all that is new happens at slots.
+
+    Attributes:
+        moved: [n, S], t (1 - s) at slots: what the logits no longer answer for.
+        gate_error: [n, 1], the loss's derivative by the gate.
+        scores_error: [n, S], by the scores.
+    """
+
+    loss: Tensor
+    nll: Tensor
+    moved: Tensor
+    gate_error: Tensor
+    scores_error: Tensor
+
+
+def mixture(
+    gate: Tensor,
+    scores: Tensor,
+    classes: Tensor,
+    slots: Tensor,
+    log_softmax: Tensor,
+    target: Tensor,
+    goal: Goal,
+) -> Mixture:
+    """The :class:`Mixture` of n rows.
+
+    Args:
+        gate: [n, 1], p's logit; infinite where there is nothing to copy.
+        scores: [n, S], see :func:`copied`.
+        classes, slots: [n, S] int64: the class at each place, and its slot.
+        log_softmax: [n, S], of the logits, at ``classes``.
+        target: [n, 1].
+    """
+    gate = gate.to(log_softmax.dtype)
+    attention, sums = copied(scores, slots)
+    # log of p softmax(logits)_w over (1 - p) sums_w; infinite where nothing is copied.
+    odds = gate + log_softmax - sums.log()
+    log_generated = F.logsigmoid(odds)
+    right = (classes == target).to(log_softmax.dtype)
+    wanted = goal.extra * right + goal.base * (classes != goal.hole)
+    moved = wanted * torch.sigmoid(-odds)
+    total = moved.sum(1, keepdim=True)
+    share = attention / sums.gather(1, slots).clamp(min=torch.finfo(sums.dtype).tiny)
+    return Mixture(
+        loss=(wanted * log_generated).sum(1, keepdim=True) - goal.mass * F.logsigmoid(gate),
+        nll=(right * log_generated).sum(1, keepdim=True) - F.logsigmoid(gate),
+        moved=moved,
+        gate_error=goal.mass * (torch.sigmoid(gate) - 1.0) + total,
+        scores_error=attention * total - share * moved.gather(1, slots),
+    )
