@@ -9,6 +9,7 @@
 #include <tuple>
 #include <vector>
 
+#include "dropout_add_layer_norm_cpu.h"
 #include "edge_attention_cpu.h"
 #include "edge_readout_cpu.h"
 #include "graph_attention_cpu.h"
@@ -402,6 +403,37 @@ void softmax_row_errors(uintptr_t logits, const RowsTuple& rows, uintptr_t maxim
                             pointer<const T>(factor), pointer<const int64_t>(target), base, extra, threads);
 }
 
+// Rows, size; address of the seed or 0, threshold, scale; address of the weight.
+using NormTuple = std::tuple<int64_t, int64_t, uintptr_t, uint64_t, double, uintptr_t>;
+
+template <typename T>
+ecore::DropoutAddLayerNorm<T> dropout_add_layer_norm(const NormTuple& tuple) {
+  const auto [rows, size, seed, threshold, scale, weight] = tuple;
+  return {rows, size, pointer<const uint64_t>(seed), threshold, static_cast<T>(scale), pointer<const T>(weight)};
+}
+
+// Addresses: x, residual, bias; and of normed, sum, mean, inverse.
+template <typename T>
+void dropout_add_layer_norm_forward(const NormTuple& call, const Addresses& at, double eps, const Addresses& to,
+                                    int threads) {
+  ecore::dropout_add_layer_norm_forward(dropout_add_layer_norm<T>(call), pointer<const T>(at.at(0)),
+                                        pointer<const T>(at.at(1)), pointer<const T>(at.at(2)), eps,
+                                        pointer<T>(to.at(0)), pointer<T>(to.at(1)), pointer<T>(to.at(2)),
+                                        pointer<T>(to.at(3)), threads);
+}
+
+// Addresses: sum, mean, inverse; gradients of normed and sum; and of the gradients of x, residual, weight, bias.
+template <typename T>
+void dropout_add_layer_norm_backward(const NormTuple& call, const Addresses& at, const Addresses& gradients,
+                                     const Addresses& to, int threads) {
+  ecore::dropout_add_layer_norm_backward<T>(
+      dropout_add_layer_norm<T>(call), pointer<const T>(at.at(0)), pointer<const T>(at.at(1)),
+      pointer<const T>(at.at(2)),
+      {pointer<const T>(gradients.at(0)), pointer<const T>(gradients.at(1)), pointer<T>(to.at(0)), pointer<T>(to.at(1)),
+       pointer<T>(to.at(2)), pointer<T>(to.at(3))},
+      threads);
+}
+
 std::array<uint32_t, 4> philox_words(uint64_t seed, const std::array<uint32_t, 4>& counter) {
   const auto [c0, c1, c2, c3] = counter;
   const ecore::PhiloxWords words = ecore::philox_words(seed, c0, c1, c2, c3);
@@ -449,6 +481,10 @@ PYBIND11_MODULE(_native, module) {
   module.def("softmax_row_sums_float64", &softmax_row_sums<double>, Unlocked());
   module.def("softmax_row_errors_float32", &softmax_row_errors<float>, Unlocked());
   module.def("softmax_row_errors_float64", &softmax_row_errors<double>, Unlocked());
+  module.def("dropout_add_layer_norm_forward_float32", &dropout_add_layer_norm_forward<float>, Unlocked());
+  module.def("dropout_add_layer_norm_forward_float64", &dropout_add_layer_norm_forward<double>, Unlocked());
+  module.def("dropout_add_layer_norm_backward_float32", &dropout_add_layer_norm_backward<float>, Unlocked());
+  module.def("dropout_add_layer_norm_backward_float64", &dropout_add_layer_norm_backward<double>, Unlocked());
 #ifdef ECORE_WITH_CUDA
   module.attr("OTSU_CUDA_MAX_COLUMNS") = ecore::kOtsuCudaMaxColumns;
   module.def("otsu_cuda_refusal", &ecore::otsu_cuda_refusal, Unlocked());

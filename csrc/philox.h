@@ -10,22 +10,36 @@
 namespace ecore {
 namespace {
 
+constexpr int kPhiloxRounds = 10;
+
+// The key of a round; the first one is the seed, its low word first.
+struct PhiloxKey {
+  uint32_t k0, k1;
+
+  explicit PhiloxKey(uint64_t seed) : k0(static_cast<uint32_t>(seed)), k1(static_cast<uint32_t>(seed >> 32)) {}
+  void next() {
+    k0 += 0x9E3779B9;
+    k1 += 0xBB67AE85;
+  }
+};
+
+[[maybe_unused]] inline void philox_round(const PhiloxKey& key, uint32_t& c0, uint32_t& c1, uint32_t& c2,
+                                          uint32_t& c3) {
+  const uint64_t product = uint64_t{0xD2511F53} * c0, other = uint64_t{0xCD9E8D57} * c2;
+  c0 = static_cast<uint32_t>(other >> 32) ^ c1 ^ key.k0;
+  c1 = static_cast<uint32_t>(other);
+  c2 = static_cast<uint32_t>(product >> 32) ^ c3 ^ key.k1;
+  c3 = static_cast<uint32_t>(product);
+}
+
 struct PhiloxWords {
   uint32_t word[4];
 };
 
-// The four words of a counter; the key is the seed, its low word first.
+// The four words of a counter.
 [[maybe_unused]] inline PhiloxWords philox_words(uint64_t seed, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3) {
-  uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
-  for (int round = 0; round < 10; ++round) {
-    const uint64_t product = uint64_t{0xD2511F53} * c0, other = uint64_t{0xCD9E8D57} * c2;
-    c0 = static_cast<uint32_t>(other >> 32) ^ c1 ^ k0;
-    c1 = static_cast<uint32_t>(other);
-    c2 = static_cast<uint32_t>(product >> 32) ^ c3 ^ k1;
-    c3 = static_cast<uint32_t>(product);
-    k0 += 0x9E3779B9;
-    k1 += 0xBB67AE85;
-  }
+  PhiloxKey key(seed);
+  for (int round = 0; round < kPhiloxRounds; ++round, key.next()) philox_round(key, c0, c1, c2, c3);
   return {{c0, c1, c2, c3}};
 }
 

@@ -203,6 +203,25 @@ struct SoftmaxRowsKernels {
   void (*errors)(T* row, int64_t classes, T maximum, T factor, T base, int64_t hole);
 };
 
+// One row of dropout_add_layer_norm_cpu.h.
+template <typename T>
+struct DropoutRow {
+  int64_t row, size;
+  bool drops;
+  uint64_t seed, threshold;
+  T scale;
+};
+
+template <typename T>
+struct DropoutAddLayerNormKernels {
+  void (*forward)(const DropoutRow<T>& of, const T* x, const T* residual, const T* weight, const T* bias, T eps,
+                  T* normed, T* sum, T* mean, T* inverse);
+  // Gradients of normed and sum may be null: zero; so may those of x and residual: not wanted. Those of weight and bias
+  // are added to.
+  void (*backward)(const DropoutRow<T>& of, const T* sum, T mean, T inverse, const T* weight, const T* grad_normed,
+                   const T* grad_sum, T* grad_x, T* grad_residual, T* grad_weight, T* grad_bias);
+};
+
 struct Simd {
   const char* name;  // as ECORE_KERNELS_SIMD calls it
   GraphAttentionKernels<float> graph_attention_float;
@@ -215,6 +234,8 @@ struct Simd {
   SparseAttentionKernels<double> sparse_attention_double;
   SoftmaxRowsKernels<float> softmax_rows_float;
   SoftmaxRowsKernels<double> softmax_rows_double;
+  DropoutAddLayerNormKernels<float> dropout_add_layer_norm_float;
+  DropoutAddLayerNormKernels<double> dropout_add_layer_norm_double;
 };
 
 extern const Simd kSimdBaseline;

@@ -2,6 +2,7 @@
 // name it.
 #pragma once
 
+#include "dropout_add_layer_norm.h"
 #include "edge_attention.h"
 #include "edge_readout.h"
 #include "graph_attention.h"
@@ -17,9 +18,11 @@ const Simd ECORE_SIMD_TABLE = {ECORE_SIMD_NAME,
                                edge_readout_kernels<double>(),
                                edge_attention_kernels<float>(),
                                edge_attention_kernels<double>(),
+                               sparse_attention_kernels<float>(),
+                               sparse_attention_kernels<double>(),
                                softmax_rows_kernels<float>(),
                                softmax_rows_kernels<double>(),
-                               sparse_attention_kernels<float>(),
-                               sparse_attention_kernels<double>()};
+                               dropout_add_layer_norm_kernels<float>(),
+                               dropout_add_layer_norm_kernels<double>()};
 
 }  // namespace ecore

@@ -121,6 +121,9 @@ inline double multiply_add(double a, double b, double c) {
 #endif
 }
 
+inline float square_root(float x) { return __builtin_sqrtf(x); }
+inline double square_root(double x) { return __builtin_sqrt(x); }
+
 template <typename T>
 inline Vector<T> larger(Vector<T> a, Vector<T> b) {
   return a > b ? a : b;

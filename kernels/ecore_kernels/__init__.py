@@ -4,6 +4,7 @@ from ecore_kernels.backends import available_backends, explain, use_backend
 from ecore_kernels.edge_list import EdgeList
 from ecore_kernels.graph import EmotionGraph
 from ecore_kernels.module import MultiResolutionEdgeAttention
+from ecore_kernels.operators.dropout_add_layer_norm import dropout_add_layer_norm
 from ecore_kernels.operators.edge_attention import edge_attention
 from ecore_kernels.operators.edge_readout import edge_readout
 from ecore_kernels.operators.graph_attention import graph_attention
@@ -19,6 +20,7 @@ __all__ = [
     "MultiResolutionEdgeAttention",
     "OtsuSplit",
     "available_backends",
+    "dropout_add_layer_norm",
     "edge_attention",
     "edge_readout",
     "explain",

@@ -44,6 +44,7 @@ OPERATORS = (
     "edge_readout",
     "otsu",
     "linear_cross_entropy",
+    "dropout_add_layer_norm",
     "sparse_attention",
 )
 

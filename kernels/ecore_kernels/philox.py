@@ -7,6 +7,7 @@ csrc/philox.h, and in Triton ``tl.philox``; all give the same bits.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -54,3 +55,22 @@ def philox(
 def threshold(p: float) -> int:
     """Return the smallest word that is kept by a dropout of probability ``p``: round(p * 2^32)."""
     return round(p * 2**32)
+
+
+def kept(seed: Tensor | int, rows: int, columns: int, p: float, device: torch.device) -> Tensor:
+    """The elements [rows, columns] that a dropout keeps: bool, each with a chance of 1 - p.
+
+    Element (row, column) has word ``column % 4`` of the counter ``(column // 4, row mod 2^32, row // 2^32, 0)``, and is
+    kept where that is not below :func:`threshold`.
+    """
+    row = torch.arange(rows, device=device)[:, None]
+    column = torch.arange(-(-columns // 4), device=device)
+    words = torch.stack(
+        philox_words(seed, column, row & _WORD, row >> 32, 0), dim=-1
+    )  # [rows, columns / 4, 4]
+    return words.flatten(1)[:, :columns] >= threshold(p)
+
+
+def keep_scale(p: float) -> float:
+    """Return what an element that a dropout keeps is multiplied by: 1 / (1 - p); 0 where none is kept."""
+    return 1.0 / (1.0 - p) if p < 1.0 else 0.0

@@ -14,6 +14,7 @@ from torch import Tensor
 from ecore_kernels.copying import mixed
 from ecore_kernels.graph import EmotionGraph
 from ecore_kernels.label_smoothing import goal_of
+from ecore_kernels.philox import keep_scale, kept
 
 
 def compute_type(*tensors: Tensor | None) -> torch.dtype:
@@ -167,6 +168,27 @@ def linear_cross_entropy(
         loss = loss + goal.base * spread.sum(1)
     total = select(loss, counted).sum()
     return total / counted.sum() if mean else total, select(nll, counted).detach()
+
+
+def dropped(x: Tensor, seed: Tensor | None, p: float) -> Tensor:
+    """Dropout of x [rows, D] by the mask of :func:`ecore_kernels.philox.kept`; none without a seed."""
+    return x if seed is None else select(x * keep_scale(p), kept(seed, *x.shape, p, x.device))
+
+
+def dropout_add_layer_norm(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    seed: Tensor | None,
+    p: float,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """LayerNorm of residual + dropout(x), and that sum, both [rows, D]."""
+    kind = compute_type(x, residual, weight, bias)
+    total = residual.to(kind) + dropped(x.to(kind), seed, p)
+    scale, offset = (None if y is None else y.to(kind) for y in (weight, bias))
+    return F.layer_norm(total, total.shape[1:], scale, offset, eps), total
 
 
 def otsu(values: Tensor, max_relevant: int | None) -> tuple[Tensor, Tensor, Tensor]:

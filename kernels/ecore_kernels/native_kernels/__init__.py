@@ -209,6 +209,10 @@ def _linear_cross_entropy(hidden: Tensor | None = None, weight: Any = None, *_: 
     return why_not(*(() if hidden is None else (hidden, weight)))
 
 
+def _dropout_add_layer_norm(x: Tensor | None = None, residual: Any = None, *_: Any, **__: Any) -> list[str]:
+    return why_not(*(() if x is None else (x, residual)))
+
+
 REFUSALS: dict[str, Callable[..., list[str]]] = {
     "edge_attention": _edge_attention,
     "graph_attention": _graph_attention,
@@ -216,5 +220,6 @@ REFUSALS: dict[str, Callable[..., list[str]]] = {
     "otsu": _otsu,
     "sparse_attention": _edge_attention,
     "linear_cross_entropy": _linear_cross_entropy,
+    "dropout_add_layer_norm": _dropout_add_layer_norm,
 }
 """By operator: the reasons against a call with these arguments; without any, against all calls on this machine."""

@@ -68,7 +68,7 @@ def _results(
         x.new_empty(x.shape) if needed and x is not None else hidden.new_empty(0)
         for x, needed in zip(inputs, needs, strict=True)
     ]
-    return (hidden.new_empty((), dtype=exact), hidden.new_empty(len(hidden), dtype=exact), *gradients)
+    return (hidden.new_empty((), dtype=exact), hidden.new_empty(hidden.shape[:1], dtype=exact), *gradients)
 
 
 registration.register("linear_cross_entropy", "forward", _results)

@@ -26,6 +26,8 @@ OLDEST_ARCHITECTURE = (8, 0)
 LARGEST_HEAD = {torch.float16: 256, torch.bfloat16: 256, torch.float32: 256, torch.float64: 128}
 """By type: beyond, a backward's tiles do not fit into the shared memory of an sm_86."""
 NARROW_ROW = 512
+WIDEST_NORM = 8192
+"""Elements of a row that one program normalises: they stay in its registers."""
 DEEPEST = {"graph_attention": (3, 2), "edge_readout": (4, 2)}
 """Most layers of history that an operator takes, for the same reason: with rows of queries of up to that many bytes, as
 tiles hold them (heads of 128 in float32), and with wider ones."""
@@ -192,6 +194,15 @@ def _linear_cross_entropy(hidden: Any = None, weight: Any = None, *_: Any, **__:
     return why_not(hidden, weight) or _type_refusals(torch.promote_types(hidden.dtype, weight.dtype))
 
 
+def _dropout_add_layer_norm(x: Any = None, residual: Any = None, *_: Any, **__: Any) -> list[str]:
+    if x is None:
+        return why_not()
+    reasons = why_not(x, residual) or _type_refusals(torch.promote_types(x.dtype, residual.dtype))
+    if not reasons and x.shape[-1] > WIDEST_NORM:
+        reasons = [f"takes rows of up to {WIDEST_NORM}, not {x.shape[-1]}"]
+    return reasons
+
+
 def _weights(graph: Any, history: Any) -> list[Tensor | None]:
     """The tensors besides queries, keys and values that decide the type of products."""
     return [graph.emotion_weight, graph.correlation, *(update.gate for update in history)]
@@ -206,5 +217,6 @@ REFUSALS: dict[str, Callable[..., list[str]]] = {
     "graph_attention": _graph_attention,
     "edge_readout": _edge_readout,
     "linear_cross_entropy": _linear_cross_entropy,
+    "dropout_add_layer_norm": _dropout_add_layer_norm,
 }
 """By operator: the reasons against a call with these arguments; without any, against all calls on this machine."""

@@ -1,0 +1,172 @@
+// One row of residual + dropout(x) and its LayerNorm, for dropout_add_layer_norm_cpu.h. Included only by table.h; see
+// vectors.h.
+#pragma once
+
+#include "../philox.h"
+#include "kernels.h"
+#include "vectors.h"
+
+namespace ecore {
+namespace {
+
+constexpr int64_t kCounters = 16;          // under way at a time, which the compiler makes vectors of
+constexpr int64_t kBlock = 4 * kCounters;  // columns that they serve
+
+// kept[j] = 1 where column begin + j of the row is kept, else 0, for kBlock columns; begin is a multiple of 4.
+template <typename T>
+inline void keep_columns(const DropoutRow<T>& of, int64_t begin, T* kept) {
+  const uint32_t row = static_cast<uint32_t>(of.row), far = static_cast<uint32_t>(static_cast<uint64_t>(of.row) >> 32);
+  uint32_t c0[kCounters], c1[kCounters], c2[kCounters], c3[kCounters];
+  for (int64_t i = 0; i < kCounters; ++i) {
+    c0[i] = static_cast<uint32_t>(begin / 4 + i);
+    c1[i] = row;
+    c2[i] = far;
+    c3[i] = 0;
+  }
+  PhiloxKey key(of.seed);
+  for (int round = 0; round < kPhiloxRounds; ++round, key.next()) {
+    for (int64_t i = 0; i < kCounters; ++i) philox_round(key, c0[i], c1[i], c2[i], c3[i]);
+  }
+  for (int64_t i = 0; i < kCounters; ++i) {
+    kept[4 * i] = c0[i] >= of.threshold;
+    kept[4 * i + 1] = c1[i] >= of.threshold;
+    kept[4 * i + 2] = c2[i] >= of.threshold;
+    kept[4 * i + 3] = c3[i] >= of.threshold;
+  }
+}
+
+// Calls each(j, lanes) for whole vectors of a row of `size` columns and rest(j) for the columns that are left.
+template <typename T, typename Each, typename Rest>
+inline void for_columns(int64_t begin, int64_t end, Each each, Rest rest) {
+  int64_t j = begin;
+  for (; j + kLanes<T> <= end; j += kLanes<T>) each(j);
+  for (; j < end; ++j) rest(j);
+}
+
+// to[j] = scale * from[j] where column j is kept, else 0. A value that is dropped is not read into the result.
+template <typename T>
+inline void drop(const DropoutRow<T>& of, const T* from, T* to) {
+  using V = Vector<T>;
+  for (int64_t begin = 0; begin < of.size; begin += kBlock) {
+    T kept[kBlock];
+    keep_columns(of, begin, kept);
+    const int64_t end = smaller_of(of.size, begin + kBlock);
+    for_columns<T>(
+        begin, end,
+        [&](int64_t j) {
+          const V value = load<V>(from + j) * of.scale;
+          store(to + j, load<V>(kept + j - begin) > V{} ? value : V{});
+        },
+        [&](int64_t j) { to[j] = kept[j - begin] > 0 ? from[j] * of.scale : static_cast<T>(0); });
+  }
+}
+
+template <typename T>
+void norm_forward(const DropoutRow<T>& of, const T* x, const T* residual, const T* weight, const T* bias, T eps,
+                  T* normed, T* sums, T* mean, T* inverse) {
+  using V = Vector<T>;
+  const T* dropped = x;
+  if (of.drops) {
+    drop(of, x, normed);  // which is written again below
+    dropped = normed;
+  }
+  V total_lanes{};
+  T total = 0;
+  for_columns<T>(
+      0, of.size,
+      [&](int64_t j) {
+        const V value = load<V>(residual + j) + load<V>(dropped + j);
+        store(sums + j, value);
+        total_lanes += value;
+      },
+      [&](int64_t j) {
+        sums[j] = residual[j] + dropped[j];
+        total += sums[j];
+      });
+  const T middle = (total + sum<T>(total_lanes)) / static_cast<T>(of.size);
+  V squares_lanes{};
+  T squares = 0;
+  for_columns<T>(
+      0, of.size,
+      [&](int64_t j) {
+        const V off = load<V>(sums + j) - middle;
+        squares_lanes = multiply_add(off, off, squares_lanes);
+      },
+      [&](int64_t j) { squares += (sums[j] - middle) * (sums[j] - middle); });
+  const T variance = (squares + sum<T>(squares_lanes)) / static_cast<T>(of.size);
+  const T factor = static_cast<T>(1) / square_root(variance + eps);
+  for_columns<T>(
+      0, of.size,
+      [&](int64_t j) {
+        const V value = (load<V>(sums + j) - middle) * factor;
+        store(normed + j, multiply_add(value, load<V>(weight + j), load<V>(bias + j)));
+      },
+      [&](int64_t j) { normed[j] = multiply_add((sums[j] - middle) * factor, weight[j], bias[j]); });
+  *mean = middle;
+  *inverse = factor;
+}
+
+template <typename T>
+void norm_backward(const DropoutRow<T>& of, const T* sums, T mean, T inverse, const T* weight, const T* grad_normed,
+                   const T* grad_sum, T* grad_x, T* grad_residual, T* grad_weight, T* grad_bias) {
+  using V = Vector<T>;
+  T* const gradient = grad_residual != nullptr ? grad_residual : grad_x;  // of the sum
+  V one_lanes{}, two_lanes{};
+  T one = 0, two = 0;
+  if (grad_normed != nullptr) {
+    for_columns<T>(
+        0, of.size,
+        [&](int64_t j) {
+          const V g = load<V>(grad_normed + j), hat = (load<V>(sums + j) - mean) * inverse;
+          const V scaled = g * load<V>(weight + j);
+          one_lanes += scaled;
+          two_lanes = multiply_add(scaled, hat, two_lanes);
+          store(grad_weight + j, multiply_add(g, hat, load<V>(grad_weight + j)));
+          store(grad_bias + j, load<V>(grad_bias + j) + g);
+        },
+        [&](int64_t j) {
+          const T g = grad_normed[j], hat = (sums[j] - mean) * inverse;
+          one += g * weight[j];
+          two += g * weight[j] * hat;
+          grad_weight[j] += g * hat;
+          grad_bias[j] += g;
+        });
+  }
+  if (gradient == nullptr) return;
+  one = (one + sum<T>(one_lanes)) / static_cast<T>(of.size);
+  two = (two + sum<T>(two_lanes)) / static_cast<T>(of.size);
+  for_columns<T>(
+      0, of.size,
+      [&](int64_t j) {
+        V value{};
+        if (grad_normed != nullptr) {
+          const V hat = (load<V>(sums + j) - mean) * inverse;
+          value = (load<V>(grad_normed + j) * load<V>(weight + j) - one - hat * two) * inverse;
+        }
+        if (grad_sum != nullptr) value += load<V>(grad_sum + j);
+        store(gradient + j, value);
+      },
+      [&](int64_t j) {
+        T value = 0;
+        if (grad_normed != nullptr) {
+          const T hat = (sums[j] - mean) * inverse;
+          value = (grad_normed[j] * weight[j] - one - hat * two) * inverse;
+        }
+        if (grad_sum != nullptr) value += grad_sum[j];
+        gradient[j] = value;
+      });
+  if (grad_x == nullptr) return;
+  if (of.drops) {
+    drop(of, gradient, grad_x);
+  } else if (grad_x != gradient) {
+    __builtin_memcpy(grad_x, gradient, static_cast<size_t>(of.size) * sizeof(T));
+  }
+}
+
+template <typename T>
+constexpr DropoutAddLayerNormKernels<T> dropout_add_layer_norm_kernels() {
+  return {norm_forward<T>, norm_backward<T>};
+}
+
+}  // namespace
+}  // namespace ecore
