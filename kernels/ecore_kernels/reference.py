@@ -14,7 +14,7 @@ from torch import Tensor
 from ecore_kernels.copying import mixed
 from ecore_kernels.graph import EmotionGraph
 from ecore_kernels.label_smoothing import goal_of
-from ecore_kernels.philox import keep_scale, kept
+from ecore_kernels.philox import keep_scale, kept, philox, threshold
 
 
 def compute_type(*tensors: Tensor | None) -> torch.dtype:
@@ -31,7 +31,9 @@ def select(tensor: Tensor, where: Tensor) -> Tensor:
     return torch.where(where, tensor, 0.0)
 
 
-def attend(scores: Tensor, neighbors: Tensor, hears: Tensor, value: Tensor) -> Tensor:
+def attend(
+    scores: Tensor, neighbors: Tensor, hears: Tensor, value: Tensor, kept: Tensor | None = None
+) -> Tensor:
     """Softmax over the last dimension among neighbours, times values (Eqs. 6 and 4).
 
     Args:
@@ -39,43 +41,110 @@ def attend(scores: Tensor, neighbors: Tensor, hears: Tensor, value: Tensor) -> T
         neighbors: bool, broadcasts to the scores.
         hears: [..., N, 1] bool, the row has neighbours; one that has none gives 0.
         value: [..., N, dv]. What is not finite there makes NaN of the rows that hear it, and changes no other row.
+        kept: factor of every weight, 0 where dropout drops it; None for 1.
     """
-    # A row of -inf alone would give NaN, in the gradient too: one without neighbours keeps its scores until the end.
-    attention = torch.where(neighbors.logical_not() & hears, float("-inf"), scores).softmax(-1)
+    attention = among_neighbors(scores, neighbors, hears).softmax(-1)
     spoilt = (0.0 * value.detach()).sum(-1).isnan().to(value.dtype)  # [..., N]
     poison = (attention.detach() * spoilt[..., None, :]).sum(-1, keepdim=True)  # [..., N, 1]
     poison = torch.where(poison == 0, poison, float("nan"))
+    if kept is not None:
+        attention = attention * kept
     return select(attention @ value.nan_to_num(0.0, 0.0, 0.0) + poison, hears)
+
+
+def among_neighbors(scores: Tensor, neighbors: Tensor, hears: Tensor) -> Tensor:
+    """Scores with -inf off the graph, for a softmax."""
+    # A row of -inf alone would give NaN, in the gradient too: one without neighbours keeps its scores until the end.
+    return torch.where(neighbors.logical_not() & hears, float("-inf"), scores)
+
+
+def kept_weights(seed: Tensor, dropout: float, shape: Sequence[int], kind: torch.dtype) -> Tensor:
+    """Factors of attention weights under dropout: 1 / (1 - p) where a weight is kept, else 0.
+
+    Args:
+        seed: int64 of one element.
+        dropout: p, from 0 to 1.
+        shape: [B, H, Nq, Nk].
+    """
+    batch, heads, receivers, senders = shape
+    sender, receiver, pair = (
+        torch.arange(size, device=seed.device) for size in (senders, receivers, batch * heads)
+    )
+    word = philox(seed, sender, receiver[:, None], pair.view(batch, heads, 1, 1), 0)  # [B, H, Nq, Nk]
+    return (word >= threshold(dropout)).to(kind) * (1.0 / (1.0 - dropout) if dropout < 1.0 else 0.0)
 
 
 def edge_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    edge: Tensor,
+    edge: Tensor | None,
     neighbors: Tensor | None,
+    bias: Tensor | None,
     gate: Tensor | None,
     edge_scale: Tensor | None,
+    edge_bias: Tensor | None,
+    sender_gate: Tensor | None,
+    seed: Tensor | None,
     scale: float,
-) -> tuple[Tensor, Tensor | None]:
-    """One layer with its edges in memory, as the paper writes it (Eqs. 4 to 7)."""
-    kind = compute_type(query, key, value, edge, gate, edge_scale)
-    query, key, value, edge = query.to(kind), key.to(kind), value.to(kind), edge.to(kind)
+    clamp: Sequence[float] | None = None,
+    dropout: float = 0.0,
+    all_pairs: bool = False,
+    with_lse: bool = False,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """One layer with its edges in memory, as the paper writes it (Eqs. 4 to 7), and what other models add to it.
+
+    ``operators.edge_attention`` says what is computed.
+
+    Returns:
+        output [B, H, Nq, dv], the updated edges [B, H, Nq, Nk], the logarithm of the softmax's sum [B, H, Nq]; None for
+        edges that nothing updates, and for a logarithm that is not asked for.
+    """
+    kind = compute_type(query, key, value, edge, bias, gate, edge_scale, edge_bias, sender_gate)
+    query, key, value = query.to(kind), key.to(kind), value.to(kind)
+    if key.shape[1] != query.shape[1]:
+        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
+    edge = None if edge is None else edge.to(kind)
+    bias = None if bias is None else bias.to(kind)
+    factor = None if gate is None else gate.to(kind)[..., None]  # [B, H, Nq, 1]
+    sent = None if sender_gate is None else sender_gate.to(kind)[..., None]  # [B, H, Nk, 1]
     if neighbors is not None:
         # On a CPU, to count them is several times faster than any().
         hears, heard = (neighbors.sum(dim, dtype=torch.int32)[..., None] > 0 for dim in (-1, -2))
-        query, key, edge = select(query, hears), select(key, heard), select(edge, neighbors)
-    attention_score = scale * (query @ key.mT) * edge
+        bias = None if bias is None else select(bias, neighbors)
+        if not all_pairs:
+            query, key = select(query, hears), select(key, heard)
+            edge = None if edge is None else select(edge, neighbors)
+            factor = None if factor is None else select(factor, hears)
+            sent = None if sent is None else select(sent, heard)
+    score = scale * (query @ key.mT)  # [B, H, Nq, Nk]
+    if clamp is not None:
+        score = score.clamp(*clamp)
+    weighted = score if edge is None else score * edge
+    if sent is not None:
+        weighted = weighted * sent.mT
+    logit = weighted if bias is None else weighted + bias
+    kept = None if seed is None else kept_weights(seed, dropout, logit.shape, kind)
     if neighbors is None:
-        output = attention_score.softmax(-1) @ value
+        attention = logit.softmax(-1)
+        output = (attention if kept is None else attention * kept) @ value
+        lse = logit.logsumexp(-1) if with_lse else None
     else:
-        output = attend(attention_score, neighbors, hears, value)
-    if gate is None or edge_scale is None:
-        return output, None
-    factor = gate.to(kind)[..., None]
-    if neighbors is None:
-        return output, factor * edge_scale * (edge + attention_score)
-    return output, select(select(factor, hears) * edge_scale * (edge + attention_score), neighbors)
+        output = attend(logit, neighbors, hears, value, kept)
+        lse = among_neighbors(logit, neighbors, hears).logsumexp(-1) if with_lse else None
+        lse = None if lse is None else torch.where(hears[..., 0], lse, float("-inf"))
+    if gate is None and edge_scale is None and edge_bias is None:
+        return output, None, lse
+    new_edge = (1.0 if edge is None else edge) + weighted
+    if edge_scale is not None:
+        factor = edge_scale if factor is None else factor * edge_scale
+    if factor is not None:
+        new_edge = factor * new_edge
+    if edge_bias is not None:
+        new_edge = new_edge + edge_bias
+    if neighbors is not None and not all_pairs:
+        new_edge = select(new_edge, neighbors)
+    return output, new_edge, lse
 
 
 def graph_attention(

@@ -402,15 +402,13 @@ def test_unchanged_arguments_are_taken(make):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"query": nodes(2, 3, 4)}, r"expected query \[B, K, N, d\]"),
-        ({"value": nodes(2, 3, 4)}, r"value \[B, K, N, dv\]"),
+        ({"query": nodes(2, 3, 4)}, r"expected query \[B, H, Nq, d\]"),
+        ({"value": nodes(2, 3, 4)}, r"value \[B, Hk, Nk, dv\]"),
         ({"key": nodes(2, 3, 4, 6)}, r"key: expected \[2, 3, 4, 5\], got \[2, 3, 4, 6\]"),
         ({"value": nodes(2, 3, 5, 5)}, r"value: expected \[2, 3, 4, 5\]"),
         ({"edge": nodes(2, 4, 4, 4)}, r"edge: expected a shape that broadcasts to \[2, 3, 4, 4\]"),
         ({"neighbors": nodes(4, 4)}, "neighbors: expected torch.bool"),
         ({"neighbors": nodes(5, 4).bool()}, "neighbors: expected a shape that broadcasts"),
-        ({"gate": nodes(2, 3, 4)}, "both given or both left out"),
-        ({"edge_scale": 1.0}, "both given or both left out"),
         ({"gate": nodes(2, 3, 5), "edge_scale": 1.0}, r"gate: expected \[2, 3, 4\]"),
         ({"query": nodes(2, 3, 4, 5).long()}, "query: expected a float type, got torch.int64"),
         ({"value": nodes(2, 3, 4, 5).bool()}, "value: expected a float type, got torch.bool"),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ecore_kernels import native
 from ecore_kernels.native_kernels import otsu
-from ecore_kernels.refusals import no_gradient_to_words
+from ecore_kernels.refusals import no_gradient_to_words, only_edges
 
 TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Half precision is converted before and after: a CPU computes it in float32."""
@@ -181,8 +181,12 @@ def graph_arguments(
     )  # fmt: skip
 
 
-def _edge_attention(query: Any = None, key: Any = None, value: Any = None, *_: Any, **__: Any) -> list[str]:
-    return why_not(*(() if query is None else (query, key, value)))
+def _edge_attention(
+    query: Any = None, key: Any = None, value: Any = None, edge: Any = None, *_: Any, **options: Any
+) -> list[str]:
+    if query is None:
+        return why_not()
+    return why_not(query, key, value) + only_edges(query, key, {**options, "edge": edge})
 
 
 def _graph_attention(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,8 +14,9 @@ from ecore_kernels.layout import empty_rows, empty_saved
 from ecore_kernels.operators import batching, registration
 from ecore_kernels.operators.checks import (
     check_floats,
-    check_gate,
+    check_number,
     check_one_device,
+    check_scalar,
     check_shape,
     check_tensors,
 )
@@ -33,23 +35,14 @@ from ecore_kernels.operators.plans import (
 
 
 registration.library.define(
-    "edge_attention(Tensor query, Tensor key, Tensor value, Tensor edge, Tensor? neighbors, Tensor? gate, "
-    "Tensor? edge_scale, float scale) -> (Tensor, Tensor)"
+    "edge_attention(Tensor query, Tensor key, Tensor value, Tensor? edge, Tensor? neighbors, Tensor? bias, "
+    "Tensor? gate, Tensor? edge_scale, Tensor? edge_bias, Tensor? sender_gate, Tensor? seed, float scale, "
+    "float[]? clamp, float dropout, bool all_pairs, bool with_lse) -> (Tensor, Tensor, Tensor)"
 )
 
 
-def _composite(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    edge: Tensor,
-    neighbors: Tensor | None,
-    gate: Tensor | None,
-    edge_scale: Tensor | None,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
-    output, new_edge = reference.edge_attention(query, key, value, edge, neighbors, gate, edge_scale, scale)
-    return output, output.new_empty(0) if new_edge is None else new_edge
+def _composite(query: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    return tuple(query.new_empty(0) if x is None else x for x in reference.edge_attention(query, *arguments))
 
 
 # Composite: autograd, torch.func and torch.compile see through the operator to the PyTorch that it is made of.
@@ -158,8 +151,9 @@ def _backward(setting, needs, gradients, tensors, kept):
 def _reference(setting, tensors):
     scale, _, _ = setting
     query, key, value, edge, factor, neighbors = tensors
-    one = None if factor is None else factor.new_ones(())
-    output, new_edge = reference.edge_attention(query, key, value, edge, neighbors, factor, one, scale)
+    output, new_edge, _ = reference.edge_attention(
+        query, key, value, edge, neighbors, None, factor, None, None, None, None, scale
+    )
     return output, output.new_empty(0) if new_edge is None else new_edge
 
 
@@ -177,7 +171,7 @@ def _fused(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    edge: Tensor,
+    edge: Any,
     neighbors: Tensor | None,
     factor: Tensor | None,
     scale: float,
@@ -216,46 +210,80 @@ def edge_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    edge: Tensor,
+    edge: Tensor | None = None,
     neighbors: Tensor | None = None,
     *,
+    bias: Tensor | None = None,
     gate: Tensor | None = None,
     edge_scale: Tensor | float | None = None,
+    edge_bias: Tensor | float | None = None,
+    sender_gate: Tensor | None = None,
+    update: str = "neighbors",
     scale: Tensor | float | None = 1.0,
+    clamp: Sequence[float] | None = None,
+    dropout: float = 0.0,
+    seed: Tensor | int | None = None,
+    return_lse: bool = False,
     backend: str | None = None,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor | None] | tuple[Tensor, Tensor | None, Tensor]:
     """Attention on any dense graph, its scores multiplied by edge weights, and the edges' update (Eqs. 4 to 7).
 
-    ``s = scale * query @ key^T``; ``output = softmax over neighbours of (s * edge) @ value``;
-    ``new_edge = gate * edge_scale * (edge + s * edge)``. A row without neighbours gives 0. What is off the graph is not
-    read: neither an edge's weight nor a value that nobody hears, NaN and infinity included.
+    ``x = clamp(scale * query @ key^T) * edge * sender_gate``; ``output = dropout(softmax over neighbours of
+    (x + bias)) @ value``; ``new_edge = gate * edge_scale * (edge + x) + edge_bias``. A row without neighbours gives 0.
+    What is off the graph is not read: neither an edge's weight nor a value that nobody hears, NaN and infinity too.
 
     Args:
-        query, key: [B, K, N, d].
-        value: [B, K, N, dv].
-        edge: weights that broadcast to [B, K, N, N], of any real type; row i receives, column j sends.
-        neighbors: bool, broadcasts to [B, K, N, N]; None means a complete graph.
-        gate: [B, K, N]; with it, ``edge_scale`` (a scalar) is required and the updated edges are returned.
+        query: [B, H, Nq, d], the receivers.
+        key: [B, Hk, Nk, d], the senders. Hk divides H: head h has the keys and values of head h // (H / Hk).
+        value: [B, Hk, Nk, dv].
+        edge: weights that broadcast to [B, H, Nq, Nk], of any real type; row i receives, column j sends. None means 1.
+        neighbors: bool, broadcasts to [B, H, Nq, Nk]; None means a complete graph.
+        bias: what is added to the weighted scores, broadcasts to [B, H, Nq, Nk]. The update does not see it.
+        gate: [B, H, Nq], of the update. With any of ``gate``, ``edge_scale`` and ``edge_bias`` the updated edges are
+            returned; those left out count as 1, 1 and 0.
+        edge_scale, edge_bias: scalars of the update.
+        sender_gate: [B, H, Nk], a factor on all that a node sends.
+        update: "neighbors": edges off the graph become 0; "all": they are updated too, and read for it.
         scale: factor on the scores, a number or a tensor of one; None means 1 / sqrt(d). Another number compiles
             nothing anew.
+        clamp: (low, high), the least and the largest of a scaled product of query and key. Beyond, its gradient is 0.
+        dropout: probability, from 0 to 1, that a weight of the softmax is dropped; the others are divided by
+            1 - dropout.
+        seed: of the dropout: an int of 64 bits, or an int64 tensor of one (which a recorded CUDA graph can change). All
+            backends draw the same mask from it: a weight is kept where the first word of Philox 4x32-10 at counter
+            (j, i, b * H + h, 0) is at least round(dropout * 2^32). None draws a seed on the device.
+        return_lse: whether to return the logarithm of the sum that the softmax divides by.
         backend: "reference", "native", "triton"; None takes the fastest that can run the call.
 
     Returns:
-        output: [B, K, N, dv], in the common type of query, key and value.
-        new_edge: [B, K, N, N], 0 off the graph; None without ``gate``.
+        output: [B, H, Nq, dv], in the common type of query, key and value.
+        new_edge: [B, H, Nq, Nk], 0 off the graph unless ``update="all"``; None without an update.
+        lse: [B, H, Nq], -inf in a row without neighbours; only with ``return_lse``.
 
-    Gradients reach query, key, value, edge, gate, edge_scale and a scale in a tensor, twice if asked.
+    Gradients reach query, key, value, edge, bias, gate, sender_gate, edge_scale, edge_bias and a scale in a tensor,
+    twice if asked.
 
     Raises:
-        ValueError: a shape or a type that does not fit, or only one of gate and edge_scale.
+        ValueError: a shape, a type or a number that does not fit.
         RuntimeError: the named backend cannot run the call.
     """
-    tensors = (query, key, value, edge, neighbors, gate, edge_scale)
-    plan = settled(_plans, tensors, backend, lambda: _plan(*tensors, backend))
-    full = (*query.shape[:3], query.shape[2])
-    edge = _broadcastable("edge", edge, full)
+    tensors = (query, key, value, edge, neighbors, gate, edge_scale, bias, sender_gate, edge_bias)
+    plain = update == "neighbors" and clamp is None and dropout.__class__ is float and not dropout
+    if plain and seed is None and return_lse is False:
+        options: Any = backend
+    else:
+        clamp, dropout = _checked_options(update, clamp, dropout, seed, return_lse)
+        options = (backend, update, clamp, dropout, return_lse)
+    plan = settled(
+        _plans, tensors, options, lambda: _plan(tensors, update, clamp, dropout, return_lse, backend)
+    )
+    full = (*query.shape[:3], key.shape[2])
+    if edge is not None:
+        edge = _broadcastable("edge", edge, full)
     if neighbors is not None:
         neighbors = _broadcastable("neighbors", neighbors, full)
+    if bias is not None:
+        bias = _broadcastable("bias", bias, full)
     if scale.__class__ is float and runs_at_once(plan):
         if plan.bound is not None:
             if gate is None:
@@ -271,76 +299,152 @@ def edge_attention(
     if kind is not None:
         query, key, value = (backends.autocast(x, kind) for x in (query, key, value))
     scale, (query,) = score_scale("edge_attention", scale, query.shape[3], (query,))
+    drawn = _seed(seed, query.device) if dropout else None
     with without_autocast(query.device, kind):
         if chosen == "reference":
-            if gate is not None:
-                number = reference.compute_type(gate)
-                edge_scale = torch.as_tensor(edge_scale, device=gate.device, dtype=number).reshape(())
-            output, new_edge = torch.ops.ecore_kernels.edge_attention(
-                query, key, value, edge, neighbors, gate, edge_scale, scale
+            number = reference.compute_type(*((query, key, value, edge) if gate is None else (gate,)))
+            edge_scale, edge_bias = (
+                None if x is None else torch.as_tensor(x, device=query.device, dtype=number).reshape(())
+                for x in (edge_scale, edge_bias)
             )
+            output, new_edge, lse = torch.ops.ecore_kernels.edge_attention(
+                query, key, value, edge, neighbors, bias, gate, edge_scale, edge_bias, sender_gate, drawn,
+                scale, clamp, dropout, update == "all", return_lse,
+            )  # fmt: skip
         else:
             factor = None if gate is None else row_factor([EdgeUpdate(query, key, gate, edge_scale)])
             output, new_edge = _fused(query, key, value, edge, neighbors, factor, scale, chosen)
     if output.dtype is not plan.result:
         output = output.to(plan.result)
-    return output, None if gate is None else new_edge
+    updated = gate is not None or edge_scale is not None or edge_bias is not None
+    results = output, new_edge if updated else None
+    return (*results, lse) if return_lse else results
 
 
 _plans: dict[Any, Plan] = {}
+
+
+def _seed(seed: Tensor | int | None, device: torch.device) -> Tensor:
+    """The seed of a dropout as int64 of no dimensions on the device."""
+    if seed is None:
+        return torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=device)
+    if isinstance(seed, Tensor):
+        return seed.reshape(()).to(device)
+    return torch.full((), seed - 2**64 if seed >= 2**63 else seed, dtype=torch.int64, device=device)
+
+
+def _checked_options(
+    update: Any, clamp: Any, dropout: Any, seed: Any, return_lse: Any
+) -> tuple[tuple[float, float] | None, float]:
+    """Return ``clamp`` and ``dropout`` as floats.
+
+    Raises:
+        ValueError: one of the options is not what it should be.
+    """
+    if not isinstance(update, str) or update not in ("neighbors", "all"):
+        raise ValueError(f"edge_attention: update: expected 'neighbors' or 'all', got {update!r}")
+    if not isinstance(return_lse, bool):
+        raise ValueError(f"edge_attention: return_lse: expected True or False, got {return_lse!r}")
+    check_number("edge_attention", "dropout", dropout)
+    if not 0.0 <= dropout <= 1.0:
+        raise ValueError(f"edge_attention: dropout: expected a probability from 0 to 1, got {dropout}")
+    if isinstance(seed, Tensor):
+        if seed.dtype is not torch.int64 or seed.numel() != 1:
+            raise ValueError(
+                f"edge_attention: seed: expected one int64, got {list(seed.shape)} of {seed.dtype}"
+            )
+    elif seed is not None and (
+        isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**64
+    ):
+        raise ValueError(
+            f"edge_attention: seed: expected an int of 64 bits, an int64 tensor or None, got {seed!r}"
+        )
+    if clamp is None:
+        return None, float(dropout)
+    if not isinstance(clamp, (list, tuple)) or len(clamp) != 2:
+        raise ValueError(f"edge_attention: clamp: expected (low, high), got {clamp!r}")
+    for bound in clamp:
+        check_number("edge_attention", "clamp", bound)
+    low, high = map(float, clamp)
+    if not low <= high:
+        raise ValueError(f"edge_attention: clamp: expected low <= high, got ({low}, {high})")
+    return (low, high), float(dropout)
 
 
 def _check(
     query: Any,
     key: Any,
     value: Any,
-    edge: Any,
+    edge: Any = None,
     neighbors: Any = None,
     gate: Any = None,
     edge_scale: Any = None,
+    bias: Any = None,
+    sender_gate: Any = None,
+    edge_bias: Any = None,
+    update: Any = "neighbors",
+    clamp: Any = None,
+    dropout: Any = 0.0,
+    seed: Any = None,
+    return_lse: Any = False,
     **_: Any,
 ) -> None:
     """Raise ValueError unless the arguments fit each other."""
     check_floats("edge_attention", query=query, key=key, value=value)
-    if query.dim() != 4 or value.dim() != 4:
+    if query.dim() != 4 or key.dim() != 4 or value.dim() != 4:
         raise ValueError(
-            f"edge_attention: expected query [B, K, N, d] and value [B, K, N, dv], got {list(query.shape)} and "
-            f"{list(value.shape)}"
+            f"edge_attention: expected query [B, H, Nq, d], key [B, Hk, Nk, d] and value [B, Hk, Nk, dv], got "
+            f"{list(query.shape)}, {list(key.shape)} and {list(value.shape)}"
         )
-    check_shape("edge_attention", "key", key, query.shape)
-    check_shape("edge_attention", "value", value, (*query.shape[:3], value.shape[3]))
-    check_gate("edge_attention", "", gate, edge_scale, query.shape[:3])
-    check_tensors("edge_attention", edge=edge)
-    full = (*query.shape[:3], query.shape[2])
-    if neighbors is not None:
-        check_tensors("edge_attention", neighbors=neighbors)
-        if neighbors.dtype != torch.bool:
-            raise ValueError(f"edge_attention: neighbors: expected torch.bool, got {neighbors.dtype}")
-        _broadcastable("neighbors", neighbors, full)
-    _broadcastable("edge", edge, full)
+    batch, heads, receivers, dim = query.shape
+    kept_heads, senders = key.shape[1:3]
+    if kept_heads != heads and (kept_heads < 1 or heads % kept_heads):
+        raise ValueError(
+            f"edge_attention: key: expected a number of heads that divides the {heads} of query, got {kept_heads}"
+        )
+    check_shape("edge_attention", "key", key, (batch, kept_heads, senders, dim))
+    check_shape("edge_attention", "value", value, (batch, kept_heads, senders, value.shape[3]))
+    for name, tensor, size in (("gate", gate, receivers), ("sender_gate", sender_gate, senders)):
+        if tensor is not None:
+            check_tensors("edge_attention", **{name: tensor})
+            check_shape("edge_attention", name, tensor, (batch, heads, size))
+    for name, number in (("edge_scale", edge_scale), ("edge_bias", edge_bias)):
+        if number is not None:
+            check_scalar("edge_attention", name, number)
+    full = (batch, heads, receivers, senders)
+    for name, tensor in (("edge", edge), ("bias", bias), ("neighbors", neighbors)):
+        if tensor is not None:
+            check_tensors("edge_attention", **{name: tensor})
+            _broadcastable(name, tensor, full)
+    if neighbors is not None and neighbors.dtype != torch.bool:
+        raise ValueError(f"edge_attention: neighbors: expected torch.bool, got {neighbors.dtype}")
+    _checked_options(update, clamp, dropout, seed, return_lse)
 
 
 def _plan(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    edge: Tensor,
-    neighbors: Tensor | None,
-    gate: Tensor | None,
-    edge_scale: Tensor | float | None,
+    tensors: Sequence[Any],
+    update: str,
+    clamp: Sequence[float] | None,
+    dropout: float,
+    return_lse: bool,
     backend: str | None,
 ) -> Plan:
-    _check(query, key, value, edge, neighbors, gate, edge_scale)
+    query, key, value, edge, neighbors, gate, edge_scale, bias, sender_gate, edge_bias = tensors
+    _check(*tensors)
     kind = backends.autocast_type(query.device)
     nodes = [backends.autocast(x, kind) for x in (query, key, value)]
-    chosen = backends.choose("edge_attention", backend, *nodes, edge, neighbors, gate=gate)
+    chosen = backends.choose(
+        "edge_attention", backend, *nodes, edge, neighbors, bias=bias, gate=gate, edge_scale=edge_scale,
+        edge_bias=edge_bias, sender_gate=sender_gate, update=update, clamp=clamp, dropout=dropout,
+        return_lse=return_lse,
+    )  # fmt: skip
     if chosen != "reference":
-        check_one_device("edge_attention", query, key, value, edge, neighbors, gate)
+        check_one_device("edge_attention", query, key, value, edge, neighbors, gate, bias, sender_gate)
     as_they_are, bound = False, None
     if kind is None:
         as_they_are = takes_as_they_are(chosen, nodes, (edge, gate), (neighbors,), (edge_scale,))
     if as_they_are:
-        full = (*query.shape[:3], query.shape[2])
+        full = (*query.shape[:3], key.shape[2])
         shared = None if neighbors is None else _broadcastable("neighbors", neighbors, full)
         arguments = (*nodes, _broadcastable("edge", edge, full), shared, gate, 1.0, "ieee")
         bound = bound_forward("edge_attention", chosen, arguments, (gate,), (edge_scale,))
@@ -348,7 +452,7 @@ def _plan(
 
 
 def _broadcastable(name: str, tensor: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
-    """``tensor`` as [1 or B, 1 or K, N, N]: what batch and resolutions share stays shared."""
+    """``tensor`` as [1 or B, 1 or H, Nq, Nk]: what batch and heads share stays shared."""
     if tensor.shape == shape:
         return tensor
     try:

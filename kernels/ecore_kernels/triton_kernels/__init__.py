@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ecore_kernels.dtypes import node_type
-from ecore_kernels.refusals import no_gradient_to_words
+from ecore_kernels.refusals import no_gradient_to_words, only_edges
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """True if Triton's interpreter replaces a GPU: it runs the kernels on CPU tensors, for tests."""
@@ -154,12 +154,13 @@ def _edge_attention(
     edge: Any = None,
     *_: Any,
     gate: Any = None,
-    **__: Any,
+    **options: Any,
 ) -> list[str]:
     if query is None:
         return why_not()
     nodes = [query, key, value]
-    return why_not(*nodes, kind=node_type(nodes, edge, gate))
+    refused = only_edges(query, key, {**options, "edge": edge, "gate": gate})
+    return why_not(*nodes, kind=node_type(nodes, edge, gate)) + refused
 
 
 def _graph_attention(
