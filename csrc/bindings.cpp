@@ -6,6 +6,7 @@
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <tuple>
 #include <vector>
 
@@ -270,36 +271,53 @@ ecore::Matrices<T> matrices(const HeadsTuple& tensor) {
   return {pointer<T>(address), batch, head, row};
 }
 
-// B, K, N, d, dv.
-using SizesTuple = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>;
+// B, H, Hk, Nq, Nk, d, dv.
+using SizesTuple = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>;
+// bias; sender_gate, edge_bias and seed; bounds of scores; whether all pairs are updated; the least word that dropout
+// keeps, and the factor of what it keeps.
+using MoreTuple = std::tuple<HeadsTuple, std::tuple<uintptr_t, uintptr_t, uintptr_t>, std::tuple<double, double>, bool,
+                             std::tuple<uint32_t, double>>;
 
+// Without `more` a call is plain.
 template <typename T>
 ecore::EdgeAttention<T> edge_attention(const SizesTuple& sizes, const std::vector<HeadsTuple>& query_key_value,
                                        const HeadsTuple& edge, const HeadsTuple& neighbors, uintptr_t factor,
-                                       double scale, uintptr_t maximum, uintptr_t inverse) {
-  const auto [batch, resolutions, nodes, dim, value_dim] = sizes;
-  return {batch,
-          resolutions,
-          nodes,
-          dim,
-          value_dim,
-          heads<const T>(query_key_value.at(0)),
-          heads<const T>(query_key_value.at(1)),
-          heads<const T>(query_key_value.at(2)),
-          matrices<const T>(edge),
-          matrices<const uint8_t>(neighbors),
-          pointer<const T>(factor),
-          static_cast<T>(scale),
-          pointer<T>(maximum),
-          pointer<T>(inverse)};
+                                       double scale, const std::optional<MoreTuple>& more, uintptr_t maximum,
+                                       uintptr_t inverse) {
+  ecore::EdgeAttention<T> call{};
+  std::tie(call.batch, call.heads, call.key_heads, call.receivers, call.senders, call.dim, call.value_dim) = sizes;
+  call.query = heads<const T>(query_key_value.at(0));
+  call.key = heads<const T>(query_key_value.at(1));
+  call.value = heads<const T>(query_key_value.at(2));
+  call.edge = matrices<const T>(edge);
+  call.neighbors = matrices<const uint8_t>(neighbors);
+  call.factor = pointer<const T>(factor);
+  call.scale = static_cast<T>(scale);
+  call.maximum = pointer<T>(maximum);
+  call.inverse = pointer<T>(inverse);
+  call.more.plain = !more.has_value();
+  if (call.more.plain) return call;
+  const auto& [bias, addresses, bounds, all_pairs, dropout] = *more;
+  const auto [sender_gate, edge_bias, seed] = addresses;
+  call.bias = matrices<const T>(bias);
+  call.sender_gate = pointer<const T>(sender_gate);
+  call.more.edge_bias = edge_bias == 0 ? T{0} : *pointer<const T>(edge_bias);
+  call.more.low = static_cast<T>(std::get<0>(bounds));
+  call.more.high = static_cast<T>(std::get<1>(bounds));
+  call.more.all_pairs = all_pairs;
+  call.more.drops = seed != 0;
+  call.more.seed = seed == 0 ? 0 : *pointer<const uint64_t>(seed);
+  call.more.least_kept = std::get<0>(dropout);
+  call.more.kept_weight = static_cast<T>(std::get<1>(dropout));
+  return call;
 }
 
-// Addresses: query, key, value, edge, neighbors; and a gate and an edge scale.
+// Addresses: query, key, value, edge, neighbors; and a gate and an edge scale. `more` is bound with its addresses.
 template <typename T>
 py::cpp_function bind_edge_attention_forward(const SizesTuple& sizes, const std::vector<HeadsTuple>& query_key_value,
                                              const HeadsTuple& edge, const HeadsTuple& neighbors,
-                                             const HeadsTuple& output) {
-  const auto layout = edge_attention<T>(sizes, query_key_value, edge, neighbors, 0, 1, 0, 0);
+                                             const HeadsTuple& output, const std::optional<MoreTuple>& more) {
+  const auto layout = edge_attention<T>(sizes, query_key_value, edge, neighbors, 0, 1, more, 0, 0);
   const auto run = [layout, result = heads<T>(output)](const Addresses& at, const Addresses& gates, double scale,
                                                        const Addresses& to, int threads) {
     auto call = layout;
@@ -309,7 +327,7 @@ py::cpp_function bind_edge_attention_forward(const SizesTuple& sizes, const std:
     call.value.data = pointer<const T>(at.at(2));
     call.edge.data = pointer<const T>(at.at(3));
     call.neighbors.data = pointer<const uint8_t>(at.at(4));
-    const int64_t size = call.batch * call.resolutions * call.nodes;
+    const int64_t size = call.batch * call.heads * call.receivers;
     const RowFactor<T> factor(gates, size);
     call.factor = factor.data;
     call.scale = static_cast<T>(scale);
@@ -322,20 +340,28 @@ py::cpp_function bind_edge_attention_forward(const SizesTuple& sizes, const std:
   return py::cpp_function(run, Unlocked());
 }
 
+// Gradients of edge and bias: address, batches, heads. Gradients of factor and sender gate: addresses.
+using SharedTuple = std::tuple<uintptr_t, int64_t, int64_t>;
+
+template <typename T>
+ecore::SharedMatrices<T> shared_matrices(const SharedTuple& tuple) {
+  const auto [address, batches, shared_heads] = tuple;
+  return {pointer<T>(address), batches, shared_heads};
+}
+
 template <typename T>
 void edge_attention_backward(const SizesTuple& sizes, const std::vector<HeadsTuple>& query_key_value,
                              const HeadsTuple& edge, const HeadsTuple& neighbors, uintptr_t factor, double scale,
-                             uintptr_t maximum, uintptr_t inverse, const HeadsTuple& output,
-                             const HeadsTuple& grad_output, const HeadsTuple& grad_new_edge,
-                             const std::vector<HeadsTuple>& gradients,
-                             const std::tuple<uintptr_t, int64_t, int64_t>& grad_edge, uintptr_t grad_factor,
+                             const std::optional<MoreTuple>& more, uintptr_t maximum, uintptr_t inverse,
+                             const HeadsTuple& output, const HeadsTuple& grad_output, const HeadsTuple& grad_new_edge,
+                             uintptr_t grad_lse, const std::vector<HeadsTuple>& gradients, const SharedTuple& grad_edge,
+                             const SharedTuple& grad_bias, uintptr_t grad_factor, uintptr_t grad_sender_gate,
                              int threads) {
-  const auto [edge_address, batches, edge_heads] = grad_edge;
   ecore::edge_attention_backward(
-      edge_attention<T>(sizes, query_key_value, edge, neighbors, factor, scale, maximum, inverse),
-      heads<const T>(output), heads<const T>(grad_output), matrices<const T>(grad_new_edge),
-      {heads<T>(gradients.at(0)), heads<T>(gradients.at(1)), heads<T>(gradients.at(2)), pointer<T>(edge_address),
-       batches, edge_heads, pointer<T>(grad_factor)},
+      edge_attention<T>(sizes, query_key_value, edge, neighbors, factor, scale, more, maximum, inverse),
+      heads<const T>(output), heads<const T>(grad_output), matrices<const T>(grad_new_edge), pointer<const T>(grad_lse),
+      {heads<T>(gradients.at(0)), heads<T>(gradients.at(1)), heads<T>(gradients.at(2)), shared_matrices<T>(grad_edge),
+       shared_matrices<T>(grad_bias), pointer<T>(grad_factor), pointer<T>(grad_sender_gate)},
       threads);
 }
 

@@ -1,5 +1,6 @@
 #include "edge_attention_cpu.h"
 
+#include <algorithm>
 #include <atomic>
 #include <memory>
 #include <numeric>
@@ -24,19 +25,28 @@ const EdgeAttentionKernels<T>& kernels() {
 
 template <typename T>
 EdgeHead<T> head_of(const EdgeAttention<T>& call, const int32_t* order, int64_t b, int64_t k) {
-  return {call.nodes,
-          call.dim,
-          call.value_dim,
-          order,
-          rows_of(call.query, b, k),
-          rows_of(call.key, b, k),
-          rows_of(call.value, b, k),
-          call.edge.of(b, k),
-          call.edge.row,
-          call.neighbors.of(b, k),
-          call.neighbors.row,
-          call.factor == nullptr ? nullptr : call.factor + (b * call.resolutions + k) * call.nodes,
-          call.scale};
+  const int64_t pair = b * call.heads + k, of_keys = k / (call.heads / call.key_heads);
+  EdgeHead<T> head = {call.receivers,
+                      call.senders,
+                      call.dim,
+                      call.value_dim,
+                      order,
+                      rows_of(call.query, b, k),
+                      rows_of(call.key, b, of_keys),
+                      rows_of(call.value, b, of_keys),
+                      call.edge.of(b, k),
+                      call.edge.row,
+                      call.neighbors.of(b, k),
+                      call.neighbors.row,
+                      call.factor == nullptr ? nullptr : call.factor + pair * call.receivers,
+                      call.scale,
+                      call.more};
+  if (call.more.plain) return head;
+  head.more.bias = call.bias.of(b, k);
+  head.more.bias_row = call.bias.row;
+  head.more.sender_gate = call.sender_gate == nullptr ? nullptr : call.sender_gate + pair * call.senders;
+  head.more.pair = static_cast<uint32_t>(pair);
+  return head;
 }
 
 std::vector<int32_t> numbers(int64_t count) {
@@ -45,12 +55,12 @@ std::vector<int32_t> numbers(int64_t count) {
   return order;
 }
 
-// The (b, k) that share an edge add to its gradient tile by tile, each tile in their order: however many of them are
-// under way, the sum is the same, and takes no memory of its own.
+// The (b, k) that share an edge or a bias add to its gradient tile by tile, each tile in their order: however many of
+// them are under way, the sum is the same, and takes no memory of its own.
 class Turns {
  public:
-  Turns(int64_t nodes, int64_t tiles_a_row) : tiles_(tiles_a_row), done_(new std::atomic<int64_t>[nodes * tiles_]) {
-    for (int64_t i = 0; i < nodes * tiles_; ++i) done_[i].store(0, std::memory_order_relaxed);
+  Turns(int64_t rows, int64_t tiles_a_row) : tiles_(tiles_a_row), done_(new std::atomic<int64_t>[rows * tiles_]) {
+    for (int64_t i = 0; i < rows * tiles_; ++i) done_[i].store(0, std::memory_order_relaxed);
   }
   // One (b, k) among those that share the edge.
   struct Turn {
@@ -74,17 +84,52 @@ class Turns {
   const std::unique_ptr<std::atomic<int64_t>[]> done_;
 };
 
+// The gradient of a matrix that some (b, k) share, for those that add to it.
+template <typename T>
+class SharedGradient {
+ public:
+  // Tasks go through the batch and in it through the heads, or the other way round: either way those that share a
+  // matrix reach it in an order of their own, which `member` gives.
+  SharedGradient(const SharedMatrices<T>& to, const EdgeAttention<T>& call, int64_t tile_columns, bool in_turns)
+      : to_(to),
+        size_(call.receivers * call.senders),
+        shares_batch_(to.batches < call.batch),
+        shares_heads_(to.heads < call.heads) {
+    if (to.data == nullptr || !in_turns || !(shares_batch_ || shares_heads_)) return;
+    const int64_t tiles_a_row = (call.senders + tile_columns - 1) / tile_columns;
+    for (int64_t i = 0; i < to.batches * to.heads; ++i) {
+      turns_.push_back(std::make_unique<Turns>(call.receivers, tiles_a_row));
+    }
+  }
+  int64_t member(int64_t task, int64_t b, int64_t k) const {
+    if (shares_batch_ && shares_heads_) return task;
+    return shares_batch_ ? b : shares_heads_ ? k : 0;
+  }
+  T* of(int64_t b, int64_t k) const { return to_.data == nullptr ? nullptr : to_.data + index(b, k) * size_; }
+  Turns::Turn turn(int64_t task, int64_t b, int64_t k) const {
+    return {turns_.empty() ? nullptr : turns_[index(b, k)].get(), member(task, b, k)};
+  }
+
+ private:
+  int64_t index(int64_t b, int64_t k) const { return (shares_batch_ ? 0 : b) * to_.heads + (shares_heads_ ? 0 : k); }
+
+  const SharedMatrices<T> to_;
+  const int64_t size_;
+  const bool shares_batch_, shares_heads_;
+  std::vector<std::unique_ptr<Turns>> turns_;
+};
+
 }  // namespace
 
 template <typename T>
 void edge_attention_forward(const EdgeAttention<T>& call, Heads<T> output, T* new_edge, int threads) {
   const EdgeAttentionKernels<T>& kernel = kernels<T>();
-  const int64_t pairs = call.batch * call.resolutions, nodes = call.nodes;
-  if (pairs == 0 || nodes == 0) return;
-  const std::vector<int32_t> order = numbers(nodes);
-  const bool shared = share_out(pairs, nodes, threads);
+  const int64_t pairs = call.batch * call.heads, receivers = call.receivers;
+  if (pairs == 0 || receivers == 0) return;
+  const std::vector<int32_t> order = numbers(std::max(receivers, call.senders));
+  const bool shared = share_out(pairs, receivers, threads);
   const int inner = shared ? threads : 1;
-  const int64_t parts = shared ? parts_of(nodes) : 1;
+  const int64_t parts = shared ? parts_of(receivers) : 1;
   const EdgeHead<T> any = head_of(call, order.data(), 0, 0);
   const int64_t scratch_size = kernel.scratch(any, false);
 
@@ -92,16 +137,16 @@ void edge_attention_forward(const EdgeAttention<T>& call, Heads<T> output, T* ne
     const Workspace<T> packed(kernel.packed_size(any, false));
     const Workspace<T> scratch(parts * scratch_size);
     for (int64_t index; tasks.next(&index);) {
-      const int64_t b = index / call.resolutions, k = index % call.resolutions;
+      const int64_t b = index / call.heads, k = index % call.heads;
       const EdgeHead<T> head = head_of(call, order.data(), b, k);
-      T* const new_edges = new_edge == nullptr ? nullptr : new_edge + index * nodes * nodes;
-      for_senders(nodes, kernel.sender_step, inner,
+      T* const new_edges = new_edge == nullptr ? nullptr : new_edge + index * receivers * call.senders;
+      for_senders(call.senders, kernel.sender_step, inner,
                   [&](int64_t begin, int64_t end) { kernel.pack(head, false, begin, end, packed.get()); });
       parallel_for(parts, 1, inner, [&](int64_t part, int64_t end) {
         for (; part < end; ++part) {
-          kernel.forward(head, packed.get(), nodes * part / parts, nodes * (part + 1) / parts,
+          kernel.forward(head, packed.get(), receivers * part / parts, receivers * (part + 1) / parts,
                          scratch.get() + part * scratch_size, rows_of(output, b, k), new_edges,
-                         call.maximum + index * nodes, call.inverse + index * nodes);
+                         call.maximum + index * receivers, call.inverse + index * receivers);
         }
       });
     }
@@ -111,59 +156,63 @@ void edge_attention_forward(const EdgeAttention<T>& call, Heads<T> output, T* ne
 
 template <typename T>
 void edge_attention_backward(const EdgeAttention<T>& call, Heads<const T> output, Heads<const T> grad_output,
-                             Matrices<const T> grad_new_edge, const EdgeAttentionGradients<T>& gradients, int threads) {
+                             Matrices<const T> grad_new_edge, const T* grad_lse,
+                             const EdgeAttentionGradients<T>& gradients, int threads) {
   const EdgeAttentionKernels<T>& kernel = kernels<T>();
-  const int64_t nodes = call.nodes;
-  if (call.batch * call.resolutions == 0 || nodes == 0) return;
-  const std::vector<int32_t> order = numbers(nodes);
+  const int64_t receivers = call.receivers, senders = call.senders, tasks = call.batch * call.heads;
+  if (tasks == 0 || receivers == 0 || senders == 0) return;
+  const std::vector<int32_t> order = numbers(std::max(receivers, senders));
   // Those (b, k) that share an edge follow one another. Tasks are handed out in order: the one that a task waits for is
   // under way before it, and never waits for a later one.
-  const int64_t groups = gradients.batches * gradients.heads, tasks = call.batch * call.resolutions;
-  const int64_t members = tasks / groups, heads = call.resolutions / gradients.heads;
-  const bool shared = share_out(tasks, nodes, threads);
+  const bool by_head =
+      gradients.edge.data != nullptr && gradients.edge.batches < call.batch && gradients.edge.heads == call.heads;
+  const bool shared = share_out(tasks, receivers, threads);
   const int inner = shared ? threads : 1;
-  const int64_t parts = parts_of(nodes);
+  const int64_t parts = parts_of(receivers);
   const EdgeHead<T> any = head_of(call, order.data(), 0, 0);
   const int64_t scratch_size = kernel.scratch(any, true), sums_size = kernel.sums_size(any);
-  std::vector<std::unique_ptr<Turns>> turns;
-  if (gradients.edge != nullptr && members > 1 && !shared && threads > 1) {
-    const int64_t tiles_a_row = (nodes + kernel.tile_columns - 1) / kernel.tile_columns;
-    for (int64_t group = 0; group < groups; ++group) turns.push_back(std::make_unique<Turns>(nodes, tiles_a_row));
-  }
+  const bool in_turns = !shared && threads > 1;
+  const SharedGradient<T> edges(gradients.edge, call, kernel.tile_columns, in_turns);
+  const SharedGradient<T> biases(gradients.bias, call, kernel.tile_columns, in_turns);
 
   const auto run = [&](Tasks& queue) {
     const Workspace<T> packed(kernel.packed_size(any, true));
     const Workspace<T> scratch((shared ? parts : 1) * scratch_size);
     const Workspace<T> sums(parts * sums_size);
     for (int64_t task; queue.next(&task);) {
-      const int64_t group = task / members, member = task % members;
-      const int64_t b = group / gradients.heads + member / heads, k = group % gradients.heads + member % heads;
-      const int64_t index = b * call.resolutions + k;
+      const int64_t b = by_head ? task % call.batch : task / call.heads;
+      const int64_t k = by_head ? task / call.batch : task % call.heads;
+      const int64_t index = b * call.heads + k;
       const EdgeHead<T> head = head_of(call, order.data(), b, k);
       const Rows<const T> grad_new = {grad_new_edge.of(b, k), grad_new_edge.row};
-      Turns::Turn turn = {turns.empty() ? nullptr : turns[group].get(), member};
+      Turns::Turn edge_turn = edges.turn(task, b, k), bias_turn = biases.turn(task, b, k);
       const EdgeGradients<T> to = {
           rows_of(gradients.query, b, k),
           rows_of(gradients.key, b, k),
           rows_of(gradients.value, b, k),
-          gradients.edge == nullptr ? nullptr : gradients.edge + group * nodes * nodes,
-          member > 0,
-          gradients.factor == nullptr ? nullptr : gradients.factor + index * nodes,
-          turns.empty() ? nullptr : &turn,
+          edges.of(b, k),
+          biases.of(b, k),
+          edges.member(task, b, k) > 0,
+          biases.member(task, b, k) > 0,
+          gradients.factor == nullptr ? nullptr : gradients.factor + index * receivers,
+          gradients.sender_gate == nullptr ? nullptr : gradients.sender_gate + index * senders,
+          edge_turn.of == nullptr ? nullptr : &edge_turn,
+          bias_turn.of == nullptr ? nullptr : &bias_turn,
           Turns::Turn::wait,
           Turns::Turn::done,
       };
-      for_senders(nodes, kernel.sender_step, inner,
+      for_senders(senders, kernel.sender_step, inner,
                   [&](int64_t begin, int64_t end) { kernel.pack(head, true, begin, end, packed.get()); });
       parallel_for(parts, 1, inner, [&](int64_t part, int64_t end) {
         for (; part < end; ++part) {
-          kernel.backward(head, packed.get(), nodes * part / parts, nodes * (part + 1) / parts,
-                          scratch.get() + (shared ? part * scratch_size : 0), rows_of(output, b, k),
-                          rows_of(grad_output, b, k), grad_new, call.maximum + index * nodes,
-                          call.inverse + index * nodes, to, parts == 1, sums.get() + part * sums_size);
+          kernel.backward(
+              head, packed.get(), receivers * part / parts, receivers * (part + 1) / parts,
+              scratch.get() + (shared ? part * scratch_size : 0), rows_of(output, b, k), rows_of(grad_output, b, k),
+              grad_new, grad_lse == nullptr ? nullptr : grad_lse + index * receivers, call.maximum + index * receivers,
+              call.inverse + index * receivers, to, parts == 1, sums.get() + part * sums_size);
         }
       });
-      for_senders(nodes, kernel.sender_step, inner,
+      for_senders(senders, kernel.sender_step, inner,
                   [&](int64_t begin, int64_t end) { kernel.finish(head, sums.get(), parts, begin, end, to); });
     }
   };
@@ -173,8 +222,9 @@ void edge_attention_backward(const EdgeAttention<T>& call, Heads<const T> output
 template void edge_attention_forward(const EdgeAttention<float>&, Heads<float>, float*, int);
 template void edge_attention_forward(const EdgeAttention<double>&, Heads<double>, double*, int);
 template void edge_attention_backward(const EdgeAttention<float>&, Heads<const float>, Heads<const float>,
-                                      Matrices<const float>, const EdgeAttentionGradients<float>&, int);
+                                      Matrices<const float>, const float*, const EdgeAttentionGradients<float>&, int);
 template void edge_attention_backward(const EdgeAttention<double>&, Heads<const double>, Heads<const double>,
-                                      Matrices<const double>, const EdgeAttentionGradients<double>&, int);
+                                      Matrices<const double>, const double*, const EdgeAttentionGradients<double>&,
+                                      int);
 
 }  // namespace ecore

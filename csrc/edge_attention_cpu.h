@@ -9,7 +9,7 @@
 
 namespace ecore {
 
-// A [batch or 1, resolutions or 1, nodes, nodes] tensor: strides in elements, 0 where it is shared, 1 over the last.
+// A [batch or 1, heads or 1, receivers, senders] tensor: strides in elements, 0 where it is shared, 1 over the last.
 template <typename T>
 struct Matrices {
   T* data;
@@ -20,34 +20,44 @@ struct Matrices {
 
 template <typename T>
 struct EdgeAttention {
-  int64_t batch, resolutions, nodes, dim, value_dim;
-  Heads<const T> query, key, value;
-  Matrices<const T> edge;
+  int64_t batch, heads, key_heads, receivers, senders, dim, value_dim;
+  Heads<const T> query, key, value;   // of key and value heads / key_heads heads share one
+  Matrices<const T> edge;             // null: 1
   Matrices<const uint8_t> neighbors;  // bool; null: all are
-  const T* factor;                    // [batch, resolutions, nodes], of updated edges; null: none are wanted
+  const T* factor;                    // [batch, heads, receivers], of updated edges; null: none are wanted
   T scale;
-  // By the forward, [batch, resolutions, nodes]: the maximum of a row's scores (to base 2) and one over the sum of
-  // their powers, which is 0 without neighbours.
+  EdgeMore<T> more;        // of all heads alike, but for what is here
+  Matrices<const T> bias;  // null: 0
+  const T* sender_gate;    // [batch, heads, senders]; null: 1
+  // By the forward, [batch, heads, receivers]: the maximum of a row's scores (to base 2) and one over the sum of their
+  // powers, which is 0 without neighbours.
   T *maximum, *inverse;
 };
 
-// new_edge: [batch, resolutions, nodes, nodes], or null.
+// new_edge: [batch, heads, receivers, senders], or null.
 template <typename T>
 void edge_attention_forward(const EdgeAttention<T>& call, Heads<T> output, T* new_edge, int threads);
+
+// A gradient that is shared: [batches, heads, receivers, senders], these 1 or those of the call. Null: not wanted.
+template <typename T>
+struct SharedMatrices {
+  T* data;
+  int64_t batches, heads;
+};
 
 // Data is null for those that are not wanted.
 template <typename T>
 struct EdgeAttentionGradients {
-  Heads<T> query, key, value;
-  T* edge;          // [batches, heads, nodes, nodes]
-  int64_t batches;  // of edges: batch or 1
-  int64_t heads;    // resolutions or 1
-  T* factor;        // [batch, resolutions, nodes]
+  Heads<T> query, key, value;  // each head's own
+  SharedMatrices<T> edge, bias;
+  T* factor;       // [batch, heads, receivers]
+  T* sender_gate;  // [batch, heads, senders]
 };
 
-// grad_new_edge's data may be null: zero.
+// grad_new_edge's data may be null, and grad_lse [batch, heads, receivers]: zero.
 template <typename T>
 void edge_attention_backward(const EdgeAttention<T>& call, Heads<const T> output, Heads<const T> grad_output,
-                             Matrices<const T> grad_new_edge, const EdgeAttentionGradients<T>& gradients, int threads);
+                             Matrices<const T> grad_new_edge, const T* grad_lse,
+                             const EdgeAttentionGradients<T>& gradients, int threads);
 
 }  // namespace ecore

@@ -83,7 +83,7 @@ def plain(problem: Problem, tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
     if problem.operator == "edge_attention":
         gate, edge_scale = tensors.get("gate"), tensors.get("edge_scale")
         nodes = tensors["query"], tensors["key"], tensors["value"]
-        output, new_edge = reference.edge_attention(
+        output, new_edge, _ = reference.edge_attention(
             *nodes, tensors["edge"], tensors["neighbors"], gate, edge_scale, problem.scale
         )
         output = output.to(problem.dtype)
@@ -181,7 +181,7 @@ def oracle(problem: Problem, tensors: dict[str, Tensor], backward: bool) -> Orac
             edge = edge.double()
         for layer in range(problem.depth if problem.operator == "graph_attention" else 0):
             key = wide[f"key{layer}"]
-            _, updated = reference.edge_attention(
+            _, updated, _ = reference.edge_attention(
                 rows(wide[f"query{layer}"]), key, key, edge, neighbors, rows(wide[f"gate{layer}"]),
                 wide[f"edge_scale{layer}"], problem.scale,
             )  # fmt: skip

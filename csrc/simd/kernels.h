@@ -103,36 +103,55 @@ struct EdgeReadoutKernels {
                    const Rows<T>* grad_keys, T* grad_row_factor, T* grad_emotion_weight, T* grad_correlation);
 };
 
+// What a dense graph may have beside edges, neighbours and a factor of updated edges.
+template <typename T>
+struct EdgeMore {
+  bool plain;     // nothing: the rest is not read
+  const T* bias;  // [receivers, senders], rows bias_row apart, added to the weighted scores; null: 0
+  int64_t bias_row;
+  const T* sender_gate;  // [senders], a factor on the scores; null: 1
+  T edge_bias;           // of updated edges
+  T low, high;           // bounds of scores
+  bool all_pairs;        // edges off the graph are updated too
+  bool drops;            // dropout: a weight is kept where its random word is least_kept or more
+  uint32_t least_kept;
+  T kept_weight;
+  uint64_t seed;
+  uint32_t pair;  // the head's number among all: b * heads + k
+};
+
 // One (b, k) of a dense graph.
 template <typename T>
 struct EdgeHead {
-  int64_t nodes, dim, value_dim;
-  const int32_t* order;  // [nodes]: 0, 1, 2, ...
+  int64_t receivers, senders, dim, value_dim;
+  const int32_t* order;  // 0, 1, 2, ..., as many as there are receivers and senders
   Rows<const T> query, key, value;
-  const T* edge;  // [nodes, nodes], rows edge_row apart
+  const T* edge;  // [receivers, senders], rows edge_row apart; null: 1
   int64_t edge_row;
   const uint8_t* neighbors;  // likewise, bool; null: all
   int64_t neighbors_row;
-  const T* factor;  // [nodes], of updated edges; null: none are wanted
+  const T* factor;  // [receivers], of updated edges; null: none are wanted
   T scale;
+  EdgeMore<T> more;
 };
 
 // The gradients of a head; data is null for those that are not wanted.
 template <typename T>
 struct EdgeGradients {
   Rows<T> query, key, value;
-  T* edge;        // [nodes, nodes]
-  bool add_edge;  // add to the present content
+  T *edge, *bias;           // [receivers, senders]
+  bool add_edge, add_bias;  // add to the present content
   T* factor;
+  T* sender_gate;  // [senders]
   // Several heads may share `edge`, and then add to it in turn: a head's tile of it, known by its first row and its
-  // number along that row, waits for the ones before. Null where there is nobody to wait for.
-  void* turn;
+  // number along that row, waits for the ones before. Null where there is nobody to wait for. So with `bias`.
+  void *turn, *bias_turn;
   void (*wait)(void* turn, int64_t row, int64_t column);
   void (*done)(void* turn, int64_t row, int64_t column);
 };
 
-// As for graph_attention; all nodes are senders and receivers, in their own order. A receiver without neighbours has 0
-// for one over its sum.
+// As for graph_attention; senders and receivers are in their own order. A receiver without neighbours has 0 for one
+// over its sum.
 template <typename T>
 struct EdgeAttentionKernels {
   int64_t sender_step;
@@ -141,14 +160,14 @@ struct EdgeAttentionKernels {
   int64_t (*packed_size)(const EdgeHead<T>& head, bool backward);
   void (*pack)(const EdgeHead<T>& head, bool backward, int64_t begin, int64_t end, T* packed);
   int64_t (*scratch)(const EdgeHead<T>& head, bool backward);
-  // new_edge: [nodes, nodes], or null.
+  // new_edge: [receivers, senders], or null.
   void (*forward)(const EdgeHead<T>& head, const T* packed, int64_t begin, int64_t end, T* scratch, Rows<T> output,
                   T* new_edge, T* maximum, T* inverse);
   int64_t (*sums_size)(const EdgeHead<T>& head);
-  // grad_new_edge's data may be null: zero.
+  // grad_new_edge's data may be null, and grad_lse [receivers]: zero.
   void (*backward)(const EdgeHead<T>& head, const T* packed, int64_t begin, int64_t end, T* scratch,
-                   Rows<const T> output, Rows<const T> grad_output, Rows<const T> grad_new_edge, const T* maximum,
-                   const T* inverse, const EdgeGradients<T>& gradients, bool alone, T* sums);
+                   Rows<const T> output, Rows<const T> grad_output, Rows<const T> grad_new_edge, const T* grad_lse,
+                   const T* maximum, const T* inverse, const EdgeGradients<T>& gradients, bool alone, T* sums);
   // Adds up `parts` sums that lie sums_size apart, and writes these senders' gradients, if backward has not.
   void (*finish)(const EdgeHead<T>& head, T* sums, int64_t parts, int64_t begin, int64_t end,
                  const EdgeGradients<T>& gradients);

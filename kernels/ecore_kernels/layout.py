@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -32,13 +34,13 @@ def dense_rows(tensor: Tensor) -> Tensor:
     return tensor.contiguous()
 
 
-def empty_rows(model: Tensor, rows: int, width: int, dtype: torch.dtype) -> Tensor:
+def empty_rows(model: Tensor, rows: int, width: int, dtype: torch.dtype, heads: int | None = None) -> Tensor:
     """An uninitialised [B, K, rows, width] whose heads lie side by side in memory if the model's do.
 
     A model that is a transposed [B, N, K, d] then gets a result that flattens back to [B, N, K * d] without a copy.
-    Not where a head's rows would reach further than 32 bits count.
+    Not where a head's rows would reach further than 32 bits count. With ``heads`` K is that and not the model's.
     """
-    batch, resolutions = model.shape[:2]
+    batch, resolutions = model.shape[0], model.shape[1] if heads is None else heads
     if model.stride(1) < model.stride(2) and rows * resolutions * width < 2**31:
         strides = (rows * resolutions * width, width, resolutions * width, 1)
     else:
@@ -62,3 +64,35 @@ def sum_resolutions(apart: Tensor | None, result: Tensor | None) -> None:
     """
     if apart is not None and result is not None:
         torch.sum(apart, 1 if result.dim() == apart.dim() - 1 else (0, 1), out=result)
+
+
+def own_heads(result: Tensor | None, query: Tensor) -> Tensor | None:
+    """Where heads write the gradient of keys or values: in ``result``, or apart from each other if they share it."""
+    if result is None or result.shape[1] == query.shape[1]:
+        return result
+    return empty_rows(query, result.shape[2], result.shape[3], result.dtype)
+
+
+def sum_heads(own: Tensor | None, result: Tensor | None) -> None:
+    """Fill a gradient of keys or values [B, Hk, N, d] with the sums of what :func:`own_heads` gave."""
+    if own is not None and result is not None and own is not result:
+        torch.sum(own.unflatten(1, (result.shape[1], -1)), 2, out=result)
+
+
+def fill_lse(saved: Tensor, lse: Tensor) -> None:
+    """Fill the logarithm of every receiver's sum, of what the forward saved; -inf for no neighbour."""
+    if lse.numel():
+        maximum, inverse = saved.unbind(0)
+        lse.copy_(torch.where(inverse == 0, float("-inf"), (maximum - inverse.log2()) * math.log(2.0)))
+
+
+def sum_updated(grad_new_edge: Tensor | None, neighbors: Tensor | None, result: Tensor | None) -> None:
+    """Fill the gradient of what is added to all updated edges; without ``neighbors`` all are."""
+    if result is None:
+        return
+    if grad_new_edge is None:
+        result.zero_()
+        return
+    if neighbors is not None:
+        grad_new_edge = torch.where(neighbors, grad_new_edge, 0.0)
+    result.copy_(grad_new_edge.sum())

@@ -23,17 +23,9 @@ def no_gradient_to_words(graph: Any) -> list[str]:
     return ["gives no gradient to word_weight"] if asked else []
 
 
-def only_edges(query: Any, key: Any, options: dict[str, Any]) -> list[str]:
-    """The reason against what kernels of attention on a dense graph do not have; empty if the call wants none of it."""
-    wanted = [name for name in ("bias", "sender_gate", "edge_bias", "clamp") if options.get(name) is not None]
-    wanted += ["dropout"] if options.get("dropout") else []
-    wanted += ["return_lse"] if options.get("return_lse") else []
-    wanted += ["update='all'"] if options.get("update") == "all" else []
-    wanted += ["no edge"] if options.get("edge") is None else []
-    wanted += (
-        ["a gate or an edge_scale alone"]
-        if (options.get("gate") is None) != (options.get("edge_scale") is None)
-        else []
-    )
-    wanted += ["keys unlike queries"] if key.shape != query.shape else []
-    return [f"has no kernel with {', '.join(wanted)}"] if wanted else []
+def not_inside_torch_func(**options: bool) -> list[str]:
+    """The reason against what members of a vmapped batch could not share; empty if the call wants none of it."""
+    wanted = [name for name, is_wanted in options.items() if is_wanted]
+    if not wanted or torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+        return []
+    return [f"has no {' and '.join(wanted)} inside of torch.func"]

@@ -9,14 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ecore_kernels import edge_attention, use_backend
+from ecore_kernels import edge_attention
 from ecore_kernels.philox import philox, threshold
-
-
-@pytest.fixture
-def backend():
-    with use_backend("reference"):
-        yield "reference"
 
 
 def leaf(*shape: int) -> Tensor:

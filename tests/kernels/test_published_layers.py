@@ -6,17 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from ecore_kernels import edge_attention, use_backend
+from ecore_kernels import edge_attention
 
 pytestmark = pytest.mark.usefixtures("backend")
 
 BATCH, HEADS, NODES, DIM = 2, 3, 7, 4
-
-
-@pytest.fixture
-def backend():
-    with use_backend("reference"):
-        yield "reference"
 
 
 def leaf(*shape: int) -> Tensor:

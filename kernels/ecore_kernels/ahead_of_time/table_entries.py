@@ -6,7 +6,7 @@ The launchers themselves say what is launched: they run on ``meta`` tensors, and
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,8 +30,9 @@ class Entry(NamedTuple):
     head: int
     depth: int
     architecture: int
-    # "shared edge": edges that broadcast over batch and resolutions, with their gradient; "words": no others receive;
-    # "delta": what runs before a backward in ieee and float64, with its launch configuration
+    # "shared edge": edges that broadcast over batch and resolutions, with their gradient; "options": all that
+    # edge_attention takes beside edges and gates; "words": no others receive; "delta": what runs before a backward in
+    # ieee and float64, with its launch configuration
     variant: str = ""
 
     @property
@@ -72,6 +73,8 @@ def entries(architecture: int) -> list[Entry]:
                 found[entry._replace(variant="delta")] = None
             if kernel == "edge_attention_backward" and entry.head == PAPER_HEAD:
                 found[entry._replace(variant="shared edge")] = None
+            if operator == "edge_attention" and entry.head == PAPER_HEAD and architecture == SCARCEST:
+                found[entry._replace(variant="options")] = None
             is_the_papers = (operator, entry.head, depth) == ("graph_attention", PAPER_HEAD, PAPER_DEPTH)
             if is_the_papers and architecture == SCARCEST:
                 found[entry._replace(variant="words")] = None
@@ -131,13 +134,31 @@ def _edge_attention(
     edge = number(*((1, 1) if entry.variant == "shared edge" else (batch, resolutions)), nodes, nodes)
     neighbors = torch.empty(batch, resolutions, nodes, nodes, dtype=torch.bool, device="meta")
     factor = number(batch, resolutions, nodes)
-    inputs = rows(), rows(), rows(), edge, neighbors, factor
-    setting = launch.dot_precision(entry.arithmetic), "triton"
-    output, new_edge, saved = compute("edge_attention", "forward", (*inputs, scale, *setting))
+    inputs: tuple[Tensor | None, ...] = (
+        rows(),
+        rows(),
+        rows(),
+        edge,
+        neighbors,
+        None,
+        factor,
+        None,
+        None,
+        None,
+    )
+    numbers: tuple[Any, ...] = (scale, None, 0.0, False)
+    setting = (launch.dot_precision(entry.arithmetic), "triton")
+    if entry.variant == "options":
+        seed = torch.empty((), dtype=torch.int64, device="meta")
+        inputs = *inputs[:5], number(*edge.shape), factor, number(batch, resolutions, nodes), number(), seed
+        numbers = scale, (-5.0, 5.0), 0.1, True
+    output, new_edge, _, saved = compute("edge_attention", "forward", (*inputs, *numbers, False, *setting))
+    grad_lse = number(batch, resolutions, nodes) if entry.variant == "options" else None
+    needs = [x is not None for x in (*inputs[:4], *inputs[5:9])]
     compute(
         "edge_attention",
         "backward",
-        (output, new_edge, *inputs, output, saved, scale, [True] * 5, *setting),
+        (output, new_edge, grad_lse, *inputs, output, saved, *numbers, needs, *setting),
     )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ecore_kernels import native
 from ecore_kernels.native_kernels import otsu
-from ecore_kernels.refusals import no_gradient_to_words, only_edges
+from ecore_kernels.refusals import no_gradient_to_words, not_inside_torch_func
 
 TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Half precision is converted before and after: a CPU computes it in float32."""
@@ -182,11 +182,19 @@ def graph_arguments(
 
 
 def _edge_attention(
-    query: Any = None, key: Any = None, value: Any = None, edge: Any = None, *_: Any, **options: Any
+    query: Any = None,
+    key: Any = None,
+    value: Any = None,
+    *_: Any,
+    edge_bias: Any = None,
+    dropout: float = 0.0,
+    **__: Any,
 ) -> list[str]:
     if query is None:
         return why_not()
-    return why_not(query, key, value) + only_edges(query, key, {**options, "edge": edge})
+    return why_not(query, key, value) + not_inside_torch_func(
+        edge_bias=edge_bias is not None, dropout=dropout > 0.0
+    )
 
 
 def _graph_attention(

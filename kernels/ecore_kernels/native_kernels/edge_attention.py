@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ecore_kernels.layout import fill_lse, own_heads, sum_heads, sum_updated
 from ecore_kernels.native_kernels import (
     address,
     addresses,
@@ -18,36 +20,71 @@ from ecore_kernels.native_kernels import (
     repeatable,
     strides,
 )
+from ecore_kernels.philox import threshold
 
 
-def _laid_out(tensors: Sequence[Any], output: Tensor) -> Callable[..., None]:
+def _sizes(query: Tensor, key: Tensor, value: Tensor) -> tuple[int, ...]:
+    """B, H, Hk, Nq, Nk, d, dv."""
+    batch, heads, receivers, dim = query.shape
+    return batch, heads, key.shape[1], receivers, key.shape[2], dim, value.shape[3]
+
+
+def _laid_out(tensors: Sequence[Any], output: Tensor, more: tuple[Any, ...] | None) -> Callable[..., None]:
     """The forward kernel bound to the layout of its tensors: query, key, value, edge, neighbors."""
     query, key, value, edge, neighbors = tensors
     return kernel("bind_edge_attention_forward", query.dtype)(
-        (*query.shape, value.shape[3]), [strides(x) for x in (query, key, value)], _shared(edge), _shared(neighbors),
-        strides(output),
+        _sizes(query, key, value), [strides(x) for x in (query, key, value)], _shared(edge), _shared(neighbors),
+        strides(output), more,
     )  # fmt: skip
+
+
+def _more(
+    bias: Tensor | None,
+    sender_gate: Tensor | None,
+    edge_bias: Tensor | None,
+    seed: Tensor | None,
+    clamp: Sequence[float] | None,
+    dropout: float,
+    all_pairs: bool,
+) -> tuple[Any, ...] | None:
+    """What a call has beside edges, neighbours and a factor, as the extension takes it; None for nothing."""
+    if (bias, sender_gate, edge_bias, seed) == (None,) * 4 and not clamp and not all_pairs:
+        return None
+    least = threshold(dropout)
+    kept = (least, 1.0 / (1.0 - dropout)) if least < 2**32 else (2**32 - 1, 0.0)
+    addresses_of = address(sender_gate), address(edge_bias), address(seed)
+    low, high = clamp or (-math.inf, math.inf)
+    return _matrices(bias), addresses_of, (low, high), all_pairs, kept
 
 
 def forward(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    edge: Tensor,
+    edge: Tensor | None,
     neighbors: Tensor | None,
+    bias: Tensor | None,
     factor: Tensor | None,
+    sender_gate: Tensor | None,
+    edge_bias: Tensor | None,
+    seed: Tensor | None,
     scale: float,
+    clamp: Sequence[float] | None,
+    dropout: float,
+    all_pairs: bool,
+    with_lse: bool,
     precision: str,
     results: Sequence[Tensor],
 ) -> None:
     """Run the forward kernel."""
     tensors = [readable(x) for x in (query, key, value, edge, neighbors)]
-    factor = readable(factor)
-    output, new_edge, saved = results
-    _laid_out(tensors, output)(
+    bias, factor, sender_gate = (readable(x) for x in (bias, factor, sender_gate))
+    output, new_edge, lse, saved = results
+    _laid_out(tensors, output, _more(bias, sender_gate, edge_bias, seed, clamp, dropout, all_pairs))(
         addresses(tensors), [address(factor), 0], scale,
         addresses((output, None if factor is None else new_edge, saved)), torch.get_num_threads(),
     )  # fmt: skip
+    fill_lse(saved, lse)
 
 
 def bind(
@@ -58,48 +95,74 @@ def bind(
 ) -> Callable[..., tuple[Tensor, ...]] | None:
     """Bind :func:`forward` to the layout of its arguments: see :func:`ecore_kernels.native_kernels.repeatable`.
 
+    Only for calls with nothing but edges, neighbours and a gate.
+
     Returns:
         None where a tensor in this layout has to be copied. Without a gate the output is the only result.
     """
-    *tensors, gate, _, _ = arguments
+    tensors, gate = arguments[:5], arguments[6]
     if not lies_ready(tensors, gates, edge_scales):
         return None
     wanted = results[:1] if gate is None else results[:2]
-    return repeatable(_laid_out(tensors, results[0]), wanted, 3 - len(wanted))
+    return repeatable(_laid_out(tensors, results[0], None), wanted, 3 - len(wanted))
 
 
 def backward(
     grad_output: Tensor,
     grad_new_edge: Tensor | None,
+    grad_lse: Tensor | None,
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    edge: Tensor,
+    edge: Tensor | None,
     neighbors: Tensor | None,
+    bias: Tensor | None,
     factor: Tensor | None,
+    sender_gate: Tensor | None,
+    edge_bias: Tensor | None,
+    seed: Tensor | None,
     output: Tensor,
     saved: Tensor,
     scale: float,
+    clamp: Sequence[float] | None,
+    dropout: float,
+    all_pairs: bool,
     needs: list[bool],
     precision: str,
     results: Sequence[Tensor | None],
 ) -> None:
     """Run the backward kernel."""
-    batch, resolutions, nodes, dim = query.shape
-    *gradients, grad_edge, grad_factor = results
-    if grad_edge is not None and not batch * resolutions:
-        grad_edge.zero_()  # the kernel writes nothing of an empty batch, but what batches share has a gradient then too
-    groups = (batch, resolutions) if grad_edge is None else edge.shape[:2]
-    node_tensors = [readable(x) for x in (query, key, value)]
-    edge, neighbors, factor, grad_output, output, grad_new_edge = (
-        readable(x) for x in (edge, neighbors, factor, grad_output, output, grad_new_edge)
+    grad_query, grad_key, grad_value, grad_edge, grad_bias, grad_factor, grad_sender_gate, grad_edge_bias = (
+        results
     )
+    grad_new_edge = None if factor is None else grad_new_edge
+    sizes = _sizes(query, key, value)
+    if 0 in sizes[:5]:  # the kernel writes nothing then, but what an empty batch shares has a gradient too
+        for result in results:
+            if result is not None:
+                result.zero_()
+        return
+    of_key, of_value = own_heads(grad_key, query), own_heads(grad_value, query)
+    node_tensors = [readable(x) for x in (query, key, value)]
+    edge, neighbors, bias, factor, sender_gate, grad_output, output, grad_new_edge = (
+        readable(x) for x in (edge, neighbors, bias, factor, sender_gate, grad_output, output, grad_new_edge)
+    )
+    grad_lse = None if grad_lse is None else grad_lse.contiguous()
     kernel("edge_attention_backward", query.dtype)(
-        (batch, resolutions, nodes, dim, value.shape[3]), [heads(x) for x in node_tensors], _matrices(edge),
-        _matrices(neighbors), address(factor), scale, *_planes(saved), heads(output), heads(grad_output),
-        _matrices(grad_new_edge), [heads(x) for x in gradients], (address(grad_edge), *groups),
-        address(grad_factor), torch.get_num_threads(),
+        sizes, [heads(x) for x in node_tensors], _matrices(edge), _matrices(neighbors), address(factor), scale,
+        _more(bias, sender_gate, edge_bias, seed, clamp, dropout, all_pairs), *_planes(saved), heads(output),
+        heads(grad_output), _matrices(grad_new_edge), address(grad_lse),
+        [heads(x) for x in (grad_query, of_key, of_value)], _gradient(grad_edge), _gradient(grad_bias),
+        address(grad_factor), address(grad_sender_gate), torch.get_num_threads(),
     )  # fmt: skip
+    sum_heads(of_key, grad_key)
+    sum_heads(of_value, grad_value)
+    sum_updated(grad_new_edge, None if all_pairs else neighbors, grad_edge_bias)
+
+
+def _gradient(matrices: Tensor | None) -> tuple[int, int, int]:
+    """A gradient [B or 1, H or 1, Nq, Nk] as the extension takes it."""
+    return (0, 1, 1) if matrices is None else (address(matrices), *matrices.shape[:2])
 
 
 def _shared(tensor: Tensor | None) -> tuple[int, int, int, int]:

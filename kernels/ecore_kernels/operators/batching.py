@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -86,12 +86,12 @@ def one_by_one(operator: Callable[..., list[Tensor]]) -> Callable[..., Any]:
 
 
 def _folded(
-    fold: Fold, schema: Any, dims: Sequence[Any], arguments: Sequence[Any], apart: str | None
+    fold: Fold, schema: Any, dims: Sequence[Any], arguments: Sequence[Any], apart: Collection[str]
 ) -> list[Any]:
     """The arguments of a registered operator, folded.
 
     Args:
-        apart: name of the argument of which every member of the batch gets its own.
+        apart: names of the arguments of which every member of the batch gets its own.
     """
 
     def folded(of: Any, value: Any, dim: Any) -> Any:
@@ -100,22 +100,22 @@ def _folded(
         if not isinstance(value, Tensor):
             return value
         if of.name == "correlation":
-            return fold.correlation(value, dim, of.name == apart)
-        if of.name in ("edge", "neighbors"):
-            return fold.spread(value, dim, of.name == apart)
+            return fold.correlation(value, dim, of.name in apart)
+        if of.name in ("edge", "neighbors", "bias"):
+            return fold.spread(value, dim, of.name in apart)
         return fold.fold_saved(value, dim) if of.name == "saved" else fold.fold(value, dim)
 
     return [folded(*each) for each in zip(schema.arguments, arguments, dims, strict=True)]
 
 
-def register(operator: str, shared: str, place: int, saved_as_a_whole: bool = False) -> None:
+def register(operator: str, shared: Mapping[str, int], saved_as_a_whole: bool = False) -> None:
     """Give both registered operators of ``operator`` their rules.
 
     The first argument of each has a batch.
 
     Args:
-        shared: name of the argument that members of a batch may share.
-        place: the one of its gradient among the gradients.
+        shared: names of the arguments that members of a batch may share, and of each the place of its gradient among
+            the gradients.
         saved_as_a_whole: what the forward leaves belongs to its batch as a whole, and cannot be repeated.
     """
     names = f"fused_{operator}", f"fused_{operator}_backward"
@@ -126,18 +126,19 @@ def register(operator: str, shared: str, place: int, saved_as_a_whole: bool = Fa
     def forward_rule(info: Any, dims: Sequence[Any], *arguments: Any) -> Any:
         fold = Fold(info.batch_size, batch_of(arguments[0], dims[0]))
         axes = tuple(1 if of.name == "saved" else 0 for of in forward.returns)
-        results = run_forward(*_folded(fold, forward, dims, arguments, None))
+        results = run_forward(*_folded(fold, forward, dims, arguments, ()))
         return tuple(map(fold.unfold, results, axes)), axes
 
     def backward_rule(info: Any, dims: Sequence[Any], *arguments: Any) -> Any:
         if saved_as_a_whole and dims[at["saved"]] is None:
             return one_by_one(run_backward)(info, dims, *arguments)
         fold = Fold(info.batch_size, batch_of(arguments[0], dims[0]))
-        needs, value, dim = arguments[at["needs"]], arguments[at[shared]], dims[at[shared]]
-        gradients = run_backward(*_folded(fold, backward, dims, arguments, shared if needs[place] else None))
+        needs = arguments[at["needs"]]
+        wanted = {name: place for name, place in shared.items() if needs[place]}
+        gradients = run_backward(*_folded(fold, backward, dims, arguments, wanted))
         unfolded = [fold.unfold(x) for x in gradients]
-        if needs[place]:
-            i = sum(needs[:place])
+        for name, place in wanted.items():
+            value, dim, i = arguments[at[name]], dims[at[name]], sum(needs[:place])
             without_batch = value.dim() - (dim is not None) < unfolded[i].dim() - 1
             if without_batch or batch_of(value, dim) == 1:
                 unfolded[i] = unfolded[i].sum(1, keepdim=not without_batch)

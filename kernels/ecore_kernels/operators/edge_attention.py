@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from ecore_kernels import backends, reference
-from ecore_kernels.dtypes import common_type, kernel_type, node_type, weight_type
-from ecore_kernels.layout import empty_rows, empty_saved
-from ecore_kernels.operators import batching, registration
+from ecore_kernels.dtypes import common_type
+from ecore_kernels.operators import registration
 from ecore_kernels.operators.checks import (
     check_floats,
     check_number,
@@ -20,7 +19,8 @@ from ecore_kernels.operators.checks import (
     check_shape,
     check_tensors,
 )
-from ecore_kernels.operators.history import EdgeUpdate, row_factor
+from ecore_kernels.operators.fused_edge_attention import fused_edge_attention
+from ecore_kernels.operators.history import row_factor
 from ecore_kernels.operators.plans import (
     Plan,
     bound_forward,
@@ -31,12 +31,9 @@ from ecore_kernels.operators.plans import (
     without_autocast,
 )
 
-# In plain PyTorch ------------------------------------------------------------------------------------------
-
-
 registration.library.define(
-    "edge_attention(Tensor query, Tensor key, Tensor value, Tensor? edge, Tensor? neighbors, Tensor? bias, "
-    "Tensor? gate, Tensor? edge_scale, Tensor? edge_bias, Tensor? sender_gate, Tensor? seed, float scale, "
+    "edge_attention(Tensor query, Tensor key, Tensor value, Tensor? edge, Tensor? neighbors, Tensor? gate, "
+    "Tensor? edge_scale, float scale, Tensor? bias, Tensor? edge_bias, Tensor? sender_gate, Tensor? seed, "
     "float[]? clamp, float dropout, bool all_pairs, bool with_lse) -> (Tensor, Tensor, Tensor)"
 )
 
@@ -48,162 +45,6 @@ def _composite(query: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
 # Composite: autograd, torch.func and torch.compile see through the operator to the PyTorch that it is made of.
 registration.library.impl("edge_attention", _composite, "CompositeImplicitAutograd")
 registration.library.impl("edge_attention", _composite, "FuncTorchBatchedDecomposition")
-
-
-# On fused kernels -------------------------------------------------------------------------------------------
-
-
-registration.library.define(
-    "fused_edge_attention(Tensor query, Tensor key, Tensor value, Tensor edge, Tensor? neighbors, Tensor? factor, "
-    "float scale, str precision, str backend) -> (Tensor output, Tensor new_edge, Tensor saved)"
-)
-registration.library.define(
-    "fused_edge_attention_backward(Tensor grad_output, Tensor? grad_new_edge, Tensor query, Tensor key, Tensor value, "
-    "Tensor edge, Tensor? neighbors, Tensor? factor, Tensor output, Tensor saved, float scale, bool[] needs, "
-    "str precision, str backend) -> Tensor[]"
-)
-
-
-def _results(query, key, value, edge, neighbors, factor, scale, precision):
-    """Allocate the results of the forward.
-
-    Args:
-        query, key: [B, K, N, d], value [B, K, N, dv], of one type.
-        edge: [B or 1, K or 1, N, N].
-        neighbors: bool, [B or 1, K or 1, N, N]; None for a complete graph.
-        factor: [B, K, N], what the updated edges of a receiver are multiplied by; None for no updated edges.
-        precision: "ieee" or "tf32", for float32 on a GPU.
-
-    Returns:
-        output: [B, K, N, dv], in the type of value.
-        new_edge: [B, K, N, N], 0 off the graph, float32 (float64 where query is); empty without ``factor``.
-        saved: [2, B, K, N], for the backward: every receiver's largest exponent to base 2, and one over the sum of its
-            softmax. The backends agree on neither where there is no neighbour.
-    """
-    batch, resolutions, nodes = query.shape[:3]
-    new_edge = (0,) if factor is None else (batch, resolutions, nodes, nodes)
-    return (
-        empty_rows(value, nodes, value.shape[3], value.dtype),
-        query.new_empty(new_edge, dtype=weight_type(query.dtype)),
-        empty_saved(query, 2),
-    )
-
-
-def _gradients(
-    grad_output,
-    grad_new_edge,
-    query,
-    key,
-    value,
-    edge,
-    neighbors,
-    factor,
-    output,
-    saved,
-    scale,
-    needs,
-    precision,
-):
-    """Allocate the results of the backward.
-
-    Args:
-        grad_output: the gradient of output, in its shape.
-        grad_new_edge: the gradient of new_edge, in its shape; None for 0, or where there is no factor.
-        output, saved: from the forward; the rest as it got them.
-        needs: which of the gradients below are wanted, in their order; for the others nothing is computed.
-
-    Returns:
-        gradients of query, key, value, edge (in its shape and type) and factor; None for those that are not needed.
-    """
-    gradients = [
-        empty_rows(query, query.shape[2], x.shape[3], x.dtype) if needed else None
-        for x, needed in zip((query, key, value), needs[:3], strict=True)
-    ]
-    gradients.append(edge.new_empty(edge.shape) if needs[3] else None)
-    gradients.append(saved.new_empty(query.shape[:3]) if needs[4] else None)
-    return gradients
-
-
-registration.register("edge_attention", "forward", _results)
-registration.register("edge_attention", "backward", _gradients)
-batching.register("edge_attention", "edge", place=3)
-
-
-def _forward(setting, tensors):
-    query, key, value, edge, factor, neighbors = tensors
-    arguments = (query, key, value, edge, neighbors, factor, *setting)
-    return registration.run("edge_attention", "forward", tensors, arguments)
-
-
-def _backward(setting, needs, gradients, tensors, kept):
-    scale, precision, backend = setting
-    query, key, value, edge, factor, neighbors = tensors
-    grad_output, grad_new_edge = gradients
-    if grad_output is None:
-        grad_output = torch.zeros_like(kept[0])
-    arguments = (
-        grad_output, None if factor is None else grad_new_edge, query, key, value, edge, neighbors, factor, *kept,
-        scale, list(needs[:5]), precision, backend,
-    )  # fmt: skip
-    return registration.run("edge_attention", "backward", (*gradients, *tensors), arguments)
-
-
-def _reference(setting, tensors):
-    scale, _, _ = setting
-    query, key, value, edge, factor, neighbors = tensors
-    output, new_edge, _ = reference.edge_attention(
-        query, key, value, edge, neighbors, None, factor, None, None, None, None, scale
-    )
-    return output, output.new_empty(0) if new_edge is None else new_edge
-
-
-registration.OPERATORS["edge_attention"] = registration.FusedOperator(
-    _forward,
-    _backward,
-    _reference,
-    2,
-    (0, 2),
-    lambda _: ["query", "key", "value", "edge", "factor", "neighbors"],
-)
-
-
-def _fused(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    edge: Any,
-    neighbors: Tensor | None,
-    factor: Tensor | None,
-    scale: float,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    """:func:`ecore_kernels.edge_attention` on a backend's fused kernels.
-
-    Args:
-        query, key, value: as there.
-        edge, neighbors: [1 or B, 1 or K, N, N]; a size of 1 is shared. No neighbors: the graph is complete.
-        factor: [B, K, N], gate * edge_scale; None for no new edges.
-        scale: factor on the scores.
-
-    Returns:
-        output [B, K, N, dv], in the type that values are multiplied in; new_edge [B, K, N, N], empty without
-        ``factor``.
-    """
-    nodes = [query, key, value]
-    kind = kernel_type(node_type(nodes, edge, factor), backend)
-    number = weight_type(kind)
-    output, new_edge, _ = registration.apply(
-        "edge_attention",
-        (scale, registration.precision(backend), backend),
-        *registration.apart(nodes, kind),
-        registration.as_type(edge, number),
-        None if factor is None else registration.as_type(factor, number),
-        neighbors,
-    )
-    return output, new_edge
-
-
-# The public function -----------------------------------------------------------------------------------------
 
 
 def edge_attention(
@@ -284,17 +125,11 @@ def edge_attention(
         neighbors = _broadcastable("neighbors", neighbors, full)
     if bias is not None:
         bias = _broadcastable("bias", bias, full)
-    if scale.__class__ is float and runs_at_once(plan):
-        if plan.bound is not None:
-            if gate is None:
-                return plan.bound((query, key, value, edge, neighbors), (), (), scale)[0], None
-            return plan.bound((query, key, value, edge, neighbors), (gate,), (edge_scale,), scale)
-        factor = None if gate is None else row_factor(((None, None, gate, edge_scale),))
-        arguments = (
-            query, key, value, edge, neighbors, factor, scale, registration.precision(plan.backend), plan.backend,
-        )  # fmt: skip
-        output, new_edge, _ = registration.compute("edge_attention", "forward", arguments)
-        return output, None if gate is None else new_edge
+    updated = gate is not None or edge_scale is not None or edge_bias is not None
+    if plan.bound is not None and scale.__class__ is float and runs_at_once(plan):
+        if gate is None:
+            return plan.bound((query, key, value, edge, neighbors), (), (), scale)[0], None
+        return plan.bound((query, key, value, edge, neighbors), (gate,), (edge_scale,), scale)
     kind, chosen = plan.autocast, plan.backend
     if kind is not None:
         query, key, value = (backends.autocast(x, kind) for x in (query, key, value))
@@ -308,15 +143,20 @@ def edge_attention(
                 for x in (edge_scale, edge_bias)
             )
             output, new_edge, lse = torch.ops.ecore_kernels.edge_attention(
-                query, key, value, edge, neighbors, bias, gate, edge_scale, edge_bias, sender_gate, drawn,
-                scale, clamp, dropout, update == "all", return_lse,
+                query, key, value, edge, neighbors, gate, edge_scale, scale, bias, edge_bias, sender_gate, drawn,
+                clamp, dropout, update == "all", return_lse,
             )  # fmt: skip
         else:
-            factor = None if gate is None else row_factor([EdgeUpdate(query, key, gate, edge_scale)])
-            output, new_edge = _fused(query, key, value, edge, neighbors, factor, scale, chosen)
+            factor = None
+            if updated:
+                ones = query.new_ones(query.shape[:3]) if gate is None else gate
+                factor = row_factor(((None, None, ones, 1.0 if edge_scale is None else edge_scale),))
+            output, new_edge, lse = fused_edge_attention(
+                query, key, value, edge, neighbors, bias, factor, sender_gate, edge_bias, drawn,
+                (scale, clamp, dropout, updated and update == "all", return_lse), chosen,
+            )  # fmt: skip
     if output.dtype is not plan.result:
         output = output.to(plan.result)
-    updated = gate is not None or edge_scale is not None or edge_bias is not None
     results = output, new_edge if updated else None
     return (*results, lse) if return_lse else results
 
@@ -441,12 +281,13 @@ def _plan(
     if chosen != "reference":
         check_one_device("edge_attention", query, key, value, edge, neighbors, gate, bias, sender_gate)
     as_they_are, bound = False, None
-    if kind is None:
+    plain = (bias, sender_gate, edge_bias, clamp) == (None,) * 4 and (dropout, return_lse) == (0.0, False)
+    if kind is None and plain and update == "neighbors" and (gate is None) == (edge_scale is None):
         as_they_are = takes_as_they_are(chosen, nodes, (edge, gate), (neighbors,), (edge_scale,))
     if as_they_are:
         full = (*query.shape[:3], key.shape[2])
-        shared = None if neighbors is None else _broadcastable("neighbors", neighbors, full)
-        arguments = (*nodes, _broadcastable("edge", edge, full), shared, gate, 1.0, "ieee")
+        shared = [None if x is None else _broadcastable("", x, full) for x in (edge, neighbors)]
+        arguments = (*nodes, *shared, None, gate, None, None, None, 1.0, None, 0.0, False, False, "ieee")
         bound = bound_forward("edge_attention", chosen, arguments, (gate,), (edge_scale,))
     return Plan(chosen, kind, common_type(*nodes), as_they_are, bound)
 

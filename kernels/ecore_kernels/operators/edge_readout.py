@@ -121,7 +121,7 @@ def _gradients(
 
 registration.register("edge_readout", "forward", _results)
 registration.register("edge_readout", "backward", _gradients)
-batching.register("edge_readout", "correlation", place=-1)
+batching.register("edge_readout", {"correlation": -1})
 
 
 class _Tensors(NamedTuple):

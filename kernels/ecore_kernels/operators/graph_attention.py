@@ -135,7 +135,7 @@ def _gradients(
 
 registration.register("graph_attention", "forward", _results)
 registration.register("graph_attention", "backward", _gradients)
-batching.register("graph_attention", "correlation", place=-1, saved_as_a_whole=True)
+batching.register("graph_attention", {"correlation": -1}, saved_as_a_whole=True)
 
 
 class _Tensors(NamedTuple):

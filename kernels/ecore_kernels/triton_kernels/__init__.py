@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ecore_kernels.dtypes import node_type
-from ecore_kernels.refusals import no_gradient_to_words, only_edges
+from ecore_kernels.refusals import no_gradient_to_words, not_inside_torch_func
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """True if Triton's interpreter replaces a GPU: it runs the kernels on CPU tensors, for tests."""
@@ -153,14 +153,18 @@ def _edge_attention(
     value: Any = None,
     edge: Any = None,
     *_: Any,
+    bias: Any = None,
     gate: Any = None,
-    **options: Any,
+    sender_gate: Any = None,
+    edge_bias: Any = None,
+    dropout: float = 0.0,
+    **__: Any,
 ) -> list[str]:
     if query is None:
         return why_not()
     nodes = [query, key, value]
-    refused = only_edges(query, key, {**options, "edge": edge, "gate": gate})
-    return why_not(*nodes, kind=node_type(nodes, edge, gate)) + refused
+    reasons = why_not(*nodes, kind=node_type(nodes, edge, bias, gate, sender_gate))
+    return reasons + not_inside_torch_func(edge_bias=edge_bias is not None, dropout=dropout > 0.0)
 
 
 def _graph_attention(

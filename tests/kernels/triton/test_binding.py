@@ -69,9 +69,14 @@ for depth in (0, 1):
     readout = mask, weight, correlation, emotions, *past_and_scale
     compute("edge_readout", "forward", (*readout, *setting))
     compute("edge_readout", "backward", (weight, torch.rand(B, P, P), *readout, needs[3:], *setting))
-dense = query, key, value, torch.rand(1, K, N, N), None, torch.rand(B, K, N)
-output, new_edge, saved = compute("edge_attention", "forward", (*dense, 0.1, *setting))
-compute("edge_attention", "backward", (output, new_edge, *dense, output, saved, 0.1, [True] * 5, *setting))
+edge, factor, sent, one = torch.rand(1, K, N, N), torch.rand(B, K, N), torch.rand(B, K, N), torch.rand(())
+for more in ((None, factor, None, None, None), (edge, factor, sent, one, torch.ones((), dtype=torch.int64))):
+    dense = query, key, value, edge, None, *more
+    numbers = 0.1, None if more[0] is None else (-1.0, 1.0), 0.5, more[0] is not None
+    output, new_edge, lse, saved = compute("edge_attention", "forward", (*dense, *numbers, True, *setting))
+    needs = [x is not None for x in (*dense[:4], *dense[5:9])]
+    backward = output, new_edge, lse, *dense, output, saved, *numbers, needs
+    compute("edge_attention", "backward", (*backward, *setting))
 """
 
 

@@ -104,10 +104,11 @@ def test_edge_attention(device, gated, layout):
     edge = random(1, 3, 5, 5, device=device)
     neighbors = torch.rand(2, 1, 5, 5, device=device) > 0.3
     factor = random(2, 3, 5, device=device) if gated else None
-    inputs = (query, key, value, edge, neighbors, factor)
-    output, new_edge, saved = check(OPERATORS.fused_edge_attention, (*inputs, 0.5, *SETTING))
-    gradients = torch.randn_like(output), torch.randn_like(new_edge) if gated else None
+    inputs = (query, key, value, edge, neighbors, None, factor, None, None, None)
+    numbers = (0.5, None, 0.0, False)
+    output, new_edge, _, saved = check(OPERATORS.fused_edge_attention, (*inputs, *numbers, False, *SETTING))
+    gradients = torch.randn_like(output), torch.randn_like(new_edge) if gated else None, None
     for wanted in (True, False):
-        needs = [True, True, True, wanted, gated]
-        arguments = (*gradients, *inputs, output, saved, 0.5, needs, *SETTING)
+        needs = [True, True, True, wanted, False, gated, False, False]
+        arguments = (*gradients, *inputs, output, saved, *numbers, needs, *SETTING)
         check(OPERATORS.fused_edge_attention_backward, arguments)

@@ -65,11 +65,13 @@ def make(
 
 def run(given, needs_edge=True):
     """Outputs and gradients of the kernels, by name."""
-    tensors = (given.query, given.key, given.value, given.edge, given.neighbors, given.factor)
-    output, new_edge, saved = edge_attention.forward(*tensors, given.scale, "ieee")
-    needs = [True, True, True, needs_edge, given.factor is not None]
+    nothing = (None,) * 3
+    tensors = (given.query, given.key, given.value, given.edge, given.neighbors, None, given.factor, *nothing)
+    numbers = (given.scale, None, 0.0, False)
+    output, new_edge, _, saved = edge_attention.forward(*tensors, *numbers, False, "ieee")
+    needs = [True, True, True, needs_edge, False, given.factor is not None, False, False]
     gradients = edge_attention.backward(
-        given.grad_output, given.grad_new_edge, *tensors, output, saved, given.scale, needs, "ieee"
+        given.grad_output, given.grad_new_edge, None, *tensors, output, saved, *numbers, needs, "ieee"
     )  # fmt: skip
     wanted = (*(["edge"] if needs_edge else []), *([] if given.factor is None else ["factor"]))
     results = dict(zip(("output", "query", "key", "value", *wanted), (output, *gradients), strict=True))

@@ -3,8 +3,8 @@
 With s = scale * q k^T and x = s * E: out = softmax over neighbours (x) v, new_edge = f * (E + x) (Eqs. 4 to 7), f one
 factor per receiver. What lies off the graph is never read: not an edge, nor a gradient of an updated edge.
 
-``edges`` has what forward and backward have in common, ``forward_kernel`` and ``backward_kernels`` the kernels,
-``launcher`` their launches.
+``edges`` has what forward and backward have in common, ``forward_kernel``, ``deltas_kernel`` and ``backward_kernel``
+the kernels, ``launcher`` their launches.
 """
 
 from __future__ import annotations

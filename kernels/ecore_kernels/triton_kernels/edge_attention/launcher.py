@@ -6,14 +6,24 @@ Arguments and results are those of ``_results`` and ``_gradients`` in :mod:`ecor
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
-from ecore_kernels.layout import dense_rows, laid_out_like
+from ecore_kernels.layout import (
+    dense_rows,
+    fill_lse,
+    laid_out_like,
+    own_heads,
+    sum_heads,
+    sum_updated,
+)
+from ecore_kernels.philox import threshold
 from ecore_kernels.triton_kernels import launch
-from ecore_kernels.triton_kernels.edge_attention.backward_kernels import _backward, _sum_deltas
+from ecore_kernels.triton_kernels.edge_attention.backward_kernel import _backward
+from ecore_kernels.triton_kernels.edge_attention.deltas_kernel import _sum_deltas
 from ecore_kernels.triton_kernels.edge_attention.forward_kernel import _forward
 
 
@@ -52,22 +62,52 @@ def _matrices(name: str, tensor: Tensor | None) -> dict[str, Tensor | int | None
     return {name: tensor, f"{name}_batch": batch, f"{name}_head": head, f"{name}_row": tensor.stride(2)}
 
 
+def _more(
+    bias: Tensor | None,
+    sender_gate: Tensor | None,
+    seed: Tensor | None,
+    clamp: Sequence[float] | None,
+    dropout: float,
+) -> dict[str, Any]:
+    """Kernel arguments: what both directions read beside nodes, edges and neighbours."""
+    low, high = clamp or (0.0, 0.0)
+    return {
+        **_matrices("bias", bias),
+        "sender_gate": None if sender_gate is None else sender_gate.contiguous(),
+        "seed": seed,
+        "low_bits": launch.bits(low),
+        "high_bits": launch.bits(high),
+        "CLAMP": bool(clamp),
+        "least_kept": threshold(dropout),
+        "kept_bits": launch.bits(1.0 / (1.0 - dropout) if dropout < 1.0 else 0.0),
+    }
+
+
 def forward(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    edge: Tensor,
+    edge: Tensor | None,
     neighbors: Tensor | None,
+    bias: Tensor | None,
     factor: Tensor | None,
+    sender_gate: Tensor | None,
+    edge_bias: Tensor | None,
+    seed: Tensor | None,
     scale: float,
+    clamp: Sequence[float] | None,
+    dropout: float,
+    all_pairs: bool,
+    with_lse: bool,
     precision: str,
     results: Sequence[Tensor],
 ) -> None:
     """Launch the forward kernel."""
-    batch, resolutions, nodes, _ = query.shape
-    output, new_edge, saved = results
-    query, value = dense_rows(query), dense_rows(value)
-    key = laid_out_like(key, query)
+    batch, heads, receivers, _ = query.shape
+    output, new_edge, lse, saved = results
+    if 0 in (batch, heads, receivers):
+        return
+    query, key, value = dense_rows(query), dense_rows(key), dense_rows(value)
     constants, options = _setting(query, value, precision, "forward")
     arguments = {
         "query": query,
@@ -75,52 +115,81 @@ def forward(
         "value": value,
         **_matrices("edge", edge),
         **_matrices("neighbors", _mask(neighbors, query)),
+        **_more(bias, sender_gate, seed, clamp, dropout),
+        "edge_bias": edge_bias,
         "factor": None if factor is None else factor.to(saved.dtype).contiguous(),
         "new_edge": None if factor is None else new_edge,
         "output": output,
         "saved": saved,
-        "plane": batch * resolutions * nodes,
-        "resolutions": resolutions,
-        "nodes": nodes,
-        **launch.strides(query=query, value=value, output=output),
+        "plane": batch * heads * receivers,
+        "heads": heads,
+        "group": heads // key.shape[1],
+        "receivers": receivers,
+        "senders": key.shape[2],
+        **launch.strides(query=query, key=key, value=value, output=output),
         "scale_bits": launch.bits(scale),
+        "ALL_PAIRS": all_pairs,
         **constants,
     }
-    programs = batch * resolutions * triton.cdiv(nodes, constants["BLOCK"])
+    programs = batch * heads * triton.cdiv(receivers, constants["BLOCK"])
     launch.launch(_forward, (programs,), arguments, options, query.device)
+    fill_lse(saved, lse)
 
 
 def backward(
     grad_output: Tensor,
     grad_new_edge: Tensor | None,
+    grad_lse: Tensor | None,
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    edge: Tensor,
+    edge: Tensor | None,
     neighbors: Tensor | None,
+    bias: Tensor | None,
     factor: Tensor | None,
+    sender_gate: Tensor | None,
+    edge_bias: Tensor | None,
+    seed: Tensor | None,
     output: Tensor,
     saved: Tensor,
     scale: float,
+    clamp: Sequence[float] | None,
+    dropout: float,
+    all_pairs: bool,
     needs: list[bool],
     precision: str,
     results: Sequence[Tensor | None],
 ) -> None:
     """Launch the backward kernel."""
-    batch, resolutions, nodes, _ = query.shape
-    grad_query, grad_key, grad_value, grad_edge, grad_factor = results
-    query, value = dense_rows(query), dense_rows(value)
-    key = laid_out_like(key, query)
+    batch, heads, receivers, _ = query.shape
+    senders = key.shape[2]
+    grad_query, grad_key, grad_value, grad_edge, grad_bias, grad_factor, grad_sender_gate, grad_edge_bias = (
+        results
+    )
+    grad_new_edge = None if factor is None else grad_new_edge
+    sum_updated(grad_new_edge, None if all_pairs else neighbors, grad_edge_bias)
+    query, key, value = dense_rows(query), dense_rows(key), dense_rows(value)
     grad_output = laid_out_like(grad_output, output)
     if grad_factor is not None and grad_new_edge is None:
         grad_factor.zero_()
         grad_factor = None
-    shared_edge = grad_edge is not None and edge.shape[:2] != query.shape[:2]
-    of_receivers = any(x is not None for x in (grad_query, grad_factor, None if shared_edge else grad_edge))
-    of_senders = grad_key is not None or grad_value is not None
+    if 0 in (batch, heads, receivers, senders):
+        for result in (grad_query, grad_key, grad_value, grad_edge, grad_bias, grad_factor, grad_sender_gate):
+            if result is not None:
+                result.zero_()
+        return
+    of_key, of_value = own_heads(grad_key, query), own_heads(grad_value, query)
+    of_bias = grad_bias
+    if grad_bias is not None and grad_bias.shape[:2] != query.shape[:2]:
+        of_bias = grad_bias.new_empty(batch, heads, receivers, senders)
+    shared_edge = grad_edge is not None and grad_edge.shape[:2] != query.shape[:2]
+    own_edge = None if shared_edge else grad_edge
+    of_receivers = any(x is not None for x in (grad_query, grad_factor, own_edge, grad_bias))
+    of_senders = any(x is not None for x in (grad_key, grad_value, grad_sender_gate))
     # Tensor cores' operands have lost more than a plain sum of dO O does.
     by_itself = launch.arithmetic_of(query.dtype, precision) in ("ieee", "float64")
-    needs_deltas = by_itself and any(x is not None for x in (grad_query, grad_key, grad_edge))
+    of_scores = grad_query, grad_key, grad_edge, grad_bias, grad_sender_gate
+    needs_deltas = by_itself and any(x is not None for x in of_scores)
     constants, options = _setting(query, value, precision, "backward")
     arguments = {
         "query": query,
@@ -128,43 +197,59 @@ def backward(
         "value": value,
         **_matrices("edge", edge),
         **_matrices("neighbors", _mask(neighbors, query)),
+        **_more(bias, sender_gate, seed, clamp, dropout),
         "factor": None if grad_new_edge is None or factor is None else factor.to(saved.dtype).contiguous(),
         "output": output,
         "grad_output": grad_output,
         **_matrices("grad_new_edge", grad_new_edge),
+        "grad_lse": None if grad_lse is None else grad_lse.contiguous(),
         "saved": saved,
         "deltas": torch.empty_like(saved[0]) if needs_deltas else None,
         "grad_query": grad_query,
-        "grad_key": grad_key,
-        "grad_value": grad_value,
+        "grad_key": of_key,
+        "grad_value": of_value,
         "grad_edge": grad_edge,
         "grad_factor": grad_factor,
-        "plane": batch * resolutions * nodes,
+        "grad_bias": of_bias,
+        "grad_sender_gate": grad_sender_gate,
+        "plane": batch * heads * receivers,
         "batches": batch,
-        "resolutions": resolutions,
-        "nodes": nodes,
-        "edge_batches": edge.shape[0],
-        "edge_resolutions": edge.shape[1],
+        "heads": heads,
+        "group": heads // key.shape[1],
+        "receivers": receivers,
+        "senders": senders,
+        "edge_batches": 1 if edge is None else edge.shape[0],
+        "edge_heads": 1 if edge is None else edge.shape[1],
         "zero": 0,
         **launch.strides(
             query=query,
+            key=key,
             value=value,
             output=output,
-            gradient=next((x for x in (grad_query, grad_key) if x is not None), query),
-            value_gradient=value if grad_value is None else grad_value,
+            gradient=query if grad_query is None else grad_query,
+            key_gradient=key if of_key is None else of_key,
+            value_gradient=value if of_value is None else of_value,
         ),
         "scale_bits": launch.bits(scale),
+        "ALL_PAIRS": all_pairs and grad_new_edge is not None,
         "SHARED_EDGE": shared_edge,
         "RECEIVERS": of_receivers,
         "SENDERS": of_senders,
         **constants,
     }
-    blocks = triton.cdiv(nodes, constants["BLOCK"])
+    pairs = batch * heads
+    receiver_blocks, sender_blocks = (triton.cdiv(size, constants["BLOCK"]) for size in (receivers, senders))
     if needs_deltas:
-        programs = batch * resolutions * blocks
+        programs = pairs * receiver_blocks
         launch.launch(_sum_deltas, (programs,), launch.taken(_sum_deltas, arguments), options, query.device)
-    programs = (of_receivers + of_senders) * batch * resolutions * blocks
-    if shared_edge:
-        programs += edge.shape[0] * edge.shape[1] * blocks * triton.cdiv(nodes, constants["SHARED_STEP"])
+    programs = pairs * (of_receivers * receiver_blocks + of_senders * sender_blocks)
+    if shared_edge and grad_edge is not None:
+        steps = triton.cdiv(senders, constants["SHARED_STEP"])
+        programs += grad_edge.shape[0] * grad_edge.shape[1] * receiver_blocks * steps
     if programs:
         launch.launch(_backward, (programs,), arguments, options, query.device)
+    sum_heads(of_key, grad_key)
+    sum_heads(of_value, grad_value)
+    if of_bias is not None and grad_bias is not None and of_bias is not grad_bias:
+        shared = [d for d in (0, 1) if grad_bias.shape[d] == 1]
+        torch.sum(of_bias, shared, keepdim=True, out=grad_bias)

@@ -1,0 +1,149 @@
+// Tiles of attention on any dense graph: packed senders, scratch memory, and what is loaded of a row. Included only by
+// edge_forward.h and edge_backward.h; see edge_attention.h.
+#pragma once
+
+#include "../philox.h"
+#include "kernels.h"
+#include "products.h"
+
+namespace ecore {
+namespace {
+
+// The senders of a head, packed.
+template <typename T>
+struct PackedNodes {
+  T* keys;          // across
+  T* value_across;  // backward: across
+  T* copy;          // forward: of values; backward: of keys
+  int64_t size;
+
+  PackedNodes(const EdgeHead<T>& head, bool backward, T* packed) {
+    const int64_t padded = rounded_up(head.senders, kChunk<T>);
+    Carver<T> carver(packed);
+    keys = carver.take(padded * head.dim);
+    value_across = backward ? carver.take(padded * head.value_dim) : nullptr;
+    copy = carver.take(copy_size<T>(head.senders, backward ? head.dim : head.value_dim));
+    size = carver.used();
+  }
+};
+
+template <typename T>
+int64_t edge_packed_size(const EdgeHead<T>& head, bool backward) {
+  return PackedNodes<T>(head, backward, nullptr).size;
+}
+
+template <typename T>
+void edge_pack(const EdgeHead<T>& head, bool backward, int64_t begin, int64_t end, T* packed) {
+  const PackedNodes<T> to(head, backward, packed);
+  pack_across(to.keys, head.key.data, head.key.stride, head.order, begin, end, head.dim);
+  if (backward)
+    pack_across(to.value_across, head.value.data, head.value.stride, head.order, begin, end, head.value_dim);
+  const int64_t width = backward ? head.dim : head.value_dim;
+  load_copy(to.copy + begin * padded_width<T>(width), backward ? head.key : head.value, head.order + begin, end - begin,
+            width);
+}
+
+template <typename T>
+struct EdgeScratch {
+  T* planes;       // scores; backward: then the gradient of attention
+  T* queries;      // backward: a copy
+  T* total;        // forward: output rows; backward: a copy of the gradients of queries
+  T* grad_output;  // backward: a copy
+  T* edges;        // of a row, padded
+  T* heard;        // of a row: 1 for neighbours, else 0
+  T* biases;       // these five of heads that are not plain: of a row, 0 without a bias
+  T* gates;        // of a row's senders, 1 without
+  T* updated;      // of a row: 1 for pairs whose edges are updated, else 0
+  T* kept;         // of a row: factors of the weights under dropout
+  T* grad_biases;  // backward: of a row, or a plane
+  T* new_edges;    // of a row: forward, their values; backward, their gradients
+  T* attention;    // backward: of a row
+  T* grad_edges;   // backward: of a row, or a plane
+  int64_t stride, plane_size, size;
+
+  EdgeScratch(const EdgeHead<T>& head, bool backward, T* scratch) {
+    stride = tile_stride<T>(head.senders);
+    plane_size = kTileRows * stride;
+    Carver<T> carver(scratch);
+    planes = carver.take((backward ? 2 : 1) * plane_size);
+    queries = backward ? carver.take(copy_size<T>(kTileRows, head.dim)) : nullptr;
+    total = carver.take(backward ? copy_size<T>(kTileRows, head.dim) : kTileRows * padded_width<T>(head.value_dim));
+    grad_output = backward ? carver.take(copy_size<T>(kTileRows, head.value_dim)) : nullptr;
+    edges = carver.take(stride);
+    heard = carver.take(stride);
+    const int64_t more = head.more.plain ? 0 : stride;
+    biases = carver.take(more);
+    gates = carver.take(more);
+    updated = carver.take(more);
+    kept = carver.take(more);
+    grad_biases = carver.take(backward && head.more.bias != nullptr ? plane_size : 0);
+    new_edges = carver.take(stride);
+    attention = backward ? carver.take(stride) : nullptr;
+    grad_edges = backward ? carver.take(plane_size) : nullptr;
+    size = carver.used();
+  }
+};
+
+template <typename T>
+int64_t edge_scratch(const EdgeHead<T>& head, bool backward) {
+  return EdgeScratch<T>(head, backward, nullptr).size;
+}
+
+// A row's edges and neighbours in the columns of a tile, padded to whole vectors with what is not heard; and of heads
+// that are not plain, what else there is.
+template <typename T>
+void load_edges(const EdgeHead<T>& head, int64_t row, int64_t start, int64_t columns, const EdgeScratch<T>& at) {
+  const int64_t padded = rounded_up(columns, kLanes<T>);
+  if (head.edge == nullptr) {
+    for (int64_t j = 0; j < columns; ++j) at.edges[j] = 1;
+  } else {
+    copy_row(at.edges, head.edge + row * head.edge_row + start, columns);
+  }
+  if (head.neighbors == nullptr) {
+    for (int64_t j = 0; j < columns; ++j) at.heard[j] = 1;
+  } else {
+    const uint8_t* const neighbors = head.neighbors + row * head.neighbors_row + start;
+    for (int64_t j = 0; j < columns; ++j) at.heard[j] = static_cast<T>(neighbors[j]);
+  }
+  for (int64_t j = columns; j < padded; ++j) at.edges[j] = at.heard[j] = 0;
+  const EdgeMore<T>& more = head.more;
+  if (more.plain) return;
+  for (int64_t j = 0; j < columns; ++j) {
+    at.biases[j] = more.bias == nullptr ? static_cast<T>(0) : more.bias[row * more.bias_row + start + j];
+    at.gates[j] = more.sender_gate == nullptr ? static_cast<T>(1) : more.sender_gate[start + j];
+    at.updated[j] = more.all_pairs ? static_cast<T>(1) : at.heard[j];
+  }
+  for (int64_t j = columns; j < padded; ++j) at.biases[j] = at.gates[j] = at.updated[j] = 0;
+  if (!more.drops) {
+    for (int64_t j = 0; j < padded; ++j) at.kept[j] = 1;
+    return;
+  }
+  for (int64_t j = 0; j < padded; ++j) {
+    const uint32_t word = philox(more.seed, static_cast<uint32_t>(start + j), static_cast<uint32_t>(row), more.pair, 0);
+    at.kept[j] = word >= more.least_kept ? more.kept_weight : static_cast<T>(0);
+  }
+}
+
+template <typename T>
+bool is_neighbor(const EdgeHead<T>& head, int64_t i, int64_t j) {
+  return head.neighbors == nullptr || head.neighbors[i * head.neighbors_row + j] != 0;
+}
+
+template <typename T>
+inline Vector<T> clamped(Vector<T> x, T low, T high) {  // NaN stays
+  x = x < splat(low) ? splat(low) : x;
+  return x > splat(high) ? splat(high) : x;
+}
+
+// Logarithms to base 2 of a softmax's terms, of the products of queries and keys in the vector at `j` of a row. Both
+// directions ask here.
+template <typename T>
+inline Vector<T> logit(const EdgeHead<T>& head, const EdgeScratch<T>& at, int64_t j, T whole_scale, Vector<T> product) {
+  using V = Vector<T>;
+  const V edge = load<V>(at.edges + j);
+  if (head.more.plain) return score<T>(whole_scale, product, edge);
+  const V of_edge = clamped<T>(whole_scale * product, head.more.low * kLog2E<T>, head.more.high * kLog2E<T>) * edge;
+  return multiply_add(load<V>(at.biases + j), splat(kLog2E<T>), of_edge * load<V>(at.gates + j));
+}
+}  // namespace
+}  // namespace ecore
