@@ -358,7 +358,8 @@ def parse_json(text: str | bytes, where: Path | str) -> Any:
     if isinstance(text, bytes):
         number = text[: _first_bad_byte(text)].count(b"\n") + 1
         text = _decoded(text, f"{where}:{number}" if isinstance(where, Path) else where, first=True)
-    text = text.removeprefix("\ufeff")
+    else:
+        text = text.removeprefix("\ufeff")
     try:
         value = _value(text)
     except json.JSONDecodeError as error:

@@ -1,7 +1,7 @@
 """The command line, ``ecore COMMAND ...``: flags in, one call of the library, lines and an exit code out.
 
-Exit codes: 0 done, 1 training diverged or memory ran out, 2 bad input (one line on stderr says what), 130
-interrupted.
+Exit codes: 0 done, 1 training diverged, memory ran out or a process that trains along is gone, 2 bad input (one line
+on stderr says what), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -71,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing it for every command
             return _fail("the GPU's memory is full; try a smaller --batch-size (and --accumulate)", 1)
+        if type(error).__name__ == "Parted":
+            return _fail(error, 1)
         if "DefaultCPUAllocator" in str(error):
             return _fail(
                 "memory is full; try a smaller --batch-size (and --accumulate), or a smaller model", 1

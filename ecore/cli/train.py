@@ -100,17 +100,18 @@ def run_train(arguments: argparse.Namespace) -> int:
     processes = None
     if distributed.launched():
         processes, where = distributed.join(where)
-    summary = train(
-        arguments.out,
-        data,
-        model_config,
-        training,
-        device=where,
-        resume=arguments.resume,
-        max_steps=arguments.max_steps if arguments.resume else None,
-        preset=arguments.preset or "paper",
-        processes=processes,
-    )
+    with distributed.parted():
+        summary = train(
+            arguments.out,
+            data,
+            model_config,
+            training,
+            device=where,
+            resume=arguments.resume,
+            max_steps=arguments.max_steps if arguments.resume else None,
+            preset=arguments.preset or "paper",
+            processes=processes,
+        )
     distributed.leave()
     if processes is not None and not processes.first:
         return 130 if summary["interrupted"] else 0

@@ -51,12 +51,15 @@ def load_vectors(
 def _from_npz(path: Path, ids: dict[str, int]) -> npt.NDArray[np.float32]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            words, vectors = arrays["words"], np.asarray(arrays["vectors"], dtype=np.float32)
+            # Of a member that is no array, NumPy returns the bytes.
+            words, vectors = np.asarray(arrays["words"]), np.asarray(arrays["vectors"], dtype=np.float32)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except Exception as error:  # a damaged header raises almost anything, SyntaxError among it
         reason = str(error).split("\n")[0]
         raise InputError(f"{path}: cannot be read ({reason}); expected arrays words and vectors") from None
+    if words.dtype.kind != "U":
+        raise InputError(f"{path}: words of type {words.dtype}; expected texts")
     if words.ndim != 1 or vectors.ndim != 2 or len(words) != len(vectors) or vectors.shape[1] > MOST_NUMBERS:
         raise InputError(f"{path}: words {words.shape} and vectors {vectors.shape}; expected [W] and [W, g]")
     rows = {ids[word]: i for i, word in reversed(list(enumerate(words.tolist()))) if word in ids}

@@ -8,7 +8,12 @@ they never make a GPU wait.
 from __future__ import annotations
 
 import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -16,6 +21,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ecore.errors import InputError
+
+BEAT, SILENT = 4.0, 40.0
+"""Seconds between a process's signs of life, and without any after which it counts as gone."""
+_AGAIN = "the last checkpoint is kept: start all of them again with --resume"
+
+
+class Parted(RuntimeError):
+    """Another process of the training is gone; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +97,64 @@ def join(device: str) -> tuple[Processes, torch.device]:
         torch.cuda.set_device(mine)
     dist.init_process_group("nccl" if mine.type == "cuda" else "gloo")
     group = dist.new_group(backend="gloo") if mine.type == "cuda" else dist.group.WORLD
-    return Processes(dist.get_rank(), dist.get_world_size(), group), mine
+    processes = Processes(dist.get_rank(), dist.get_world_size(), group)
+    if processes.count > 1:
+        threading.Thread(target=_watch, args=(processes,), daemon=True).start()
+    return processes, mine
+
+
+@contextmanager
+def parted() -> Iterator[None]:
+    """Make one kind of what torch raises where another process is gone.
+
+    Raises:
+        Parted: it is gone.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "/gloo/" in str(error):
+            raise Parted(f"another process of this training has ended; {_AGAIN}") from None
+        raise
+
+
+_left = threading.Event()
+
+
+def _watch(processes: Processes) -> None:
+    """End this process where another gives no sign of life: one on a host without power or network closes nothing.
+
+    Signs are counts in the store of ``torchrun``.
+    """
+    seen = dict.fromkeys(range(processes.count), (b"", time.monotonic()))
+    store, beats = None, 0
+    while not _left.wait(BEAT):
+        beats += 1
+        try:
+            if store is None:
+                address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+                store = dist.TCPStore(address, port, timeout=timedelta(seconds=BEAT), wait_for_workers=False)
+            store.set(_sign(processes.rank), str(beats))
+            for rank, (sign, _) in seen.items():
+                found = store.get(_sign(rank)) if store.check([_sign(rank)]) else b""
+                if found != sign:
+                    seen[rank] = found, time.monotonic()
+        except RuntimeError:  # the store's host may be the one that is gone
+            store = None
+        gone = [rank for rank, (_, since) in seen.items() if time.monotonic() - since > SILENT]
+        if gone and not _left.is_set():
+            which = min(gone) if len(gone) < processes.count else "0, or the network,"
+            words = f"no sign of life of process {which} in {SILENT:.0f} seconds; {_AGAIN}"
+            os.write(2, f"\necore: error: {words}\n".encode())
+            os._exit(1)
+
+
+def _sign(rank: int) -> str:
+    return f"ecore/sign-of-life/{rank}"
 
 
 def leave() -> None:
     """Part from the others; nothing where this process is alone."""
+    _left.set()
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -18,12 +18,11 @@ from collections.abc import Sequence
 # Children fork: they must find one thread.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-from tests.campaigns.disk import Disk
-from tests.campaigns.inputs import Inputs
-
 from tests.campaigns import campaign, forge
 from tests.campaigns.campaign import Campaign
+from tests.campaigns.disk import Disk
 from tests.campaigns.flip import Flip
+from tests.campaigns.inputs import Inputs
 from tests.campaigns.kill import Kill
 
 CAMPAIGNS: dict[str, type[Campaign]] = {kind.name: kind for kind in (Kill, Flip, Inputs, Disk)}
@@ -36,18 +35,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("campaign", choices=CAMPAIGNS)
+    parser.add_argument("campaign", choices=[*CAMPAIGNS, "all"])
     parser.add_argument("--cases", type=int, help="how many (default: the campaign's own)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--case", type=int, metavar="NUMBER", help="this one alone")
     arguments = parser.parse_args(argv)
-    kind = CAMPAIGNS[arguments.campaign]
-    cases = kind.cases if arguments.cases is None else arguments.cases
-    numbers = [*range(cases)] if arguments.case is None else [arguments.case]
+    chosen = [*CAMPAIGNS.values()] if arguments.campaign == "all" else [CAMPAIGNS[arguments.campaign]]
     forge.warm_up()
-    counts, faults = campaign.run(kind, arguments.seed, numbers)
-    print(f"\n{campaign.table(counts)}")
-    return int(bool(faults))
+    wrong = 0
+    for kind in chosen:
+        cases = kind.cases if arguments.cases is None else arguments.cases
+        numbers = [*range(cases)] if arguments.case is None else [arguments.case]
+        counts, faults = campaign.run(kind, arguments.seed, numbers)
+        print(
+            f"\n{kind.name}: seed {arguments.seed}, {len(numbers):,} cases\n{campaign.table(counts)}",
+            flush=True,
+        )
+        wrong += len(faults)
+    return int(wrong > 0)
 
 
 if __name__ == "__main__":

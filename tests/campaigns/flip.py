@@ -65,15 +65,16 @@ class Flip(Campaign):
 
     def make(self, root: Path) -> Material:
         made = super().make(root)
-        if importlib.util.find_spec("transformers") is not None:
-            material.make_backbone(made)
+        self.backbones = importlib.util.find_spec("transformers") is not None
         self.expected: dict[str, str] = {}
         return made
 
     def run(self, number: int, picks: random.Random, folder: Path) -> Verdict:
         damaged = picks.choice(["prepared", "run", "run", "gpt2-run"])
-        if not (self.material.root / damaged).exists():
+        if damaged == "gpt2-run" and not self.backbones:
             damaged = "run"
+        elif not (self.material.root / damaged).exists():
+            material.make_backbone(self.material)
         paths = sorted(
             path.relative_to(self.material.root)
             for path in (self.material.root / damaged).rglob("*")
@@ -96,7 +97,9 @@ class Flip(Campaign):
             self.expected[name] = found
         place = folder / "damaged"
         place.mkdir()
-        result, found = self._probe(PROBES[name], place, file, bytes(content), number % SUBPROCESS_EVERY == 0)
+        result, found = self._probe(
+            PROBES[name], place, file, bytes(content), (number + 1) % SUBPROCESS_EVERY == 0
+        )
         kind = (
             f"{damaged}: {re.sub(r'[0-9]{6}', 'N', file.name)}"
             if damaged != "prepared"

@@ -7,15 +7,18 @@ written.
 from __future__ import annotations
 
 import argparse
+import gzip
+import importlib.util
 import os
 import random
 import resource
 import shutil
 import signal
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.campaigns import endpoints, mutations
+from tests.campaigns import endpoints, material, mutations
 from tests.campaigns.campaign import Campaign, Verdict
 from tests.campaigns.endpoints import MODES, SECRET
 from tests.campaigns.forge import SUBPROCESS_EVERY, Child, Result, fault
@@ -160,21 +163,13 @@ class Inputs(Campaign):
     def make(self, root: Path) -> Material:
         self._port, self._server = endpoints.serve(root.parent)
         made = super().make(root)
-        import gzip
-        import zipfile
-
-        from tests.campaigns import material
-
         (root / "glove.txt.gz").write_bytes(gzip.compress(made.glove.read_bytes()))
         with zipfile.ZipFile(root / "glove.zip", "w") as archive:
             archive.write(made.glove, "glove.txt")
         (root / "answers.txt").write_text(f"{TEXT}\n/reset\nwe won.\n")
         (root / "loop").symlink_to("loop")
-        self.files = FILES
-        try:
-            material.make_backbone(made)
-        except ImportError:
-            self.files = [case for case in FILES if not case[0].startswith("gpt2")]
+        backbones = importlib.util.find_spec("transformers") is not None
+        self.files = [case for case in FILES if backbones or not case[0].startswith("gpt2")]
         return made
 
     def close(self) -> None:
@@ -188,7 +183,7 @@ class Inputs(Campaign):
         if number % 8 == 0 and number // 8 < len(MODES):
             return self._endpoint(number // 8, place)
         kind = picks.choices(["file", "flag", "path"], [6, 4, 1])[0]
-        new_process = number % SUBPROCESS_EVERY == 1
+        new_process = (number + 1) % SUBPROCESS_EVERY == 0
         if kind == "file":
             return self._file(picks, place, new_process)
         return self._flag(picks, place, kind, new_process)
@@ -196,6 +191,10 @@ class Inputs(Campaign):
     def _file(self, picks: random.Random, place: Path, new_process: bool) -> Verdict:
         name, what, argv = picks.choice(self.files)
         path = place / name
+        if name.startswith("gpt2"):
+            if not (self.material.root / "gpt2").exists():
+                material.make_backbone(self.material)
+            shutil.copytree(self.material.root / "gpt2", place / "gpt2", dirs_exist_ok=True)
         content = path.read_bytes()
         if what == "bytes" or picks.random() < 0.45:
             content = mutations.bytes_of(content, picks)

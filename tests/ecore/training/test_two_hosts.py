@@ -1,0 +1,159 @@
+"""Two hosts train as one process does; one that is killed ends the other, and the run goes on.
+
+The hosts are two network namespaces with a cable between them; a torchrun agent in each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ecore.training.journal import read_metrics
+from tests.ecore.training.test_distributed import FLAGS, ROOT, compare, python_path
+
+WITHIN = 60.0
+"""Seconds after one host's death in which the other has to end."""
+
+
+def ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[list[str]]:
+    """The names of two network namespaces, 10.77.0.1 and 10.77.0.2."""
+    if shutil.which("ip") is None or os.geteuid() != 0:
+        pytest.skip("making network namespaces needs the command ip and root")
+    names = [f"ecore-{uuid.uuid4().hex[:6]}" for _ in range(2)]
+    made: list[str] = []
+    try:
+        try:
+            for name in names:
+                ip("netns", "add", name)
+                made.append(name)
+            ip(
+                "link",
+                "add",
+                "ecore0",
+                "netns",
+                names[0],
+                "type",
+                "veth",
+                "peer",
+                "ecore0",
+                "netns",
+                names[1],
+            )
+            for number, name in enumerate(names, 1):
+                ip("-n", name, "addr", "add", f"10.77.0.{number}/24", "dev", "ecore0")
+                for device in ("ecore0", "lo"):
+                    ip("-n", name, "link", "set", device, "up")
+        except subprocess.CalledProcessError as error:
+            pytest.skip(f"network namespaces cannot be made here: {error.stderr.strip()}")
+        yield names
+    finally:
+        for name in made:
+            subprocess.run(["ip", "netns", "del", name], check=False)
+
+
+def start(hosts: list[str], rank: int, *command: str) -> subprocess.Popen[str]:
+    """Start a host's torchrun agent, as the head of a group of processes."""
+    agent = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+    where = ["--node-rank", str(rank), "--master-addr", "10.77.0.1", "--master-port", "29555"]
+    environment = {**python_path(), "GLOO_SOCKET_IFNAME": "ecore0", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        ["ip", "netns", "exec", hosts[rank], *agent, *where, "-m", "ecore", *command],
+        env=environment,
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def together(hosts: list[str], *command: str) -> None:
+    """Run a command on both hosts until it is done."""
+    agents = [start(hosts, rank, *command) for rank in range(2)]
+    try:
+        for agent in agents:
+            _, said = agent.communicate(timeout=300)
+            assert agent.returncode == 0, said
+    finally:
+        for agent in agents:
+            die(agent)
+
+
+def die(agent: subprocess.Popen[str]) -> None:
+    """Kill all of a host's processes at once, as a power cut does."""
+    children = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(agent.pid)], capture_output=True, text=True, check=False
+    ).stdout.split()
+    for pid in [str(agent.pid), *children]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGKILL)
+
+
+def train(prepared: Path, run: Path, *flags: str) -> list[str]:
+    return ["train", "--data", str(prepared), "--out", str(run), *FLAGS, *flags]
+
+
+def test_two_hosts_train_as_one_process(hosts, prepared_folder, tmp_path):
+    together(hosts, *train(prepared_folder, tmp_path / "two"))
+    alone = [sys.executable, "-m", "ecore", *train(prepared_folder, tmp_path / "one")]
+    subprocess.run(alone, env=python_path(), cwd=ROOT, check=True, capture_output=True, timeout=300)
+    compare(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.parametrize(
+    "victim, how, complaint",
+    [
+        (0, "killed", "another process of this training has ended; the last checkpoint is kept"),
+        (1, "killed", "another process of this training has ended; the last checkpoint is kept"),
+        (1, "cut off", r"no sign of life of process 1 in \d+ seconds; the last checkpoint is kept"),
+    ],
+)
+def test_a_host_that_is_lost_ends_the_other_and_the_run_goes_on(
+    hosts, prepared_folder, tmp_path, victim, how, complaint
+):
+    run = tmp_path / "run"
+    command = train(
+        prepared_folder, run, "--max-steps", "100000", "--checkpoint-every", "5", "--log-every", "1"
+    )
+    agents = [start(hosts, rank, *command) for rank in range(2)]
+    try:
+        deadline = time.monotonic() + 200
+        while not (run / "checkpoints.json").exists():
+            assert time.monotonic() < deadline
+            assert all(agent.poll() is None for agent in agents), agents[0].communicate()
+            time.sleep(0.1)
+        begin = time.monotonic()
+        if how == "killed":
+            die(agents[victim])
+        else:
+            ip("-n", hosts[victim], "link", "set", "ecore0", "down")
+        _, said = agents[1 - victim].communicate(timeout=120)
+        assert time.monotonic() - begin < WITHIN
+        assert agents[1 - victim].returncode != 0
+        told = [line for line in said.splitlines() if "ecore: error:" in line]
+        assert len(told) == 1, said
+        assert re.search(complaint, told[0])
+    finally:
+        for agent in agents:
+            die(agent)
+        ip("-n", hosts[victim], "link", "set", "ecore0", "up")
+    reached = read_metrics(run)[-1]["step"]
+    steps = str(reached + 3)
+    together(hosts, "train", "--out", str(run), "--resume", "--max-steps", steps, "--threads", "1")
+    assert read_metrics(run)[-1]["step"] == int(steps)
