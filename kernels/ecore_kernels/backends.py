@@ -217,7 +217,8 @@ def explain(operator: str | Callable[..., Any], *args: Any, **kwargs: Any) -> st
 
     Args:
         operator: an operator of this package or its name.
-        *args, **kwargs: the call's arguments; without any, the answer holds for this machine in general.
+        *args: the call's arguments; without any, the answer holds for this machine in general.
+        **kwargs: those given by name.
 
     Returns:
         One line a backend, for reading.
