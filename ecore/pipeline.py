@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import queue
+import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, overload
 
 import torch
+from torch import Tensor
 
+from ecore.data.batches import MAX_CONTEXT_WORDS
+from ecore.data.dialogues import Dialogue, is_dialogue, read_dialogue
+from ecore.data.text import tokenize
+from ecore.data.vocabulary import EOS
 from ecore.errors import InputError
 from ecore.generation.decoding import Decoding
-from ecore.generation.search import generate
+from ecore.generation.search import Watch, generate
 from ecore.model import pretrained
 from ecore.model.base import EmpatheticModel
+from ecore.model.edges import GraphEdges, graph_edges, has_graph
 from ecore.model.outputs import expect_finite
+from ecore.model.perceiver import Perceived, Perceiver
 
+BATCH = 64
+"""Dialogues that are answered or perceived at once."""
 _MODES = threading.Lock()
 """Held while a model changes between train and eval mode."""
 
@@ -28,10 +40,45 @@ class Reply(str):
         emotions: (name, probability) by falling probability: Softmax(h^m), Eq. 10. Empty where the model perceives
             none.
         relevant: names of the co-occurring emotions V', by falling attention h_emo; likewise.
+        context_length: words of the context that were read (subwords with a backbone).
+        length: words of the answer, likewise.
+        complete: whether the answer ended by itself, and not at ``max_length``.
     """
 
     emotions: list[tuple[str, float]]
     relevant: list[str]
+    context_length: int
+    length: int
+    complete: bool
+
+
+@dataclass(frozen=True)
+class Perception:
+    """The emotions perceived in one dialogue, and the graph that they come from; M words, P emotions.
+
+    Attributes:
+        emotions: (name, probability) by falling probability: Softmax(h^m), Eq. 10.
+        attention: (name, share) by falling share: Softmax(h_emo), by which the soft strategy guides (Eq. 13).
+        relevant: names of the co-occurring emotions V', by falling share; the hard strategy guides by them alone.
+        words: M, the graph's word nodes, ``[CLS]`` first.
+        names: P, the emotions in the order of the tensors below, which are None for a model without a graph.
+        word_edges: [M, P], what each word receives from each emotion, summed over resolutions.
+        emotion_edges: [P, P], weights by which the emotions' signals are aggregated: row i receives from column j.
+        before: [P], the sum of ``word_edges`` over words.
+        after: [P], h^g = ``emotion_edges`` ``before`` (Eq. 8).
+        perceived_before: [P], Softmax(h^m) were ``before`` in h^g's place.
+    """
+
+    emotions: list[tuple[str, float]]
+    attention: list[tuple[str, float]]
+    relevant: list[str]
+    words: tuple[str, ...]
+    names: tuple[str, ...]
+    word_edges: Tensor | None = None
+    emotion_edges: Tensor | None = None
+    before: Tensor | None = None
+    after: Tensor | None = None
+    perceived_before: Tensor | None = None
 
 
 class ECore:
@@ -93,39 +140,324 @@ class ECore:
                     self.model.train()
                     self._train_after = False
 
-    @torch.no_grad()
-    def respond(self, turns: Sequence[str], **decoding: Any) -> Reply:
-        """Answer a dialogue. Several threads may ask at once, whether the model is in train or in eval mode.
+    @overload
+    def respond(self, dialogue: Dialogue, **decoding: Any) -> Reply: ...
+
+    @overload
+    def respond(self, dialogue: Sequence[Dialogue], **decoding: Any) -> list[Reply]: ...
+
+    def respond(self, dialogue: Any, **decoding: Any) -> Reply | list[Reply]:
+        """Answer a dialogue, or each of a list. Several threads may ask at once, in train or eval mode.
 
         Args:
-            turns: what was said so far, the speaker first, then listener and speaker in turn.
+            dialogue: one text; or a list of turns, the speaker first, then listener and speaker in turn; or a list of
+                messages ``{"role": "user", "content": ...}``; or a list of dialogues that are lists themselves.
             **decoding: fields of :class:`ecore.generation.decoding.Decoding`, e.g. ``method="beam"``; default greedy.
+
+        Returns:
+            The answer; for a list of dialogues, the list of answers.
 
         Raises:
             InputError: no turn, an empty turn, a decoding option out of range, or values of the model that are not
                 finite.
         """
-        if isinstance(turns, str) or not turns:
-            raise InputError("respond: expected a list of turns with at least one")
-        for i, turn in enumerate(turns):
-            if not turn.strip():
-                raise InputError(f"respond: turn {i + 1} is empty")
-        model, settings = self.model, Decoding(**decoding)
-        batch = model.read([list(turns)]).to(model.device)
+        settings = Decoding(**decoding)
+        if is_dialogue(dialogue):
+            return self.answer([read_dialogue(dialogue, "respond")], settings)[0]
+        return self.answer(_dialogues(dialogue, "respond", dialogue_expected=True), settings)
+
+    def stream(self, dialogue: Dialogue, **decoding: Any) -> Generator[str, None, Reply]:
+        """Answer one dialogue word by word.
+
+        The words joined are the answer: each has the space before it. A beam search knows its words only at its end.
+        Whoever stops early (``close``, or a loop left) stops the model.
+
+        Args:
+            dialogue, **decoding: as for :meth:`respond`.
+
+        Returns:
+            An iterator over words; as a generator it returns the :class:`Reply`.
+
+        Raises:
+            InputError: as for :meth:`respond`.
+        """
+        return self._stream(read_dialogue(dialogue, "stream"), Decoding(**decoding))
+
+    def _stream(self, turns: list[str], settings: Decoding) -> Generator[str, None, Reply]:
+        heard: queue.SimpleQueue[tuple[list[str], Reply | BaseException | None]] = queue.SimpleQueue()
+        left = threading.Event()
+        words = WordStream(self.model.vocabulary)
+
+        def watch(rows: list[int], ids: list[int]) -> Collection[int]:
+            for word in ids:
+                heard.put((words.add(word), None))
+            return rows if left.is_set() else ()
+
+        def work() -> None:
+            try:
+                reply = self.answer([turns], settings, watch)[0]
+                heard.put((words.rest(reply), reply))
+            except BaseException as error:  # raised where the words are waited for
+                heard.put(([], error))
+
+        thread = threading.Thread(target=work, name="ecore stream", daemon=True)
+        thread.start()
+        try:
+            while True:
+                new_words, end = heard.get()
+                yield from new_words
+                if isinstance(end, BaseException):
+                    raise end
+                if end is not None:
+                    return end
+        finally:
+            left.set()
+            thread.join()
+
+    @torch.no_grad()
+    def answer(
+        self, contexts: Sequence[Sequence[str]], decoding: Decoding, watch: Watch | None = None
+    ) -> list[Reply]:
+        """Answer lists of turns, :data:`BATCH` at a time; :meth:`respond` reads other forms.
+
+        Args:
+            contexts: turns of each dialogue.
+            decoding: for all.
+            watch: see :func:`ecore.generation.search.generate`; its rows count through all ``contexts``.
+
+        Raises:
+            InputError: values of the model that are not finite.
+        """
+        replies: list[Reply] = []
         with self._evaluating():
-            encoding = model.encode(batch)
-            words = generate(model, batch, settings, encoding)[0]
-        reply = Reply(model.vocabulary.text(words))
-        reply.emotions, reply.relevant = [], []
-        perceived = encoding.perceived
-        if perceived is None:
-            return reply
-        # As lists, because every look at an element would wait for a GPU.
-        expect_finite(perceived.main_logits, "emotions perceived")
-        probability = perceived.main_logits[0].float().softmax(-1)
-        names, shares = model.vocabulary.emotions, probability.tolist()
-        reply.emotions = [(names[i], shares[i]) for i in probability.argsort(descending=True).tolist()]
-        relevant = perceived.relevant[0].tolist()
-        ranked = perceived.emotion_attention[0].argsort(descending=True).tolist()
-        reply.relevant = [names[i] for i in ranked if relevant[i]]
+            for begin in range(0, len(contexts), BATCH):
+                part = [list(turns) for turns in contexts[begin : begin + BATCH]]
+                replies += self._answer_batch(part, decoding, _shifted(watch, begin))
+        return replies
+
+    def _answer_batch(
+        self, contexts: list[list[str]], decoding: Decoding, watch: Watch | None
+    ) -> list[Reply]:
+        model = self.model
+        batch = model.read(contexts).to(model.device)
+        encoding = model.encode(batch)
+        answers = generate(model, batch, decoding, encoding, watch)
+        if encoding.perceived is None:
+            emotions = [Emotions([], [], []) for _ in contexts]
+        else:
+            emotions = _emotions(encoding.perceived, model.vocabulary.emotions)
+        replies = []
+        for words, read, perceived in zip(answers, batch.lengths.tolist(), emotions, strict=True):
+            reply = Reply(model.vocabulary.text(words))
+            reply.emotions, reply.relevant = perceived.emotions, perceived.relevant
+            reply.context_length, reply.length = read - 1, len(words)  # [CLS] is no word
+            reply.complete = len(words) < decoding.max_length
+            replies.append(reply)
+        return replies
+
+    @overload
+    def perceive(self, texts: str) -> Perception: ...
+
+    @overload
+    def perceive(self, texts: Sequence[Any]) -> list[Perception] | Perception: ...
+
+    @torch.no_grad()
+    def perceive(self, texts: Any) -> Perception | list[Perception]:
+        """Perceive emotions without answering. Several threads may ask at once.
+
+        Args:
+            texts: one text; or a list, each item of which is a text or a dialogue (a list of turns or of messages). A
+                list of messages is one dialogue.
+
+        Returns:
+            What is perceived in the text or dialogue; for a list, a list.
+
+        Raises:
+            InputError: as for :meth:`respond`; or the model perceives no emotions.
+        """
+        if self.model.perceiver is None:
+            raise InputError("perceive: the model perceives no emotions (--strategy none)")
+        # Texts in a list are a list of texts; messages in a list are one dialogue.
+        alone = isinstance(texts, str) or (is_dialogue(texts) and not isinstance(texts[0], str))
+        contexts = [read_dialogue(texts, "perceive")] if alone else _dialogues(texts, "perceive")
+        with self._evaluating():
+            batches = [contexts[i : i + BATCH] for i in range(0, len(contexts), BATCH)]
+            perceptions = [one for batch in batches for one in self._perceive_batch(batch)]
+        return perceptions[0] if alone else perceptions
+
+    def _perceive_batch(self, contexts: list[list[str]]) -> list[Perception]:
+        model, perceiver = self.model, self.model.perceiver
+        batch = model.read(contexts).to(model.device)
+        _, context = model.encode_words(batch)
+        assert context is not None  # a model with a perceiver gives it what to read
+        assert perceiver is not None
+        perceived = perceiver(context)
+        edges: GraphEdges | None = None
+        if isinstance(perceiver, Perceiver) and has_graph(model):
+            edges = GraphEdges(*(t.float().cpu() for t in graph_edges(perceiver, context, perceived)))
+        names = tuple(model.vocabulary.emotions)
+        perceptions = []
+        for row, (turns, emotions) in enumerate(zip(contexts, _emotions(perceived, names), strict=True)):
+            length = int(batch.lengths[row])
+            words = self._words(turns, batch.context[row, 1:length])
+            tensors = () if edges is None else (edges.word_edges[row, :length], *(t[row] for t in edges[1:]))
+            perceptions.append(Perception(*emotions, ("[CLS]", *words), names, *tensors))
+        return perceptions
+
+    def _words(self, turns: list[str], ids: Tensor) -> list[str]:
+        """Return the words that ``ids`` stand for, as written where the vocabulary does not have them."""
+        if self.model.config.backbone is not None:
+            return [self.model.vocabulary.text([i]) for i in ids.tolist()]
+        return [word for turn in turns for word in tokenize(turn)][-MAX_CONTEXT_WORDS:]
+
+    def to(self, device: str | torch.device) -> ECore:
+        """Move the model to ``device``; returns itself."""
+        self.model.to(device)
+        return self
+
+
+class Conversation:
+    """A dialogue with a model that keeps its turns.
+
+    Args:
+        model: answers.
+        **decoding: as for :meth:`ECore.respond`, for every answer.
+
+    Attributes:
+        turns: what was said so far, the user's first and then in turn.
+        replies: the model's turns, with their emotions.
+
+    Raises:
+        InputError: a decoding option out of range.
+    """
+
+    def __init__(self, model: ECore, **decoding: Any) -> None:
+        Decoding(**decoding)  # what is out of range should be said before anything is
+        self.model, self.decoding = model, decoding
+        self.turns: list[str] = []
+        self.replies: list[Reply] = []
+
+    def say(self, text: str) -> Reply:
+        """Say something and return the answer. Where that fails, nothing was said.
+
+        Raises:
+            InputError: as for :meth:`ECore.respond`.
+        """
+        reply = self.model.respond([*self.turns, text], **self.decoding)
+        self._keep(text, reply)
         return reply
+
+    def stream(self, text: str) -> Generator[str, None, Reply]:
+        """Say something and return the answer word by word, as :meth:`ECore.stream`; it is kept once it is complete.
+
+        Raises:
+            InputError: as for :meth:`ECore.respond`.
+        """
+        words = self.model.stream([*self.turns, text], **self.decoding)
+        return self._streamed(text, words)
+
+    def _streamed(self, text: str, words: Generator[str, None, Reply]) -> Generator[str, None, Reply]:
+        reply = yield from words
+        self._keep(text, reply)
+        return reply
+
+    def _keep(self, text: str, reply: Reply) -> None:
+        self.turns += [text, str(reply)]
+        self.replies.append(reply)
+
+    def undo(self) -> str | None:
+        """Take the last exchange back; returns what the user had said in it, None where there is nothing."""
+        if not self.replies:
+            return None
+        self.replies.pop()
+        text, _ = self.turns[-2:]
+        del self.turns[-2:]
+        return text
+
+    def reset(self) -> None:
+        """Forget all that was said."""
+        self.turns, self.replies = [], []
+
+
+class WordStream:
+    """An answer's text while it grows, handed out in whole words.
+
+    A word's text may depend on the next one (":" and ")" are a smiley, a subword goes on), so a word is handed out
+    when the next one has begun.
+    """
+
+    def __init__(self, vocabulary: Any) -> None:
+        self._vocabulary = vocabulary
+        self._ids: list[int] = []
+        self._sent = ""
+
+    def add(self, word: int) -> list[str]:
+        """Add a word's id; returns the words of the text that are complete now, each with the space before it."""
+        if word == EOS or (self._ids and self._ids[-1] == EOS):
+            return []
+        self._ids.append(word)
+        text = self._vocabulary.text(self._ids)
+        return self._send(text[: text.rfind(" ") + 1].rstrip())
+
+    def rest(self, answer: str) -> list[str]:
+        """Return the words of the complete ``answer`` that were not handed out yet."""
+        return self._send(answer)
+
+    def _send(self, text: str) -> list[str]:
+        new = text[len(self._sent) :]
+        self._sent += new
+        return re.findall(r"\s*\S+\s*$|\s*\S+", new)
+
+
+def _dialogues(values: Any, where: str, dialogue_expected: bool = False) -> list[list[str]]:
+    """Return the turns of each of a list of dialogues.
+
+    Raises:
+        InputError: it is no list, or a dialogue in it is none.
+    """
+    if not isinstance(values, Sequence) or isinstance(values, bytes | bytearray) or not values:
+        wanted = "a text, a list of turns or messages with at least one" if dialogue_expected else "a text"
+        raise InputError(f"{where}: expected {wanted}, or a list of dialogues")
+    return [read_dialogue(value, f"{where}: dialogue {i}") for i, value in enumerate(values, start=1)]
+
+
+def _shifted(watch: Watch | None, begin: int) -> Watch | None:
+    """Return ``watch`` for a batch whose row 0 is its row ``begin``."""
+    if watch is None or begin == 0:
+        return watch
+
+    def shifted(rows: list[int], words: list[int]) -> list[int]:
+        return [row - begin for row in watch([row + begin for row in rows], words)]
+
+    return shifted
+
+
+class Emotions(NamedTuple):
+    """The first fields of :class:`Perception`."""
+
+    emotions: list[tuple[str, float]]
+    attention: list[tuple[str, float]]
+    relevant: list[str]
+
+
+def _emotions(perceived: Perceived, names: Sequence[str]) -> list[Emotions]:
+    """Return the emotions of every context."""
+    expect_finite(perceived.main_logits, "emotions perceived")
+    expect_finite(perceived.emotion_attention, "emotions perceived")
+    # As lists, because every look at an element would wait for a GPU.
+    probabilities, attentions = (
+        logits.float().softmax(-1).tolist() for logits in (perceived.main_logits, perceived.emotion_attention)
+    )
+    relevant, by_name = perceived.relevant.tolist(), range(len(names))
+    found = []
+    for row, (probability, attention) in enumerate(zip(probabilities, attentions, strict=True)):
+        by_probability = sorted(by_name, key=probability.__getitem__, reverse=True)
+        by_attention = sorted(by_name, key=attention.__getitem__, reverse=True)
+        found.append(
+            Emotions(
+                [(names[i], probability[i]) for i in by_probability],
+                [(names[i], attention[i]) for i in by_attention],
+                [names[i] for i in by_attention if relevant[row][i]],
+            )
+        )
+    return found

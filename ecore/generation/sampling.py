@@ -15,10 +15,14 @@ NUCLEUS = 256
 
 
 def row_numbers(batch: Batch, decoding: Decoding) -> Tensor:
-    """Numbers in [0, 1), float64 [B, max_length]: a row's depend on the seed and the row's context words."""
-    seed = decoding.seed if decoding.seed is not None else int(torch.randint(2**62, ()))
+    """Numbers in [0, 1), float64 [B, max_length]: a row's depend on the seed and the row's context words.
+
+    Without a seed each row has its own from torch's generator, so that rows of one context differ.
+    """
+    count = len(batch.context)
+    seeds = [decoding.seed] * count if decoding.seed is not None else torch.randint(2**62, (count,)).tolist()
     rows = []
-    for words, length in zip(batch.context.tolist(), batch.lengths.tolist(), strict=True):
+    for seed, words, length in zip(seeds, batch.context.tolist(), batch.lengths.tolist(), strict=True):
         key = hashlib.blake2b(repr((seed, words[:length])).encode(), digest_size=7).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(key, "big"))
         rows.append(torch.rand(decoding.max_length, generator=generator, dtype=torch.float64))

@@ -8,7 +8,7 @@ off the scores before the softmax, so probabilities and beam scores are of the m
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -29,10 +29,18 @@ KEEP_ROWS = 0.75
 LOOK_EVERY = 8
 """On a GPU, words between two looks at which answers are done."""
 
+Watch = Callable[[list[int], list[int]], Collection[int]]
+"""Hears (rows, words) at each step: the answers in the making and the new word of each, EOS where it ends. Beam search
+has no words before its end: it gives (rows, []). Returns the rows that nobody waits for any more."""
+
 
 @torch.no_grad()
 def generate(
-    model: EmpatheticModel, batch: Batch, decoding: Decoding | None = None, encoding: Any = None
+    model: EmpatheticModel,
+    batch: Batch,
+    decoding: Decoding | None = None,
+    encoding: Any = None,
+    watch: Watch | None = None,
 ) -> list[list[int]]:
     """Answer every context of ``batch`` in at most ``decoding.max_length`` words.
 
@@ -47,9 +55,10 @@ def generate(
         batch: B contexts; the responses in it are not read.
         decoding: default greedy.
         encoding: ``model.encode(batch)`` where it is at hand already.
+        watch: hears every word as it is chosen, and may give answers up. On a GPU the host then waits for every word.
 
     Returns:
-        B lists of 1 to ``max_length`` word ids, none of them special.
+        B lists of 1 to ``max_length`` word ids, none of them special; less of an answer that was given up.
 
     Raises:
         InputError: the model's scores are not finite.
@@ -57,7 +66,7 @@ def generate(
     decoding = decoding or Decoding()
     encoding = model.encode(batch) if encoding is None else encoding
     with torch.inference_mode():
-        steps = _Steps(model, model.start(encoding, decoding.max_length), batch.context.device)
+        steps = _Steps(model, model.start(encoding, decoding.max_length), batch.context.device, watch)
         answers = _answers(steps, batch, decoding)
         expect_finite(torch.where(steps.usable, 0.0, math.nan), "scores of words")
     return answers
@@ -86,8 +95,11 @@ class _Steps:
         usable: no score so far was NaN or infinite.
     """
 
-    def __init__(self, model: EmpatheticModel, cache: Any, device: torch.device) -> None:
+    def __init__(
+        self, model: EmpatheticModel, cache: Any, device: torch.device, watch: Watch | None = None
+    ) -> None:
         self.model, self.cache, self.device = model, cache, device
+        self._watch = watch
         self.shrinks = True
         self.usable = torch.ones((), dtype=torch.bool, device=device)  # no look: it would wait for a GPU
         self._graph: cuda_graph.StepGraph | None = None
@@ -116,6 +128,13 @@ class _Steps:
     def looks(self, position: int) -> bool:
         """Return True if the search checks which answers are done after the word at ``position``."""
         return not self.waits or (position + 1) % LOOK_EVERY == 0
+
+    def given_up(self, rows: Tensor, words: Tensor | None = None) -> Tensor | None:
+        """Let the watcher hear ``words`` of ``rows``; bool [rows] where it gives some up, None where it does not."""
+        if self._watch is None:
+            return None
+        gone = self._watch(rows.tolist(), [] if words is None else words.tolist())
+        return torch.isin(rows, torch.tensor(sorted(gone), device=rows.device)) if gone else None
 
 
 def without_repeats(scores: Tensor, words: Tensor, length: int) -> Tensor:
@@ -159,6 +178,8 @@ def _word_by_word(
         scores = without_repeats(steps.scores(last, position), words[:, :position], decoding.no_repeat_ngram)
         chosen = choose(scores, rows, position)
         last = chosen if position == 0 else torch.where(last == EOS, EOS, chosen)
+        if (gone := steps.given_up(rows, last)) is not None:
+            last = last.masked_fill(gone, EOS)
         words[:, position] = last
         if not steps.looks(position):
             continue
@@ -222,6 +243,8 @@ def _beam_search(steps: _Steps, batch: int, decoding: Decoding) -> list[list[int
             continue
         flattering = max((position + 2) ** power, longest**power)
         running = totals.max(1).values / flattering > best
+        if (gone := steps.given_up(rows)) is not None:
+            running &= ~gone
         left = int(running.sum())
         if left == 0:
             break

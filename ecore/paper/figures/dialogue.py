@@ -13,7 +13,7 @@ import torch
 from ecore.data.batches import MAX_CONTEXT_WORDS
 from ecore.data.text import tokenize
 from ecore.errors import InputError
-from ecore.model.graph_network import EmotionAttention
+from ecore.model.edges import graph_edges, has_graph
 from ecore.model.perceiver import Perceiver
 from ecore.paper.figures.drawing import NotDrawn
 
@@ -79,33 +79,26 @@ def trace(model: EmpatheticModel, turns: Sequence[str], emotion: str | None = No
     if not tokens or not all(tokens):
         raise InputError("dialogue: expected at least one turn, and words in each")
     perceiver = model.perceiver
-    if not isinstance(perceiver, Perceiver) or "graph" in model.config.ablations:
+    if not isinstance(perceiver, Perceiver) or not has_graph(model):
         raise NotDrawn("the run has no emotion graph (--ablate graph or --strategy none)")
     model.eval()
     batch = model.read([list(turns)]).to(model.device)
     _, context = model.encode_words(batch)
     assert context is not None  # a model with a perceiver gives it what to read
-    assert not isinstance(perceiver.graph_network, EmotionAttention)
     perceived = perceiver(context)
-    assert perceived.global_signal is not None
-    graph = perceiver.emotion_graph(context)
-    first = perceiver.graph_network.perceive(context.words, context.emotions, graph, per_word=True)
-    edges = first.word_to_emotion  # [1, M, P]
-    before = edges.sum(1)  # [1, P]
-    # Emotions that hear nobody else: their aggregate is what they were before.
-    alone = torch.zeros_like(first.emotion_to_emotion)
-    unaided = perceiver.perceptron(before, alone, context.mean).main_logits
-    emotion_edges = perceiver.perceptron.aggregation(first.emotion_to_emotion)[0]
+    word_edges, emotion_edges, before, after, perceived_before = (
+        tensor[0].cpu().numpy() for tensor in graph_edges(perceiver, context, perceived)
+    )
     flat = [(word, i) for i, turn in enumerate(tokens) for word in turn][-MAX_CONTEXT_WORDS:]
     return Trace(
         words=("[CLS]", *(word for word, _ in flat)),
         turns=(-1, *(turn for _, turn in flat)),
         emotions=model.vocabulary.emotions,
-        word_edges=edges[0].cpu().numpy(),
-        emotion_edges=emotion_edges.cpu().numpy(),
-        before=before[0].cpu().numpy(),
-        after=perceived.global_signal[0].cpu().numpy(),
-        perceived_before=unaided[0].softmax(-1).cpu().numpy(),
+        word_edges=word_edges,
+        emotion_edges=emotion_edges,
+        before=before,
+        after=after,
+        perceived_before=perceived_before,
         perceived=perceived.main_logits[0].softmax(-1).cpu().numpy(),
         emotion=emotion,
     )

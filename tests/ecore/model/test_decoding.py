@@ -114,7 +114,7 @@ def test_respond(make):
     assert model.training
 
 
-@pytest.mark.parametrize("turns", [[], "word1", ["word1", "  "]])
+@pytest.mark.parametrize("turns", [[], "  ", ["word1", "  "]])
 def test_respond_refuses(make, turns):
     with pytest.raises(InputError, match="respond: "):
         pipeline.ECore(make.model()).respond(turns)
