@@ -261,7 +261,6 @@ class ECore:
     @overload
     def perceive(self, texts: Sequence[Any]) -> list[Perception] | Perception: ...
 
-    @torch.no_grad()
     def perceive(self, texts: Any) -> Perception | list[Perception]:
         """Perceive emotions without answering. Several threads may ask at once.
 
@@ -275,15 +274,28 @@ class ECore:
         Raises:
             InputError: as for :meth:`respond`; or the model perceives no emotions.
         """
-        if self.model.perceiver is None:
-            raise InputError("perceive: the model perceives no emotions (--strategy none)")
         # Texts in a list are a list of texts; messages in a list are one dialogue.
         alone = isinstance(texts, str) or (is_dialogue(texts) and not isinstance(texts[0], str))
         contexts = [read_dialogue(texts, "perceive")] if alone else _dialogues(texts, "perceive")
-        with self._evaluating():
-            batches = [contexts[i : i + BATCH] for i in range(0, len(contexts), BATCH)]
-            perceptions = [one for batch in batches for one in self._perceive_batch(batch)]
+        perceptions = self.perceive_contexts(contexts)
         return perceptions[0] if alone else perceptions
+
+    @torch.no_grad()
+    def perceive_contexts(self, contexts: Sequence[Sequence[str]]) -> list[Perception]:
+        """Perceive the emotions of lists of turns, :data:`BATCH` at a time; :meth:`perceive` reads other forms.
+
+        Raises:
+            InputError: the model perceives no emotions.
+        """
+        if self.model.perceiver is None:
+            raise InputError("perceive: the model perceives no emotions (--strategy none)")
+        perceptions: list[Perception] = []
+        with self._evaluating():
+            for begin in range(0, len(contexts), BATCH):
+                perceptions += self._perceive_batch(
+                    [list(turns) for turns in contexts[begin : begin + BATCH]]
+                )
+        return perceptions
 
     def _perceive_batch(self, contexts: list[list[str]]) -> list[Perception]:
         model, perceiver = self.model, self.model.perceiver
@@ -390,6 +402,11 @@ class WordStream:
         self._vocabulary = vocabulary
         self._ids: list[int] = []
         self._sent = ""
+
+    @property
+    def begun(self) -> bool:
+        """Whether a word was handed out."""
+        return bool(self._sent)
 
     def add(self, word: int) -> list[str]:
         """Add a word's id; returns the words of the text that are complete now, each with the space before it."""

@@ -61,6 +61,9 @@ RANGES = {
     "max_length": Range(1, 2**16),
     "no_repeat_ngram": Range(0, 2**16),
     "threads": Range(1, 1024),
+    "port": Range(0, 65535),
+    "wait_ms": Range(0.0, 10_000.0, "a number in [0, 10000]"),
+    "queue": Range(1, 10**6),
     "seed": Range(0, 2**63 - 1, "a number in [0, 2^63)"),
 }
 """Ranges by the name of the setting. One that is not here may be any finite number."""

@@ -7,27 +7,11 @@ import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from ecore.cli.common import add_decoding, add_device, decoding_options, device
+from ecore.cli.common import add_answering, decoding_options, load
 from ecore.errors import InputError
 
-if TYPE_CHECKING:
-    from ecore.pipeline import ECore
-
 SHOWN_EMOTIONS = 3
-
-
-def _add_decoding(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="RUN", help="folder made by `ecore train`")
-    add_decoding(parser)
-    add_device(parser)
-
-
-def _load(arguments: argparse.Namespace) -> ECore:
-    from ecore.pipeline import ECore
-
-    return ECore.from_pretrained(arguments.folder, arguments.checkpoint, device(arguments))
 
 
 def declare_generate(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +25,7 @@ def declare_generate(parser: argparse.ArgumentParser) -> None:
       ecore generate run --split test --out answers.jsonl
       ecore generate run --text "I got the job!" --method sample --top-p 0.9 --seed 1
     """
-    _add_decoding(parser)
+    add_answering(parser)
     parser.add_argument(
         "--text", action="append", metavar="TURN", help="one turn of the dialogue; repeat for more"
     )
@@ -63,7 +47,7 @@ def run_generate(arguments: argparse.Namespace) -> int:
     if arguments.text is not None:
         for flag in [f for f in ("data", "out", "limit") if getattr(arguments, f) is not None]:
             raise InputError(f"--{flag}: goes with --split, not with --text")
-        answering = _load(arguments)
+        answering = load(arguments)
         reply = answering.respond(arguments.text, **options)
         print(reply)
         if reply.emotions:
@@ -78,7 +62,7 @@ def run_generate(arguments: argparse.Namespace) -> int:
 
     folder = arguments.data or data_folder(arguments.folder)
     data = PreparedData.load(folder)
-    model = _load(arguments).model
+    model = load(arguments).model
     if data.vocabulary.fingerprint != model.vocabulary.fingerprint:
         raise InputError(f"{folder}: not the vocabulary that {arguments.folder} was trained with")
     records = write_predictions(
@@ -109,12 +93,12 @@ def declare_chat(parser: argparse.ArgumentParser) -> None:
       ecore chat run --method sample --top-p 0.9 --temperature 0.8
       printf 'I failed my exam.\\nI studied so hard.\\n' | ecore chat run
     """
-    _add_decoding(parser)
+    add_answering(parser)
 
 
 def run_chat(arguments: argparse.Namespace) -> int:
     options = decoding_options(arguments)
-    model = _load(arguments)
+    model = load(arguments)
     asks = sys.stdin.isatty()
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")  # a byte that is no text should not end the dialogue

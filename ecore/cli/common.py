@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ecore.config import PAPER_GRAPH, ModelConfig, add_arguments, overrides
 from ecore.errors import InputError
 from ecore.ranges import check_value
+
+if TYPE_CHECKING:
+    from ecore.pipeline import ECore
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
@@ -21,15 +25,6 @@ def add_decoding(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help="which weights")
     add_arguments(parser.add_argument_group("decoding"), Decoding)
-
-
-def decoding_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the fields of Decoding that the command line gave."""
-    from ecore.generation.decoding import Decoding
-
-    options = overrides(arguments, Decoding)
-    Decoding(**options)  # what is out of range should be said before a model is loaded
-    return options
 
 
 def check_graph_form(config: ModelConfig, given: Mapping[str, Any]) -> None:
@@ -56,3 +51,30 @@ def device(arguments: argparse.Namespace) -> str:
     if arguments.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return str(arguments.device)
+
+
+def add_answering(parser: argparse.ArgumentParser) -> None:
+    """Declare which model answers and how."""
+    parser.add_argument("folder", type=Path, metavar="RUN", help="folder made by `ecore train`")
+    add_decoding(parser)
+    add_device(parser)
+
+
+def decoding_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the decoding's settings that were given.
+
+    Raises:
+        InputError: one is out of range, which should be said before a model is loaded.
+    """
+    from ecore.generation.decoding import Decoding
+
+    options = overrides(arguments, Decoding)
+    Decoding(**options)
+    return options
+
+
+def load(arguments: argparse.Namespace) -> ECore:
+    """Return the model that the flags of :func:`add_answering` name."""
+    from ecore.pipeline import ECore
+
+    return ECore.from_pretrained(arguments.folder, arguments.checkpoint, device(arguments))

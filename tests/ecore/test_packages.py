@@ -26,6 +26,9 @@ OPTIONAL = (
     "scipy",
     "matplotlib",
     "transformers",
+    "fastapi",
+    "uvicorn",
+    "prometheus_client",
 )
 SCRIPT = """
 import importlib, pkgutil, sys
@@ -34,12 +37,14 @@ for name in {missing!r}:
     sys.modules[name] = None  # what Python takes for a package that is not there
 {work}
 """
-EVERY_MODULE = """
+OF_AN_EXTRA = ("ecore.serving.app", "ecore.serving.metrics", "ecore.serving.server")
+"""Modules that nothing imports before their extra's packages were looked for: a web framework reads their types."""
+EVERY_MODULE = f"""
 import benchmarks, ecore
 
 for package in (ecore, benchmarks):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-        if module.name != "ecore.__main__":  # which runs the command
+        if module.name not in {OF_AN_EXTRA!r} and module.name != "ecore.__main__":  # which runs the command
             importlib.import_module(module.name)
 """
 TRAIN = ("--preset", "tiny", "--max-steps", 4, "--dim", 12, "--feed-forward", 16, "--batch-size", 8)
@@ -169,6 +174,15 @@ def test_a_missing_package_is_one_line(missing, command, line, tmp_path):
     assert said.startswith(f"ecore: error: {line}")
     assert said.endswith(f"; pip install {missing[0]}")
     assert not (tmp_path / "prepared").exists()
+
+
+@pytest.mark.parametrize("missing", ["fastapi", "uvicorn", "prometheus_client"])
+def test_the_server_names_its_extra(bare, missing):
+    done = ecore((missing,), ("serve", bare[0] / "run"))
+    assert done.returncode == 2
+    (said,) = done.stderr.splitlines()
+    assert said.startswith(f"ecore: error: ecore serve needs the package {missing}, ")
+    assert said.endswith("; pip install 'ecore[serve]'")
 
 
 def test_labels_and_agreement_name_nltk_too(tmp_path):

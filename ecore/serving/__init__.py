@@ -1,0 +1,1 @@
+"""A model behind HTTP: requests (``protocol``), batched as they come (``batcher``), answered (``app``), ``server``."""
