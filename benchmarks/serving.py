@@ -178,7 +178,7 @@ def report(result: dict[str, Any]) -> str:
     ratio, reached = own["64"] / own["1"], result["clients"]["64"]["per_second"] / one
     lines.append(
         f"generation itself: {own['1']:.1f} answers/s one by one, {own['64']:.1f} by 64, {ratio:.2f} times; the "
-        f" server reaches {reached / ratio:.2f} of that"
+        f"server reaches {reached / ratio:.2f} of that"
     )
     if soaked := result.get("soak"):
         lines.append(

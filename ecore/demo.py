@@ -95,7 +95,8 @@ def run(
     check_operators(torch.device(device))
 
     print(
-        f"\nAll done in {time.perf_counter() - begin:.0f} s. Talk to the model:\n\n    ecore chat {run_folder}\n"
+        f"\nAll done in {time.perf_counter() - begin:.0f} s. Talk to the model, in the browser (pip install "
+        f"'ecore[web]') or here:\n\n    ecore web {run_folder}\n    ecore chat {run_folder}\n"
     )
     print("On real data (EmpatheticDialogues), from an empty folder:\n")
     print("    ecore prepare --download --data ed --out ed-prepared")

@@ -143,6 +143,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callab
     "generate": ("answer a dialogue, or a whole split", answers.declare_generate, answers.run_generate),
     "chat": ("talk with a model", answers.declare_chat, answers.run_chat),
     "export": ("write a run's model to a folder of its own", export.declare_export, export.run_export),
+    "web": ("talk with a model in the browser", serve.declare_web, serve.run_web),
     "serve": ("answer over HTTP, as OpenAI's chat completions", serve.declare_serve, serve.run_serve),
     "figures": ("draw a run's figures, as in the paper", figures.declare_figures, figures.run_figures),
     "human": (

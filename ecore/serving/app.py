@@ -1,13 +1,15 @@
-"""The server's HTTP: OpenAI's chat completions, emotions, health and metrics."""
+"""The server's HTTP: OpenAI's chat completions, emotions, health, metrics and the page."""
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hmac
+import importlib.resources
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -33,6 +35,20 @@ _LARGEST_READ = 64 * LARGEST_BODY
 """Bytes that are still read of a body that is too large, so that its sender gets to read the answer."""
 BODY_SECONDS = 15.0
 """Seconds that a body may take to arrive."""
+_PAGE = {
+    "/": ("index.html", "text/html; charset=utf-8"),
+    "/page.css": ("page.css", "text/css; charset=utf-8"),
+    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+}
+_PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+STRONGEST = 8
+"""Emotions whose edges are sent."""
 _KINDS = {401: "authentication_error", 429: "rate_limit_error", 500: "server_error", 503: "server_error"}
 
 
@@ -43,6 +59,7 @@ def create_app(
     decoding: Decoding,
     longest: int,
     token: str | None = None,
+    page: bool = False,
 ) -> FastAPI:
     """Return the application.
 
@@ -52,7 +69,8 @@ def create_app(
         settings: how requests are batched and bounded.
         decoding: what a request does not say.
         longest: words that an answer has at most.
-        token: what ``Authorization: Bearer`` must carry, but for ``/healthz``; None lets everybody in.
+        token: what ``Authorization: Bearer`` must carry, but for ``/healthz`` and the page; None lets everybody in.
+        page: serve the page for a browser, too.
     """
     metrics = Metrics()
     started = int(time.time())
@@ -139,11 +157,15 @@ def create_app(
 
     @app.post("/emotions", dependencies=private)
     async def emotions(request: Request) -> Any:
-        turns = read_emotions(await _body(request))
+        turns, edges = read_emotions(await _body(request))
         if model.model.perceiver is None:
             raise HTTPException(404, "the model perceives no emotions")
         seen = await _end(request, submitted(Job(turns, None)))
-        return _emotions(seen) | {"attention": _shares(seen.attention)}
+        answer = _emotions(seen) | {
+            "attention": _shares(seen.attention),
+            "strategy": model.model.config.strategy,
+        }
+        return answer | {"graph": _graph(seen)} if edges else answer
 
     @app.get("/healthz")
     async def healthz() -> Any:
@@ -153,7 +175,28 @@ def create_app(
     async def figures() -> Response:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
+    if page:
+
+        @app.get("/defaults", dependencies=private)
+        async def defaults() -> Any:
+            return dataclasses.asdict(decoding) | {"max_tokens": min(decoding.max_length, longest)}
+
+        _add_page(app)
     return app
+
+
+def _add_page(app: FastAPI) -> None:
+    """Serve the files of ``page/``; the browser may load and run nothing else."""
+
+    def served(content: bytes, media_type: str) -> Callable[[Request], Awaitable[Response]]:
+        async def answer(_: Request) -> Response:
+            return Response(content, media_type=media_type, headers=_PAGE_HEADERS)
+
+        return answer
+
+    folder = importlib.resources.files("ecore.serving") / "page"
+    for path, (name, media_type) in _PAGE.items():
+        app.add_route(path, served((folder / name).read_bytes(), media_type), methods=["GET"])
 
 
 # Requests -------------------------------------------------------------------------------------------------------
@@ -266,6 +309,23 @@ def _usage(reply: Reply) -> dict[str, int]:
 
 def _emotions(seen: Reply | Perception) -> dict[str, Any]:
     return {"emotions": _shares(seen.emotions), "relevant": seen.relevant}
+
+
+def _graph(seen: Perception) -> dict[str, Any] | None:
+    """Return words' edges to the strongest emotions, and these before and after correlation; None without a graph."""
+    if seen.word_edges is None or seen.before is None or seen.after is None or seen.perceived_before is None:
+        return None
+    strongest = seen.emotions[:STRONGEST]
+    columns = [seen.names.index(name) for name, _ in strongest]
+    return {
+        "words": seen.words,
+        "emotions": [name for name, _ in strongest],
+        "word_edges": seen.word_edges[:, columns].tolist(),
+        "signal_before": seen.before[columns].tolist(),
+        "signal_after": seen.after[columns].tolist(),
+        "perceived_before": seen.perceived_before[columns].tolist(),
+        "perceived_after": [share for _, share in strongest],
+    }
 
 
 def _shares(shares: list[tuple[str, float]]) -> list[dict[str, Any]]:

@@ -88,8 +88,11 @@ def read_chat(body: Any, default: Decoding, longest: int = LONGEST) -> ChatReque
     )
 
 
-def read_emotions(body: Any) -> list[str]:
-    """Read the body of POST /emotions, ``{"text": TEXT}`` or ``{"messages": [...]}``; returns turns.
+def read_emotions(body: Any) -> tuple[list[str], bool]:
+    """Read the body of POST /emotions, ``{"text": TEXT}`` or ``{"messages": [...]}``, perhaps with ``"edges": true``.
+
+    Returns:
+        The dialogue's turns, and whether the graph's edges are wanted.
 
     Raises:
         InputError: one line that names the parameter and what was expected.
@@ -98,7 +101,8 @@ def read_emotions(body: Any) -> list[str]:
     text = _value(values, "text", str)
     if (text is None) == ("messages" not in values):
         raise InputError("expected either text or messages")
-    return _messages(values) if text is None else _bounded(read_dialogue(text, "text"), "text")
+    turns = _messages(values) if text is None else _bounded(read_dialogue(text, "text"), "text")
+    return turns, bool(_value(values, "edges", bool))
 
 
 def _object(body: Any) -> dict[str, Any]:

@@ -21,7 +21,14 @@ DRAIN_SECONDS = 30
 """Seconds that running answers get after SIGTERM or Ctrl-C."""
 
 
-def serve(model: ECore, name: str, settings: Serving, decoding: Decoding, token: str | None = None) -> None:
+def serve(
+    model: ECore,
+    name: str,
+    settings: Serving,
+    decoding: Decoding,
+    token: str | None = None,
+    page: bool = False,
+) -> None:
     """Serve ``model`` until SIGTERM or SIGINT, then answer what was asked before and return.
 
     Args:
@@ -30,6 +37,7 @@ def serve(model: ECore, name: str, settings: Serving, decoding: Decoding, token:
         settings: where to listen, how requests are batched and bounded.
         decoding: what a request does not say.
         token: what clients must send as ``Authorization: Bearer``; None lets everybody in.
+        page: serve the page for a browser, too.
 
     Raises:
         InputError: nothing can listen at the address, or the model cannot answer.
@@ -39,16 +47,14 @@ def serve(model: ECore, name: str, settings: Serving, decoding: Decoding, token:
     with listening(settings.host, settings.port) as listener:
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
-        print(
-            f"{name} answers at http://{shown}:{port}/v1 (OpenAI's chat completions); Ctrl-C stops it",
-            flush=True,
-        )
+        where = "/ (in a browser)" if page else "/v1 (OpenAI's chat completions)"
+        print(f"{name} answers at http://{shown}:{port}{where}; Ctrl-C stops it", flush=True)
         if token is None and not ipaddress.ip_address(host).is_loopback:
             print(
                 f"anybody who reaches {shown} may ask: ECORE_TOKEN sets a token", file=sys.stderr, flush=True
             )
         logging.getLogger("ecore").addHandler(logging.StreamHandler())
-        app = create_app(model, name, settings, decoding, longest, token)
+        app = create_app(model, name, settings, decoding, longest, token, page)
         server = uvicorn.Server(server_config(app))
         # uvicorn raises the signals again that ended it: then there is nothing left to do.
         for number in (signal.SIGINT, signal.SIGTERM):

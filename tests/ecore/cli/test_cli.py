@@ -22,7 +22,7 @@ from ecore.pipeline import ECore
 from ecore.training.journal import read_metrics
 
 COMMANDS = (
-    *("prepare", "train", "evaluate", "compare", "generate", "chat", "export", "serve"),
+    *("prepare", "train", "evaluate", "compare", "generate", "chat", "export", "web", "serve"),
     *("figures", "human", "reproduce", "annotate", "demo", "info"),
 )
 ROOT = Path(__file__).parents[3]

@@ -77,10 +77,13 @@ def serving(
     decoding: Decoding | None = None,
     token: str | None = None,
     longest: int = 256,
+    page: bool = False,
     **settings: Any,
 ) -> Iterator[Server]:
     """A server for ``model`` on a free port."""
-    app = create_app(model, "tiny", Serving(**settings), decoding or Decoding(max_length=8), longest, token)
+    app = create_app(
+        model, "tiny", Serving(**settings), decoding or Decoding(max_length=8), longest, token, page
+    )
     with listening("127.0.0.1", 0) as listener:
         server = uvicorn.Server(server_config(app))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

@@ -119,8 +119,17 @@ def test_of_a_long_dialogue_the_latest_turns_are_read():
 
 
 def test_emotions():
-    assert read_emotions({"text": "Hello."}) == ["Hello."]
-    assert read_emotions(HELLO) == ["Hello."]
-    for wrong in ({}, {"text": "a", **HELLO}, {"text": ""}, {"text": 3}, {"text": "x" * 20_000}, [], None):
+    assert read_emotions({"text": "Hello."}) == (["Hello."], False)
+    assert read_emotions(HELLO | {"edges": True}) == (["Hello."], True)
+    for wrong in (
+        {},
+        {"text": "a", **HELLO},
+        {"text": ""},
+        {"text": 3},
+        {"text": "x" * 20_000},
+        {"text": "a", "edges": 1},
+        [],
+        None,
+    ):
         with pytest.raises(InputError):
             read_emotions(wrong)
