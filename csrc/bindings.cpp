@@ -374,9 +374,12 @@ ecore::PerHead<T> per_head(const PerHeadTuple& tensor) {
   return {pointer<T>(address), row, head};
 }
 
-// Receivers, senders, heads, d, dv. Graph: sender, receiver, receiver_begin, by_receiver, sender_begin, by_sender.
+// Receivers, senders, heads, d, dv.
+using SparseSizes = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>;
+
+// Graph: sender, receiver, receiver_begin, by_receiver, sender_begin, by_sender.
 template <typename T>
-ecore::SparseAttention<T> sparse_attention(const SizesTuple& sizes, const Addresses& graph,
+ecore::SparseAttention<T> sparse_attention(const SparseSizes& sizes, const Addresses& graph,
                                            const std::vector<PerHeadTuple>& inputs, double scale, uintptr_t weight) {
   const auto [receivers, senders, head_count, dim, value_dim] = sizes;
   const auto index = [&](size_t i) { return pointer<const int64_t>(graph.at(i)); };
@@ -389,7 +392,7 @@ ecore::SparseAttention<T> sparse_attention(const SizesTuple& sizes, const Addres
 }
 
 template <typename T>
-void sparse_attention_forward(const SizesTuple& sizes, const Addresses& graph, const std::vector<PerHeadTuple>& inputs,
+void sparse_attention_forward(const SparseSizes& sizes, const Addresses& graph, const std::vector<PerHeadTuple>& inputs,
                               double scale, uintptr_t weight, uintptr_t output, int threads) {
   ecore::sparse_attention_forward(sparse_attention<T>(sizes, graph, inputs, scale, weight), pointer<T>(output),
                                   threads);
@@ -397,9 +400,10 @@ void sparse_attention_forward(const SizesTuple& sizes, const Addresses& graph, c
 
 // Gradients: query, key, value, edge, bias, key_scale, key_offset, value_offset.
 template <typename T>
-void sparse_attention_backward(const SizesTuple& sizes, const Addresses& graph, const std::vector<PerHeadTuple>& inputs,
-                               double scale, uintptr_t weight, const PerHeadTuple& grad_output, uintptr_t grad_score,
-                               const Addresses& gradients, int threads) {
+void sparse_attention_backward(const SparseSizes& sizes, const Addresses& graph,
+                               const std::vector<PerHeadTuple>& inputs, double scale, uintptr_t weight,
+                               const PerHeadTuple& grad_output, uintptr_t grad_score, const Addresses& gradients,
+                               int threads) {
   const auto to = [&](size_t i) { return pointer<T>(gradients.at(i)); };
   ecore::sparse_attention_backward(sparse_attention<T>(sizes, graph, inputs, scale, weight),
                                    per_head<const T>(grad_output), pointer<T>(grad_score),
