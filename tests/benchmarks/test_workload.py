@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from benchmarks import workload
+from ecore.config import PRESETS
 from ecore.data.batches import Widths
 from ecore.data.vocabulary import CLS, EOS, PAD
 
@@ -23,6 +26,14 @@ def test_made_up_batches_are_like_real_ones():
         assert ((batch.context != PAD).sum(1) == batch.lengths).all()
         assert ((batch.response == EOS).sum(1) == 1).all()
     assert workload.made_up_batch(2, 0, context=100)[0].context.shape == (2, 101)
+
+
+def test_the_papers_graph_is_measured_at_every_presets_sizes(monkeypatch):
+    """The released code's has no backends to compare."""
+    config, training = PRESETS["tiny"]
+    monkeypatch.setitem(PRESETS, "released", (replace(config, graph_form="released"), training))
+    monkeypatch.setattr(workload, "WORDS", 100)
+    assert workload.workload(None, "released", 2, 1).model().config == config
 
 
 def test_made_up_samples_are_the_batches(small):

@@ -39,17 +39,28 @@ def prepared(tmp_path_factory):
     return folder
 
 
-def planned(prepared, out, capsys, *what, flags=()):
+def planned(prepared, out, capsys, *what, flags=(), small=SMALL):
     """The commands that are printed: words of a training and of a scoring in turn."""
     assert (
-        main(["reproduce", *what, "--data", str(prepared), "--out", str(out), "--plan", *SMALL, *flags]) == 0
+        main(["reproduce", *what, "--data", str(prepared), "--out", str(out), "--plan", *small, *flags]) == 0
     )
     lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines() if line.startswith("ecore ")]
     assert [line[1] for line in lines] == ["train", "evaluate"] * (len(lines) // 2)
     return lines[::2], lines[1::2]
 
 
-def test_flags_make_the_very_settings(prepared, tmp_path, capsys, monkeypatch):
+FLAGS = {
+    "paper": (SMALL, ["--score-scale", "1", "--thresholds", "0", "0.15", "--dim", "24"]),
+    "released": (
+        [flag for flag in SMALL if flag != "--graph-norm"],
+        ["--graph-form", "released", "--no-emotion-table", "--correlation-prior", "2"],
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FLAGS)
+def test_flags_make_the_very_settings(prepared, tmp_path, capsys, monkeypatch, form):
+    small, flags = FLAGS[form]
     made, wanted = {}, {}
     commands = runs.commands
 
@@ -65,13 +76,15 @@ def test_flags_make_the_very_settings(prepared, tmp_path, capsys, monkeypatch):
             made.update({out: (model, training)}) or dict.fromkeys(("step", "max_steps", "best_step"), 4)
         ),
     )
-    flags = ["--score-scale", "1", "--thresholds", "0", "0.15", "--dim", "24"]
-    trainings, _ = planned(prepared, tmp_path / "out", capsys, "table1", "table4", "table8", flags=flags)
+    trainings, _ = planned(
+        prepared, tmp_path / "out", capsys, "table1", "table4", "table8", flags=flags, small=small
+    )
     for line in trainings:
         with pytest.raises(KeyError):  # what it says in the end, it asks of a summary that is none
             main(line[1:])
     assert len(made) == len(trainings) > 20
     assert made == wanted
+    assert {model.graph_form for model, _ in made.values()} == {form}
 
 
 def test_a_run_made_by_hand_counts_as_done(prepared, tmp_path, capsys):
