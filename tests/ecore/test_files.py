@@ -1,12 +1,26 @@
 """Files are whole or not there."""
 
+import errno
 import gzip
 import os
+import shutil
 
 import pytest
 
 from ecore.errors import InputError
-from ecore.files import atomic_path, numbered_lines, parse_json, read_json, write_json
+from ecore.files import (
+    atomic_path,
+    check_folder,
+    expect_file,
+    expect_folder,
+    expect_new_folder,
+    new_folder,
+    numbered_lines,
+    parse_json,
+    read_json,
+    seal_folder,
+    write_json,
+)
 
 
 def test_json_comes_back(tmp_path):
@@ -122,3 +136,108 @@ def test_lines_of_a_text(tmp_path):
     (tmp_path / "c.gz").write_bytes(b"not packed")
     with pytest.raises(InputError, match=r"c\.gz: cannot be read"):
         list(numbered_lines(tmp_path / "c.gz"))
+
+
+def test_links_are_followed_and_stay(tmp_path):
+    (tmp_path / "link").symlink_to("file.json")
+    write_json(tmp_path / "link", 1)
+    assert os.readlink(tmp_path / "link") == "file.json"
+    assert read_json(tmp_path / "file.json") == 1
+
+
+def test_errors_of_writing_name_the_file(tmp_path):
+    def fail(number, name):
+        with atomic_path(tmp_path / "a.bin") as temporary:
+            raise OSError(number, "No space left", *([str(temporary)] if name else []))
+
+    for number, name in ((errno.ENOSPC, True), (errno.ENOSPC, False)):
+        with pytest.raises(OSError, match="No space left") as error:
+            fail(number, name)
+        assert error.value.filename == str(tmp_path / "a.bin")
+    with pytest.raises(OSError, match="requested and 0 written") as error, atomic_path(tmp_path / "a.bin"):
+        raise OSError("4096 requested and 0 written")  # as NumPy says it
+    assert error.value.filename == str(tmp_path / "a.bin")
+    with pytest.raises(OSError) as error, atomic_path(tmp_path / "a.bin"):
+        os.stat("/nowhere/else")
+    assert error.value.filename == "/nowhere/else"
+
+
+@pytest.mark.parametrize("what", ["a folder", "a loop", "a pipe", "no folder around it"])
+def test_what_can_be_no_file(tmp_path, what):
+    path = tmp_path / "out"
+    if what == "a folder":
+        path.mkdir()
+    elif what == "a loop":
+        path.symlink_to("out")
+    elif what == "a pipe":
+        os.mkfifo(path)
+    else:
+        path = path / "deeper"
+    with pytest.raises(InputError, match=rf"^{path}: "):
+        expect_file(path)
+
+
+def test_folders_are_tried_without_being_made(tmp_path):
+    expect_folder(tmp_path / "new/deeper")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file/out: cannot be made a folder"):
+        expect_folder(tmp_path / "file/out")
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_new_folders(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    (tmp_path / "link").symlink_to("out")
+    for path in (out, tmp_path / "link"):  # first the link leads nowhere, then to an empty folder
+        if path != out:
+            out.mkdir()
+        expect_new_folder(path)
+        with new_folder(path) as folder:
+            (folder / "a").touch()
+        assert os.listdir(out) == ["a"]
+        with pytest.raises(InputError, match="exists already"):
+            expect_new_folder(path)
+        shutil.rmtree(out)
+    assert os.readlink(tmp_path / "link") == "out"
+
+    def fill():
+        with new_folder(out) as folder:
+            (folder / "a").touch()
+            raise OSError(errno.ENOSPC, "No space left", str(folder / "a"))
+
+    with pytest.raises(OSError, match="No space left") as error:
+        fill()
+    assert error.value.filename == str(out / "a")
+    assert os.listdir(tmp_path) == ["link"]
+    out.mkdir()
+
+    def refuse(source, target):  # as of mount points
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    monkeypatch.setattr("ecore.files.check_writable", lambda folder: None)
+    with pytest.raises(InputError, match=r"out: cannot be replaced .Device or resource busy"):
+        expect_new_folder(out)
+    assert sorted(os.listdir(tmp_path)) == ["link", "out"]
+
+
+def test_sealed_folders(tmp_path):
+    for name in ("a.json", "b.txt"):
+        (tmp_path / name).write_text(name)
+    check_folder(tmp_path)
+    seal_folder(tmp_path)
+    check_folder(tmp_path)
+    (tmp_path / "b.txt").write_text("b.txu")
+    with pytest.raises(InputError, match=r"b\.txt: damaged"):
+        check_folder(tmp_path)
+    (tmp_path / "b.txt").unlink()
+    with pytest.raises(InputError, match=r"b\.txt: no such file"):
+        check_folder(tmp_path)
+
+
+def test_one_byte_order_mark_is_no_part_of_a_text():
+    for text in ("\ufeff[1]", b"\xef\xbb\xbf[1]"):
+        assert parse_json(text, "x") == [1]
+    for text in ("\ufeff\ufeff[1]", b"\xef\xbb\xbf\xef\xbb\xbf[1]"):
+        with pytest.raises(InputError):
+            parse_json(text, "x")

@@ -408,3 +408,26 @@ def test_evaluate_multi_emotion(run, tmp_path, capsys):
     labels.write_text(json.dumps({"conv_id": "nobody", "emotions": ["afraid", "sad"]}) + "\n")
     assert cli.main(["evaluate", str(copied), "--multi-emotion", str(labels)]) == 2
     assert "labels.jsonl:1: no conversation 'nobody'" in capsys.readouterr().err
+
+
+def test_messages_hold_no_control_characters(capsys, tmp_path):
+    (tmp_path / "p.jsonl").write_text("\x1b[2J\x07 [\n")
+    (tmp_path / "\x1b[31m").mkdir()
+    line = refused(capsys, "evaluate", "--predictions", tmp_path / "\x1b[31m/none.jsonl")
+    assert line.isprintable()
+    assert "\\x1b[31m/none.jsonl: no such file" in line
+
+
+def test_what_is_no_text_is_refused(capsys):
+    assert "\\udcff: expected UTF-8" in refused(capsys, "info", os.fsdecode(b"\xff"))
+
+
+def test_errors_of_the_disk_name_the_file(capsys, monkeypatch, tmp_path):
+    def full(*arguments):
+        raise OSError(28, "No space left on device", str(tmp_path / "a"))
+
+    monkeypatch.setattr("ecore.evaluation.predictions.evaluate_file", full)
+    assert (
+        refused(capsys, "evaluate", "--predictions", "x")
+        == f"ecore: error: {tmp_path}/a: No space left on device"
+    )

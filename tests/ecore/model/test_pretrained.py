@@ -210,3 +210,18 @@ def test_tables_that_do_not_fit(make, vocabulary):
     other = Vocabulary((*vocabulary.words, "more"), vocabulary.emotions)
     with pytest.raises(InputError, match="word tables: expected 74 words as in the vocabulary, got 73"):
         ECore(ModelConfig(dim=12), other, make.tables(vocabulary))
+
+
+def test_a_run_keeps_its_settings(make, tmp_path):
+    model = make.model()
+    pretrained.save(model, tmp_path / "model")
+    pretrained.save(model, tmp_path / "model")  # a model's folder may be written again
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    text = json.dumps({**{k: v for k, v in config.items() if k != "checksum"}, "training": {}})
+    (tmp_path / "model/config.json").write_text(text)
+    with pytest.raises(InputError, match="holds a run, whose settings would be lost"):
+        pretrained.save(model, tmp_path / "model")
+    assert (tmp_path / "model/config.json").read_text() == text
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file: cannot be made a folder"):
+        pretrained.save(model, tmp_path / "file")

@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from ecore.model.pretrained import weights_file
+from ecore.training.distributed import Parted, parted
 from ecore.training.journal import read_metrics
 
 ROOT = Path(__file__).parents[3]
@@ -192,3 +194,19 @@ sys.exit(ecore.cli.main(["train", "--data", "nowhere" + os.environ["RANK"], "--o
     told = [line for line in result.stderr.splitlines() if line.startswith("ecore: error:")]
     assert len(told) == 1
     assert ("nowhere0" if fails == "both" else "nowhere1") in told[0]
+
+
+def test_another_process_that_is_gone_is_one_kind_of_error():
+    gloo = RuntimeError(
+        "[/x/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [10.0.0.1]:1"
+    )
+    for error in (gloo, torch.distributed.DistNetworkError("the store is gone")):
+        with (
+            pytest.raises(
+                Parted, match="another process of this training has ended; the last checkpoint is kept"
+            ),
+            parted(),
+        ):
+            raise error
+    with pytest.raises(RuntimeError, match=r"^a bug$"), parted():
+        raise RuntimeError("a bug")

@@ -22,6 +22,7 @@ import pytest
 from ecore.training.journal import read_metrics
 from tests.ecore.training.test_distributed import FLAGS, ROOT, compare, python_path
 
+pytestmark = pytest.mark.slow
 WITHIN = 60.0
 """Seconds after one host's death in which the other has to end."""
 

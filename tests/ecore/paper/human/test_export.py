@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -132,3 +133,20 @@ def test_the_command(files: dict[str, Path], tmp_path: Path, capsys: pytest.Capt
 def test_the_command_refuses(tmp_path: Path, given: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         command("export", *given, "--out", tmp_path / "study")
+
+
+def test_a_failed_export_can_be_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a = write(tmp_path / "a.jsonl", [record("Alpha", i) for i in range(4)])
+    with monkeypatch.context() as patched:
+
+        def full(path: Path, *arguments: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+        patched.setattr("ecore.paper.human.study.write_page", full)
+        with pytest.raises(OSError, match="No space left") as error:
+            export({"A": a}, tmp_path / "study", contexts=2, kind="rating")
+    assert error.value.filename == str(tmp_path / "study/rater-1/rating-1.html")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl"]
+    export({"A": a}, tmp_path / "study", contexts=2, kind="rating")
+    with pytest.raises(InputError, match="holds a study already"):
+        export({"A": a}, tmp_path / "study", contexts=2, kind="rating")

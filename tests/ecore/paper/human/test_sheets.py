@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -146,3 +147,50 @@ def test_no_key(study: Path, finished: dict[str, Path], tmp_path: Path) -> None:
             score(tmp_path, [finished["ab-1"]])
     with pytest.raises(InputError, match="at least one finished sheet"):
         score(study, [])
+
+
+KEY_DAMAGE = {
+    "a digit": lambda text: text.replace('"rater": 2', '"rater": 3', 1),
+    **{
+        name: lambda text, change=change: json.dumps(change(json.loads(text)))
+        for name, change in {
+            "systems is a list": lambda k: {**k, "systems": [*k["systems"]]},
+            "no systems": lambda k: {**k, "systems": {}},
+            "contexts is a number": lambda k: {**k, "contexts": 3},
+            "another context": lambda k: {**k, "contexts": {**k["contexts"], "x": {}}},
+            "sheets is null": lambda k: {**k, "sheets": None},
+            "a sheet is text": lambda k: {**k, "sheets": {**k["sheets"], "ab-1": "x"}},
+            "no kind": lambda k: {**k, "sheets": {**k["sheets"], "ab-1": {"rater": 1, "items": {}}}},
+            "no items": lambda k: {
+                **k,
+                "sheets": {**k["sheets"], "ab-1": {**k["sheets"]["ab-1"], "items": {}}},
+            },
+            **{
+                f"{part} is {value!r}": lambda k, part=part, value=value: _with_item(k, part, value)
+                for part, value in (
+                    *(("context", v) for v in (None, "1", 10**50, 1.0)),
+                    *(("systems", v) for v in (None, "Alpha", [], [[]], [["Nobody"], ["Alpha"]], [[1], [2]])),
+                    *(("sha256", v) for v in (None, [], ["x"] * 9)),
+                )
+            },
+        }.items()
+    },
+}
+
+
+def _with_item(key: dict, part: str, value: object) -> dict:
+    items = key["sheets"]["ab-1"]["items"]
+    items[next(iter(items))][part] = value
+    return key
+
+
+@pytest.mark.parametrize("name", KEY_DAMAGE)
+def test_a_key_that_is_none(name: str, study: Path, finished: dict[str, Path], tmp_path: Path) -> None:
+    text = (study / "key.json").read_text()
+    (tmp_path / "key.json").write_text(KEY_DAMAGE[name](text))
+    with pytest.raises(InputError, match=r"key\.json: .*(expected |damaged)"):
+        score(tmp_path, [finished["ab-1"], finished["rating-1"]])
+    (tmp_path / "key.json").write_text(
+        json.dumps({k: v for k, v in json.loads(text).items() if k != "checksum"})
+    )
+    assert score(tmp_path, [finished["ab-1"]]) == score(study, [finished["ab-1"]])  # as older ones
