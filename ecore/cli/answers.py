@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import io
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from ecore.cli.common import add_answering, decoding_options, load
+from ecore.cli.common import add_answering, decoding_options, load, shown
 from ecore.errors import InputError
-
-SHOWN_EMOTIONS = 3
 
 
 def declare_generate(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +46,7 @@ def run_generate(arguments: argparse.Namespace) -> int:
         reply = answering.respond(arguments.text, **options)
         print(reply)
         if reply.emotions:
-            print(f"perceived: {_perceived(reply.emotions)}")
+            print(f"perceived: {shown(reply.emotions)}")
         return 0
     if arguments.out is None:
         raise InputError("--out: expected a file for the answers of --split")
@@ -79,48 +74,30 @@ def run_generate(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _perceived(emotions: Sequence[tuple[str, float]]) -> str:
-    return ", ".join(f"{name} {100 * share:.0f} %" for name, share in emotions[:SHOWN_EMOTIONS])
-
-
 def declare_chat(parser: argparse.ArgumentParser) -> None:
     """Talk with a model; the emotions that it perceives stand beside each answer.
 
-    It remembers the dialogue. /reset forgets it; /quit, Ctrl-D or Ctrl-C leaves. Lines may come from a pipe.
+    It remembers the dialogue. Commands: /undo takes the last exchange back, /reset forgets the dialogue, /emotions
+    shows what was perceived in it, /method beam (or greedy, sample) changes how the next answers are found, /help
+    lists them; /quit, Ctrl-D or Ctrl-C leaves. Lines may come from a pipe.
 
     examples:
       ecore chat run
       ecore chat run --method sample --top-p 0.9 --temperature 0.8
-      printf 'I failed my exam.\\nI studied so hard.\\n' | ecore chat run
+      ecore chat run --transcript dialogue.jsonl
+      printf 'I failed my exam.\nI studied so hard.\n' | ecore chat run
     """
     add_answering(parser)
+    parser.add_argument(
+        "--transcript", type=Path, metavar="FILE", help="append every exchange to this file, a JSON line each"
+    )
 
 
 def run_chat(arguments: argparse.Namespace) -> int:
+    from ecore.cli.chat import Chat
+
     options = decoding_options(arguments)
-    model = load(arguments)
-    asks = sys.stdin.isatty()
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="replace")  # a byte that is no text should not end the dialogue
-    if asks:
-        print("Tell me about it. (/reset forgets the dialogue, /quit leaves.)")
-    turns: list[str] = []
-    try:
-        while True:
-            line = input("you: " if asks else "").strip()
-            if line == "/quit":
-                return 0
-            if line == "/reset":
-                turns = []
-                print("(forgotten)")
-            elif line.startswith("/"):
-                print("(commands: /reset, /quit)")
-            elif line:
-                reply = model.respond([*turns, line], **options)
-                turns += [line, str(reply)]
-                perceived = f"\n       [{_perceived(reply.emotions)}]" if reply.emotions else ""
-                print(f"ecore: {reply}{perceived}", flush=True)
-    except (EOFError, KeyboardInterrupt):
-        if asks:
-            print("\nGoodbye.")
-        return 0
+    if arguments.transcript is not None:
+        with arguments.transcript.open("a", encoding="utf-8"):
+            pass  # a file that cannot be written should be said before anything is
+    return Chat(load(arguments), options, arguments.transcript).run()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,8 @@ from ecore.ranges import check_value
 
 if TYPE_CHECKING:
     from ecore.pipeline import ECore
+
+SHOWN_EMOTIONS = 3
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
@@ -78,3 +80,8 @@ def load(arguments: argparse.Namespace) -> ECore:
     from ecore.pipeline import ECore
 
     return ECore.from_pretrained(arguments.folder, arguments.checkpoint, device(arguments))
+
+
+def shown(emotions: Sequence[tuple[str, float]], count: int = SHOWN_EMOTIONS) -> str:
+    """Return the strongest emotions in a line."""
+    return ", ".join(f"{name} {100 * share:.0f} %" for name, share in emotions[:count])
