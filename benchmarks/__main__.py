@@ -21,6 +21,7 @@ from ecore.errors import InputError
 QUESTIONS = {
     "otsu": "How fast is Otsu's split?",
     "operators": "How fast are the graph operators?",
+    "step_operators": "How fast are the parts of a step?",
     "training": "How fast is a training step?",
     "generation": "How fast is an answer?",
 }

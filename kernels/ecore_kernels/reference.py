@@ -241,7 +241,7 @@ def linear_cross_entropy(
 
 def dropped(x: Tensor, seed: Tensor | None, p: float) -> Tensor:
     """Dropout of x [rows, D] by the mask of :func:`ecore_kernels.philox.kept`; none without a seed."""
-    return x if seed is None else select(x * keep_scale(p), kept(seed, *x.shape, p, x.device))
+    return x if seed is None else select(x * keep_scale(p), kept(seed, x.shape[0], x.shape[1], p, x.device))
 
 
 def dropout_add_layer_norm(

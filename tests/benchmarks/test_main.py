@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from benchmarks import __main__ as all_of_them
-from benchmarks import harness, otsu
+from benchmarks import harness, otsu, step_operators
 from benchmarks.generation import __main__ as generation
 from benchmarks.operators import __main__ as operators
 
@@ -26,13 +26,14 @@ def test_failures_have_names_and_the_others_run(monkeypatch, capsys):
 
     monkeypatch.setattr(otsu, "main", ends("otsu", 2))  # as where the extension was not built
     monkeypatch.setattr(operators, "main", breaks)
+    monkeypatch.setattr(step_operators, "main", ends("step_operators", 0))
     monkeypatch.setitem(
         sys.modules, "benchmarks.training", None
     )  # as where a package of its imports is missing
     monkeypatch.setattr(generation, "main", ends("generation", 0))
     with pytest.raises(SystemExit) as stopped:
         all_of_them.main([])
-    assert ran == ["otsu", "operators", "generation"]
+    assert ran == ["otsu", "operators", "step_operators", "generation"]
     first, second, third = str(stopped.value.code).splitlines()
     assert first == "left out: otsu: it ended with 2"
     assert second == "left out: operators: FileNotFoundError: no such table"

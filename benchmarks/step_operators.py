@@ -1,0 +1,183 @@
+"""linear_cross_entropy and dropout_add_layer_norm, forward and backward, against plain and compiled PyTorch.
+
+    python -m benchmarks.step_operators [--device cpu|cuda] [--compiled] [--out FILE.json]
+
+Rivals do the same work: ``F.cross_entropy`` of ``F.linear`` on whole logits; ``F.dropout``, the sum and
+``F.layer_norm``. ``--compiled`` adds them through ``torch.compile``. A call is timed only after its loss, sum and
+gradients were those of the rival (dropout off: masks are drawn differently). Times are medians of interleaved
+measurements; memory is what a call allocates at most, beyond its inputs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks import harness
+from ecore_kernels import available_backends, dropout_add_layer_norm, linear_cross_entropy
+
+WORDS, VOCABULARY, WIDTH = (352, 1408), 23_714, 300
+"""Words of a batch of 16 responses and of 64; the paper's vocabulary and width."""
+ROWS = (800, 6400)
+SMOOTHING, DROPOUT = 0.1, 0.2
+TOLERANCE = 1e-4
+
+Function = Callable[..., tuple[Tensor, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One operator at one size.
+
+    Attributes:
+        inputs: its leaves, all asking for gradients.
+        ours: the operator on a backend; with ``exact`` without what rivals draw differently.
+        plain: the rival, likewise.
+        outputs: number of the first outputs that gradients come in for.
+    """
+
+    operator: str
+    rows: int
+    inputs: list[Tensor]
+    ours: Callable[[str, bool], Function]
+    plain: Callable[[bool], Function]
+    outputs: int
+
+
+def loss_case(words: int, device: str) -> Case:
+    """A batch's vocabulary loss."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((words, WIDTH), (VOCABULARY, WIDTH), (VOCABULARY,))
+    scales = (1.0, WIDTH**-0.5, 0.0)
+    inputs = [
+        (scale * torch.randn(shape, generator=generator)).to(device).requires_grad_()
+        for shape, scale in zip(shapes, scales, strict=True)
+    ]
+    target = torch.randint(1, VOCABULARY, (words,), generator=generator).to(device)
+
+    def ours(backend: str, exact: bool) -> Function:
+        return lambda *x: linear_cross_entropy(*x, target, label_smoothing=SMOOTHING, backend=backend)
+
+    def plain(exact: bool) -> Function:
+        return lambda *x: (F.cross_entropy(F.linear(*x), target, label_smoothing=SMOOTHING),)
+
+    return Case("linear_cross_entropy", words, inputs, ours, plain, 1)
+
+
+def norm_case(rows: int, device: str) -> Case:
+    """The end of a layer: rows of words."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((rows, WIDTH), (rows, WIDTH), (WIDTH,), (WIDTH,))
+    inputs = [torch.randn(s, generator=generator).to(device).requires_grad_() for s in shapes]
+
+    def ours(backend: str, exact: bool) -> Function:
+        return lambda *x: dropout_add_layer_norm(*x, 0.0 if exact else DROPOUT, backend=backend)
+
+    def plain(exact: bool) -> Function:
+        p = 0.0 if exact else DROPOUT
+
+        def run(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+            total = residual + F.dropout(x, p)
+            return F.layer_norm(total, (WIDTH,), weight, bias), total
+
+        return run
+
+    return Case("dropout_add_layer_norm", rows, inputs, ours, plain, 2)
+
+
+def step(case: Case, function: Function) -> Callable[[int], Sequence[Tensor]]:
+    """Forward and backward, whose upstream gradients are ones."""
+
+    def run(_: int) -> Sequence[Tensor]:
+        outputs = function(*case.inputs)[: case.outputs]
+        return torch.autograd.grad(outputs, case.inputs, [torch.ones_like(y) for y in outputs])
+
+    return run
+
+
+def check(case: Case, backend: str) -> None:
+    """A timing counts only for a right answer."""
+    ours, plain = case.ours(backend, True), case.plain(True)
+    values = zip(ours(*case.inputs)[: case.outputs], plain(*case.inputs), strict=True)
+    gradients = zip(step(case, ours)(0), step(case, plain)(0), strict=True)
+    for found, wanted in (*values, *gradients):
+        if not (found - wanted).norm() <= TOLERANCE * wanted.norm() + 1e-6 * wanted.numel() ** 0.5:
+            raise SystemExit(f"{case.operator} of {case.rows} rows on {backend} differs from PyTorch's")
+
+
+def run(device: str, compiled: bool) -> Iterator[dict[str, Any]]:
+    """One result a case, each as soon as it is there."""
+    backends = [name for name in available_backends() if (name == "triton") == (device == "cuda")]
+    cases = [*((loss_case, size) for size in WORDS), *((norm_case, size) for size in ROWS)]
+    for make, size in cases:
+        case = make(size, device)
+        calls = {"PyTorch": step(case, case.plain(False))}
+        if compiled:
+            rival = torch.compile(case.plain(False), fullgraph=True, dynamic=False)
+            calls["torch.compile"] = step(case, rival)
+            calls["torch.compile"](0)
+        for backend in backends:
+            check(case, backend)
+            calls[backend] = step(case, case.ours(backend, False))
+        timings = harness.interleaved(calls, device=device)
+        memory = {name: harness.peak_memory(call, device) for name, call in calls.items()}
+        yield {
+            "operator": case.operator,
+            "rows": size,
+            "device": device,
+            "timings": timings,
+            "memory": memory,
+        }
+
+
+def report(results: Sequence[dict[str, Any]]) -> str:
+    """A table, a line for each candidate."""
+    rows = []
+    for result in results:
+        plain = result["timings"]["PyTorch"].median
+        for name, timing in result["timings"].items():
+            spread = f"({harness.duration(timing.p20)} – {harness.duration(timing.p80)})"
+            rows.append(
+                [
+                    result["operator"],
+                    f"{result['rows']:,}",
+                    name,
+                    f"{harness.duration(timing.median)} {spread}",
+                    f"{plain / timing.median:.2f}",
+                    harness.memory(result["memory"][name]),
+                ]
+            )
+    header = ["operator", "rows", "candidate", "median (p20 – p80)", "times as fast as PyTorch", "memory"]
+    return harness.table(header, rows)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.step_operators",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--compiled", action="store_true", help="also time torch.compile of the rivals")
+    parser.add_argument("--out", type=Path, help="write the results as JSON")
+    arguments = parser.parse_args(argv)
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.exit(2, "step_operators: there is no CUDA device\n")
+    harness.keep_freed_memory()
+    results: list[dict[str, Any]] = []
+    for result in run(arguments.device, arguments.compiled):
+        results.append(result)
+        if arguments.out:
+            harness.write_json(arguments.out, "step_operators", results)
+    print(report(results))
+
+
+if __name__ == "__main__":
+    main()
