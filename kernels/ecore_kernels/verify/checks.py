@@ -17,6 +17,7 @@ from ecore_kernels.operators.otsu import OtsuSplit, otsu
 from ecore_kernels.problems import Problem
 from ecore_kernels.verify.oracle import Expected, answer
 from ecore_kernels.verify.rows import Row
+from ecore_kernels.verify.step_checks import STEP_CALLS, StepCheck
 
 PRECISIONS = {"cuda": ("tf32", "bfloat16", "ieee"), "cpu": ("ieee", "float64", "bfloat16")}
 SIZES: dict[str, dict[str, Any]] = {
@@ -141,7 +142,7 @@ class OtsuCheck:
                 row.reason = f"{name}: {share:.1%} differ from the exact split"
 
 
-Check = OperatorCheck | OtsuCheck
+Check = OperatorCheck | OtsuCheck | StepCheck
 
 
 def checks(device: str) -> list[Check]:
@@ -152,6 +153,7 @@ def checks(device: str) -> list[Check]:
         OtsuCheck(columns, precision, most, device)
         for precision, columns, most in itertools.product(OTSU_TYPES, OTSU_COLUMNS, (5, None))
     ]
+    found += [StepCheck(*call, precision, device) for call in STEP_CALLS for precision in PRECISIONS[device]]
     every = itertools.product(PRECISIONS[device], CALLS, sizes["nodes"], problems.MASKS)
     for precision, (operator, variant, depth), size, masks in every:
         problem = Problem(

@@ -91,33 +91,27 @@ def _sizes(tensor: Tensor) -> tuple[float, float]:
     return float(torch.linalg.vector_norm(tensor)), float(tensor.abs().max())
 
 
-class Expected:
-    """The right answer to a problem, and how far off an answer may be.
+class Bounds:
+    """The right answer to a call, and how far off an answer may be.
 
-    A tensor is judged by the Frobenius norm of its error and by its largest element. The gradient of an edge scale w is
-    one number, a sum over gates g of which little may be left, and the plain operator's error of it is a matter of
-    luck: it is held to w dw = sum(g dg), the gradients dg being the answer's own, which are judged themselves.
+    A tensor is judged by the Frobenius norm of its error and by its largest element.
+
+    Args:
+        exact: outputs and gradients by name, in float64.
+        plain: those of the plain operator, in the type of the call.
+        precision: of :data:`ROUNDING`.
     """
 
-    def __init__(self, problem: Problem, tensors: dict[str, Tensor]) -> None:
-        wide = {name: x.double() if x.is_floating_point() else x for name, x in tensors.items()}
-        self.exact = answer(problem, wide, lambda given: recurrence(problem, given, torch.float64))
-        plain = answer(problem, tensors, lambda given: recurrence(problem, given, problem.dtype))
-        self.sizes = {name: _sizes(x) for name, x in self.exact.items()}
-        rounding = ROUNDING[problem.precision]
+    def __init__(self, exact: Mapping[str, Tensor], plain: Mapping[str, Tensor], precision: str) -> None:
+        self.exact = exact
+        self.sizes = {name: _sizes(x) for name, x in exact.items()}
+        rounding = ROUNDING[precision]
         self.allowed = {}
-        for name, x in self.exact.items():
+        for name, x in exact.items():
             (error, worst), (size, largest) = _sizes(plain[name].double() - x), self.sizes[name]
             self.allowed[name] = 2 * error + rounding * size, 2 * worst + 10 * rounding * largest
         # By the gradient of an edge scale: the gradient of its gates, and gates over the scale.
         self._sums: dict[str, tuple[str, Tensor]] = {}
-        for scale in (name for name in problem.leaves if name.startswith("edge_scale")):
-            gate = scale.replace("edge_scale", "gate")
-            share = wide[gate] / wide[scale]  # [B, K, N]
-            size = _sizes(share * self.exact[f"gradient of {gate}"])[0]  # of the terms
-            name = f"gradient of {scale}"
-            self._sums[name] = f"gradient of {gate}", share
-            self.sizes[name], self.allowed[name] = (size, size), (rounding * size, rounding * size)
 
     def judge(self, row: Row, found: dict[str, Tensor]) -> None:
         """Enter the verdict on an answer into the row, and its worst tensor."""
@@ -146,3 +140,26 @@ class Expected:
                     row.error, row.allowed, row.tensor = error / unit, allowed / unit, name + measure
         if row.verdict == "wrong":
             row.reason = f"{row.tensor}: {worst:.3g} times the error that is allowed"
+
+
+class Expected(Bounds):
+    """The :class:`Bounds` of a problem.
+
+    The gradient of an edge scale w is one number, a sum over gates g of which little may be left, and the plain
+    operator's error of it is a matter of luck: it is held to w dw = sum(g dg), the gradients dg being the answer's own,
+    which are judged themselves.
+    """
+
+    def __init__(self, problem: Problem, tensors: dict[str, Tensor]) -> None:
+        wide = {name: x.double() if x.is_floating_point() else x for name, x in tensors.items()}
+        exact = answer(problem, wide, lambda given: recurrence(problem, given, torch.float64))
+        plain = answer(problem, tensors, lambda given: recurrence(problem, given, problem.dtype))
+        super().__init__(exact, plain, problem.precision)
+        rounding = ROUNDING[problem.precision]
+        for scale in (name for name in problem.leaves if name.startswith("edge_scale")):
+            gate = scale.replace("edge_scale", "gate")
+            share = wide[gate] / wide[scale]  # [B, K, N]
+            size = _sizes(share * self.exact[f"gradient of {gate}"])[0]  # of the terms
+            name = f"gradient of {scale}"
+            self._sums[name] = f"gradient of {gate}", share
+            self.sizes[name], self.allowed[name] = (size, size), (rounding * size, rounding * size)

@@ -13,11 +13,10 @@ VARYING = ("rows", "size", "threshold", "scale_bits", "eps_bits", "rows_a_progra
 @triton.jit
 def _kept(seed, row, threshold, TILE: tl.constexpr):
     """Which elements of a row are kept, [D]: see ecore_kernels.philox.kept."""
-    counter = tl.arange(0, TILE // 4)  # [D / 4]
-    near = (row & 0xFFFFFFFF).to(tl.uint32)
-    c1 = tl.zeros([TILE // 4], tl.uint32) + near
-    c2 = tl.zeros([TILE // 4], tl.uint32) + (row >> 32).to(tl.uint32)
-    w0, w1, w2, w3 = tl.philox(tl.load(seed), counter.to(tl.uint32), c1, c2, tl.zeros([TILE // 4], tl.uint32))
+    counter = tl.arange(0, TILE // 4).to(tl.uint32)  # [D / 4]
+    at = tl.zeros([TILE // 4], tl.int64) + row
+    near, far = (at & 0xFFFFFFFF).to(tl.uint32), (at >> 32).to(tl.uint32)
+    w0, w1, w2, w3 = tl.philox(tl.load(seed), counter, near, far, tl.zeros([TILE // 4], tl.uint32))
     words = tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), [TILE])  # word column % 4 at each column
     return words.to(tl.int64) >= threshold
 

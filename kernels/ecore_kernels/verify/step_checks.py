@@ -1,0 +1,134 @@
+"""Checks of the operators that are parts of a training step: linear_cross_entropy and dropout_add_layer_norm."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ecore_kernels import backends, reference
+from ecore_kernels.operators.dropout_add_layer_norm import dropout_add_layer_norm
+from ecore_kernels.operators.linear_cross_entropy import linear_cross_entropy
+from ecore_kernels.verify.oracle import Bounds
+from ecore_kernels.verify.rows import Row
+
+# Operator and variant: label smoothing over all classes or those of the published form; dropped or not.
+STEP_CALLS = (
+    ("linear_cross_entropy", ""),
+    ("linear_cross_entropy", "smoothed"),
+    ("linear_cross_entropy", "V - 2"),
+    ("dropout_add_layer_norm", ""),
+    ("dropout_add_layer_norm", "p = 0"),
+)
+ROWS, CLASSES, WIDTH = 77, 331, 100
+SMOOTHING, PADDING = 0.1, 0
+DROPOUT, EPS, SEED = 0.2, 1e-5, 0x5EED
+TYPES = {"bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+@dataclasses.dataclass(frozen=True)
+class StepCheck:
+    """One call of an operator, to be made on every backend."""
+
+    operator: str
+    variant: str
+    precision: str
+    device: str
+
+    def row(self, backend: str) -> Row:
+        """An empty row; its size is the number of rows."""
+        return Row(self.operator, self.variant, 0, backend, "", self.precision, ROWS)
+
+    @functools.cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """The leaves by name, and their outputs' gradients."""
+        generator = torch.Generator().manual_seed(0)
+        kind = TYPES.get(self.precision, torch.float32)
+        if self.operator == "linear_cross_entropy":
+            shapes = {"hidden": (ROWS, WIDTH), "weight": (CLASSES, WIDTH), "bias": (CLASSES,)}
+        else:
+            shapes = {"x": (ROWS, WIDTH), "residual": (ROWS, WIDTH), "weight": (WIDTH,), "bias": (WIDTH,)}
+            shapes |= {"upstream0": (ROWS, WIDTH), "upstream1": (ROWS, WIDTH)}
+        return {
+            name: torch.randn(shape, generator=generator).to(self.device, kind)
+            for name, shape in shapes.items()
+        }
+
+    @functools.cached_property
+    def target(self) -> Tensor:
+        """[rows] int64, some of them padding."""
+        drawn = torch.randint(0, CLASSES, (ROWS,), generator=torch.Generator().manual_seed(1))
+        drawn[::5] = PADDING
+        return drawn.to(self.device)
+
+    @property
+    def _smoothing(self) -> tuple[float, int | None]:
+        return SMOOTHING if self.variant else 0.0, CLASSES - 2 if self.variant == "V - 2" else None
+
+    @property
+    def _dropout(self) -> float:
+        return 0.0 if self.variant else DROPOUT
+
+    def refusals(self, backend: str) -> list[str]:
+        """Return the reasons why a backend cannot run the call."""
+        leaves = [x for name, x in self.tensors.items() if not name.startswith("upstream")]
+        return backends.BACKENDS[backend].why_not(self.operator, *leaves)
+
+    def run(self, backend: str) -> dict[str, Tensor]:
+        """Outputs and gradients by name."""
+        return self._answer(self.tensors, backend)
+
+    def judge(self, row: Row, found: dict[str, Tensor]) -> None:
+        """Enter the verdict on an answer into the row, and its error."""
+        self._bounds.judge(row, found)
+
+    @functools.cached_property
+    def _bounds(self) -> Bounds:
+        wide = {name: x.double() for name, x in self.tensors.items()}
+        return Bounds(self._answer(wide, None), self._answer(self.tensors, None), self.precision)
+
+    def _answer(self, tensors: dict[str, Tensor], backend: str | None) -> dict[str, Tensor]:
+        """Outputs and gradients of the operator on a backend; with None, of plain PyTorch in the tensors' type."""
+        names = [name for name in tensors if not name.startswith("upstream")]
+        leaves = [tensors[name].detach().requires_grad_() for name in names]
+        plain = backend is None
+        if self.operator == "linear_cross_entropy":
+            outputs = self._plain_loss(*leaves) if plain else self._loss(*leaves, backend=backend)
+            gradients = torch.autograd.grad(outputs[0], leaves)
+        else:
+            outputs = self._plain_norm(*leaves) if plain else self._norm(*leaves, backend=backend)
+            sent = [tensors[f"upstream{i}"] for i in range(2)]
+            gradients = torch.autograd.grad(outputs, leaves, sent)
+        found = {f"output {i}": output.detach() for i, output in enumerate(outputs)}
+        return found | {f"gradient of {name}": g for name, g in zip(names, gradients, strict=True)}
+
+    def _loss(self, *leaves: Tensor, backend: str | None) -> tuple[Tensor, Tensor]:
+        smoothing, classes = self._smoothing
+        return linear_cross_entropy(
+            *leaves,
+            self.target,
+            label_smoothing=smoothing,
+            smoothing_classes=classes,
+            ignore_index=PADDING,
+            backend=backend,
+        )
+
+    def _plain_loss(self, hidden: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        logits = F.linear(hidden, weight, bias)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        same = torch.eye(CLASSES, dtype=logits.dtype, device=logits.device)
+        smoothing, classes = self._smoothing
+        return reference.linear_cross_entropy(
+            logits, same, None, self.target, smoothing, classes, PADDING, True
+        )
+
+    def _norm(self, *leaves: Tensor, backend: str | None) -> tuple[Tensor, Tensor]:
+        return dropout_add_layer_norm(*leaves, self._dropout, eps=EPS, seed=SEED, backend=backend)
+
+    def _plain_norm(self, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        seed = torch.tensor(SEED, device=x.device) if self._dropout else None
+        total = residual + reference.dropped(x, seed, self._dropout)
+        return F.layer_norm(total, (WIDTH,), weight, bias, EPS), total
