@@ -63,7 +63,12 @@ def loss_case(words: int, device: str) -> Case:
     target = torch.randint(1, VOCABULARY, (words,), generator=generator).to(device)
 
     def ours(backend: str, exact: bool) -> Function:
-        return lambda *x: linear_cross_entropy(*x, target, label_smoothing=SMOOTHING, backend=backend)
+        def run(hidden: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+            return linear_cross_entropy(
+                hidden, weight, bias, target, label_smoothing=SMOOTHING, backend=backend
+            )
+
+        return run
 
     def plain(exact: bool) -> Function:
         return lambda *x: (F.cross_entropy(F.linear(*x), target, label_smoothing=SMOOTHING),)
@@ -78,7 +83,12 @@ def norm_case(rows: int, device: str) -> Case:
     inputs = [torch.randn(s, generator=generator).to(device).requires_grad_() for s in shapes]
 
     def ours(backend: str, exact: bool) -> Function:
-        return lambda *x: dropout_add_layer_norm(*x, 0.0 if exact else DROPOUT, backend=backend)
+        p = 0.0 if exact else DROPOUT
+
+        def run(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+            return dropout_add_layer_norm(x, residual, weight, bias, p, backend=backend)
+
+        return run
 
     def plain(exact: bool) -> Function:
         p = 0.0 if exact else DROPOUT

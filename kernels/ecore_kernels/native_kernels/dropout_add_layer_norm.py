@@ -41,8 +41,9 @@ def forward(
     """Run the forward kernel."""
     normed, total, saved = results
     kind = saved.dtype
-    inputs = [_as(x, kind), _as(residual, kind), _filled(bias, saved.new_empty(x.shape[1:]), 0.0)]
-    scale = _filled(weight, inputs[2], 1.0)
+    row = saved.new_empty(x.shape[1:])
+    inputs = [_as(x, kind), _as(residual, kind), _filled(bias, row, 0.0)]
+    scale = _filled(weight, row, 1.0)
     made = [y if y.dtype is kind else y.new_empty(y.shape, dtype=kind) for y in (normed, total)]
     kernel("dropout_add_layer_norm_forward", kind)(
         _call(made[1], scale, seed, p), addresses(inputs), eps, addresses([*made, saved[0], saved[1]]),

@@ -164,7 +164,7 @@ def _check(
     elif seed is not None:
         if not isinstance(seed, numbers.Integral):
             raise ValueError(f"{NAME}: seed: expected an int, a tensor or None, got {type(seed).__name__}")
-        if not -(2**63) <= seed < 2**64:
+        if not -(2**63) <= int(seed) < 2**64:
             raise ValueError(f"{NAME}: seed: expected 64 bits, got {seed}")
     check_one_device(NAME, x, residual, weight, bias, seed)
 
@@ -233,12 +233,13 @@ def dropout_add_layer_norm(
     return normed.view(shape), total.view(shape)
 
 
-def _apply(tensors: tuple[Tensor | None, ...], setting: tuple[float, float, str]) -> tuple[Tensor, Tensor]:
+def _apply(tensors: tuple[Any, ...], setting: tuple[float, float, str]) -> tuple[Tensor, Tensor]:
     """The results, with a backward where something wants a gradient."""
     transformed = not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
     wanting = torch.is_grad_enabled() and any(y is not None and y.requires_grad for y in tensors)
     if not wanting and not transformed:
-        normed, total, _ = _forward(*tensors, *setting)
+        x, residual, weight, bias, seed = tensors
+        normed, total, _ = _forward(x, residual, weight, bias, seed, *setting)
         return normed, total
     if torch.compiler.is_compiling():  # which fails on the same tensor twice
         tensors = tuple(

@@ -94,21 +94,22 @@ class StepCheck:
         """Outputs and gradients of the operator on a backend; with None, of plain PyTorch in the tensors' type."""
         names = [name for name in tensors if not name.startswith("upstream")]
         leaves = [tensors[name].detach().requires_grad_() for name in names]
-        plain = backend is None
         if self.operator == "linear_cross_entropy":
-            outputs = self._plain_loss(*leaves) if plain else self._loss(*leaves, backend=backend)
+            outputs = self._plain_loss(*leaves) if backend is None else self._loss(backend, *leaves)
             gradients = torch.autograd.grad(outputs[0], leaves)
         else:
-            outputs = self._plain_norm(*leaves) if plain else self._norm(*leaves, backend=backend)
+            outputs = self._plain_norm(*leaves) if backend is None else self._norm(backend, *leaves)
             sent = [tensors[f"upstream{i}"] for i in range(2)]
             gradients = torch.autograd.grad(outputs, leaves, sent)
         found = {f"output {i}": output.detach() for i, output in enumerate(outputs)}
         return found | {f"gradient of {name}": g for name, g in zip(names, gradients, strict=True)}
 
-    def _loss(self, *leaves: Tensor, backend: str | None) -> tuple[Tensor, Tensor]:
+    def _loss(self, backend: str, hidden: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         smoothing, classes = self._smoothing
         return linear_cross_entropy(
-            *leaves,
+            hidden,
+            weight,
+            bias,
             self.target,
             label_smoothing=smoothing,
             smoothing_classes=classes,
@@ -125,8 +126,11 @@ class StepCheck:
             logits, same, None, self.target, smoothing, classes, PADDING, True
         )
 
-    def _norm(self, *leaves: Tensor, backend: str | None) -> tuple[Tensor, Tensor]:
-        return dropout_add_layer_norm(*leaves, self._dropout, eps=EPS, seed=SEED, backend=backend)
+    def _norm(
+        self, backend: str, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        p = self._dropout
+        return dropout_add_layer_norm(x, residual, weight, bias, p, eps=EPS, seed=SEED, backend=backend)
 
     def _plain_norm(self, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         seed = torch.tensor(SEED, device=x.device) if self._dropout else None
