@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import re
+import tempfile
 import threading
 from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple, overload
 import torch
 from torch import Tensor
 
+from ecore import hub
 from ecore.data.batches import MAX_CONTEXT_WORDS
 from ecore.data.dialogues import Dialogue, is_dialogue, read_dialogue
 from ecore.data.text import tokenize
@@ -86,10 +88,12 @@ class ECore:
 
     Attributes:
         model: the module, of :mod:`ecore.model`; on a backbone too.
+        source: the folder that it was loaded from.
     """
 
     def __init__(self, model: EmpatheticModel) -> None:
         self.model = model
+        self.source: Path | None = None
         self._answering, self._train_after = 0, False
 
     @classmethod
@@ -99,14 +103,19 @@ class ECore:
         """Load a model from a run's folder or from :meth:`save_pretrained`'s, ready to answer (in eval mode).
 
         Args:
-            folder: the folder.
+            folder: the folder; or as text ``user/name``, where no such folder is, a repository on the Hugging Face hub.
             which: "best" (by validation perplexity; the last where there was no validation) or "last".
             device: where to put it; None means CPU.
 
         Raises:
             InputError: something in the folder is missing, damaged or does not fit together.
         """
-        return cls(pretrained.load(Path(folder), which, device or "cpu"))
+        source = Path(folder)
+        if isinstance(folder, str) and not source.exists() and hub.is_name(folder):
+            source = hub.download(folder)
+        model = cls(pretrained.load(source, which, device or "cpu"))
+        model.source = source
+        return model
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write configuration, vocabulary and weights to ``folder``, for :meth:`from_pretrained`.
@@ -120,6 +129,25 @@ class ECore:
                 weight.
         """
         pretrained.save(self.model, Path(folder), dtype)
+
+    def push_to_hub(self, name: str, private: bool = False) -> str:
+        """Put the model, with a card made from its run, on the Hugging Face hub, and return its address.
+
+        Whoever is logged in there (`hf auth login`, or HF_TOKEN) uploads. Weights go as safetensors alone.
+
+        Args:
+            name: ``user/name``.
+            private: of a new repository, whether it is private.
+
+        Raises:
+            InputError: the hub refuses it or cannot be reached.
+        """
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            self.save_pretrained(folder)
+            text = hub.card(self.model.config, self.source)
+            (folder / "README.md").write_text(text.replace("USER/NAME", name), encoding="utf-8")
+            return hub.upload(folder, name, private)
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
