@@ -95,4 +95,6 @@ def sum_updated(grad_new_edge: Tensor | None, neighbors: Tensor | None, result: 
         return
     if neighbors is not None:
         grad_new_edge = torch.where(neighbors, grad_new_edge, 0.0)
-    result.copy_(grad_new_edge.sum())
+    result.copy_(
+        grad_new_edge.sum(-1).sum(-1).sum()
+    )  # in an order that does not depend on the number of threads

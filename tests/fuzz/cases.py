@@ -55,6 +55,10 @@ class Case:
         return f"{self.operator}, {self.depth} layers of history, {kind}, {shapes}, {self.options}"
 
 
+EDGE_TENSORS = ("edge", "neighbors", "bias", "gate", "edge_scale", "edge_bias", "sender_gate")
+"""The inputs of edge_attention beside nodes."""
+
+
 def mapped(tensors: dict[str, Any], change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
     """The inputs changed, each tensor once, under whatever names it stands."""
     changed = {
@@ -85,16 +89,22 @@ def call(case: Case, tensors: dict[str, Any], backend: str) -> tuple[Tensor, ...
     if case.operator == "graph_attention":
         history = history_of(case, tensors)
         return (graph_attention(*nodes, graph_of(tensors), history, **case.options, backend=backend),)
-    update: dict[str, Any] = {name: tensors.get(name) for name in ("gate", "edge_scale")}
-    outputs = edge_attention(
-        *nodes, tensors["edge"], tensors.get("neighbors"), **update, **case.options, backend=backend
-    )
-    return tuple(x for x in outputs if x is not None)
+    given: dict[str, Any] = {name: tensors.get(name) for name in EDGE_TENSORS}
+    outputs = edge_attention(*nodes, **given, **case.options, backend=backend)
+    return tuple(x if n < 2 else finite(x) for n, x in enumerate(outputs) if x is not None)
 
 
-def edges_are_broadcast(case: Case) -> bool:
-    """Return True if PyTorch sums up the gradient of edges [N, N]; the order depends on the number of threads."""
-    return "edge" in case.tensors and case.tensors["edge"].shape[-2:] != 2 * case.tensors["query"].shape[2:3]
+def finite(lse: Tensor) -> Tensor:
+    """Logarithms of sums, 0 for receivers without neighbours."""
+    return torch.where(lse == float("-inf"), 0.0, lse)
+
+
+def broadcast(case: Case) -> set[str]:
+    """Those of edge and bias whose gradient [Nq, Nk] PyTorch sums up, in an order that depends on the threads."""
+    if case.operator != "edge_attention":
+        return set()
+    full = (case.tensors["query"].shape[2], case.tensors["key"].shape[2])
+    return {n for n in ("edge", "bias") if n in case.tensors and case.tensors[n].shape[-2:] != full}
 
 
 def operator_of(seed: int, index: int) -> str:
@@ -192,6 +202,11 @@ class _Draw:
         if case.operator == "edge_attention":
             nodes = self.any.randint(53, 330) if large else self.size(NODES, 97 if dim < 40 else 52)
         lead = (batch, resolutions, nodes)
+        sent_from = lead  # of keys and values
+        if case.operator == "edge_attention" and self.chance(0.4):
+            senders = self.any.randint(1, 330) if large else self.size(NODES, 97 if dim < 40 else 52)
+            kept = self.any.choice([heads for heads in (1, 2, 3) if resolutions % heads == 0])
+            sent_from = (batch, kept, self.any.choice([nodes, senders]))
 
         scale = self.any.choice([dim**-0.5, 1.0, 0.3, -0.7, 2, 0.0 if self.chance(0.2) else 1e-3])
         case.options["scale"] = scale
@@ -221,9 +236,9 @@ class _Draw:
             if self.chance(0.04):
                 kinds[self.any.randrange(3)] = torch.float32
             place("query", width * self.normal(*lead, dim), kinds[0])
-            place("key", width * self.normal(*lead, dim), kinds[1])
-            place("value", self.normal(*lead, value_dim), kinds[2])
-            if self.chance(0.05):
+            place("key", width * self.normal(*sent_from, dim), kinds[1])
+            place("value", self.normal(*sent_from, value_dim), kinds[2])
+            if self.chance(0.05) and sent_from == lead:
                 tensors["key"] = tensors["query"]
             if self.chance(0.05):
                 tensors["value"] = tensors["key"]
@@ -247,12 +262,15 @@ class _Draw:
         result = case.kind
         edges = torch.promote_types(torch.promote_types(case.kind, weights), torch.float32)
         if case.operator == "edge_attention":
-            self.dense(case, lead, weights, place)
+            full = (*lead, sent_from[2])
+            self.dense(case, full, weights, place)
             shapes = [(*lead, value_dim)]
             if self.chance(0.5):
                 place("gate", self.normal(*lead), factors)
                 number("edge_scale")
-                shapes.append((*lead, nodes))
+                shapes.append(full)
+            if self.chance(0.6):
+                shapes = self.more(case, full, weights, factors, scale, shapes, place)
         else:
             self.graph(case, (batch, resolutions, words, emotions), weights, place)
             if case.operator == "graph_attention":
@@ -269,7 +287,7 @@ class _Draw:
             for position, shape in enumerate(shapes)
         ]
         if len(shapes) > 1 and self.chance(0.3):
-            case.upstream[self.any.randrange(2)] = None
+            case.upstream[self.any.randrange(len(shapes))] = None
 
         floats = [n for n, x in tensors.items() if isinstance(x, Tensor) and x.is_floating_point()]
         if not self.chance(0.02):
@@ -279,20 +297,74 @@ class _Draw:
         if share == 0.2 and not case.wanted:
             case.wanted = (self.any.choice(floats),)
 
-    def dense(self, case: Case, lead: tuple[int, int, int], weights: torch.dtype, place: Callable) -> None:
+    def matrix(self, full: tuple[int, int, int, int]) -> tuple[int, ...]:
+        """A shape that broadcasts to [B, H, Nq, Nk]."""
+        batch, heads, receivers, senders = full
+        shapes = [full, full, (batch, 1, *full[2:]), (1, heads, *full[2:]), full[2:]]
+        odd = [(), (senders,), (receivers, 1), (heads, 1, 1), (batch, 1, 1, 1), (1, 1, 1, senders)]
+        return self.any.choice(odd if self.chance(0.2) else shapes)
+
+    def more(
+        self,
+        case: Case,
+        full: tuple[int, int, int, int],
+        weights: torch.dtype,
+        factors: torch.dtype,
+        scale: float,
+        shapes: list[tuple[int, ...]],
+        place: Callable,
+    ) -> list[tuple[int, ...]]:
+        """What edge_attention takes beside edges and a gate; returns the shapes of its results."""
+        tensors, options = case.tensors, case.options
+        batch, heads, _, senders = full
+        if self.chance(0.4):
+            place("bias", self.normal(*self.matrix(full)), weights)
+        if self.chance(0.25):
+            tensors.pop("edge")
+        if self.chance(0.3):
+            place("sender_gate", self.normal(batch, heads, senders), factors)
+        for name in ("gate", "edge_scale"):
+            if self.chance(0.15):
+                tensors.pop(name, None)
+        if self.chance(0.25):
+            place("edge_bias", torch.full((), self.any.choice([0.7, -1.0])), factors)
+        if self.chance(0.3):
+            options["update"] = "all"
+        if self.chance(0.3):
+            options |= {"dropout": self.any.choice([0.1, 0.5, 0.9]), "seed": self.any.getrandbits(64)}
+        if self.chance(0.3) and batch:
+            query, key = tensors["query"].cpu().double(), tensors["key"].cpu().double()
+            scores = scale * (query @ key.repeat_interleave(heads // key.shape[1], 1).mT)
+            options["clamp"] = tuple(sorted(self.between(scores.flatten().sort().values) for _ in range(2)))
+        shapes = shapes[:1]
+        if any(name in tensors for name in ("gate", "edge_scale", "edge_bias")):
+            shapes.append(full)
+        if self.chance(0.3):
+            options["return_lse"] = True
+            shapes.append(full[:3])
+        return shapes
+
+    def between(self, ordered: Tensor) -> float:
+        """A number far from all of these: a score that rounding moves past a bound has another gradient."""
+        first = self.any.randrange(len(ordered))
+        some = ordered[first : first + 40]
+        if len(some) < 2:
+            return float(ordered[-1]) + 1.0
+        wide = int(some.diff().argmax())
+        return float(some[wide : wide + 2].mean())
+
+    def dense(
+        self, case: Case, full: tuple[int, int, int, int], weights: torch.dtype, place: Callable
+    ) -> None:
         """Edges and neighbours of an edge_attention, of any shapes that broadcast."""
-        batch, resolutions, nodes = lead
-        full = (batch, resolutions, nodes, nodes)
-        shapes = [full, full, (batch, 1, nodes, nodes), (1, resolutions, nodes, nodes), (nodes, nodes)]
-        odd = [(), (nodes,), (nodes, 1), (resolutions, 1, 1), (batch, 1, 1, 1), (1, 1, 1, nodes)]
-        edge = self.normal(*self.any.choice(odd if self.chance(0.2) else shapes))
+        edge = self.normal(*self.matrix(full))
         kind = weights
         if self.chance(0.05):
             kind, edge = self.any.choice([(torch.bool, edge > 0), (torch.int32, edge.round())])
         place("edge", edge, kind)
         if self.chance(0.2):
             return
-        shape = self.any.choice(odd if self.chance(0.2) else shapes)
+        shape = self.matrix(full)
         neighbors = self.uniform(*shape) < self.any.choice([0.02, 0.3, 0.7, 0.97, 1.0, 0.0])
         if neighbors.dim() > 1 and self.chance(0.4):
             neighbors &= self.uniform(*shape[:-1], 1) < 0.6  # rows without neighbours

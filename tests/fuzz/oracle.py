@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ecore_kernels import reference
 from tests.fuzz.cases import Case, graph_of, mapped
 
 DRAWS, SLACK = 8, 8.0
@@ -60,6 +61,44 @@ def _attended(
     return _Magnitudes.apply(scores, attention) @ value, attention
 
 
+def _dense(
+    case: Case, tensors: dict[str, Any], scale: float, magnitudes: Tensor | None
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """An edge_attention; ``magnitudes`` as in :func:`recurrence`."""
+    options, query = case.options, tensors["query"]
+    key, value = (
+        tensors[name].repeat_interleave(query.shape[1] // tensors[name].shape[1], 1)
+        for name in ("key", "value")
+    )
+    full = (*query.shape[:3], key.shape[2])
+    edge = tensors.get("edge", torch.ones(())).to(query.dtype).expand(full)
+    neighbors = tensors.get("neighbors", torch.ones((), dtype=torch.bool)).expand(full)
+    scores = scale * (query @ key.mT)
+    if "clamp" in options and magnitudes is None:
+        scores = scores.clamp(*options["clamp"])
+    scores = scores * edge
+    if "sender_gate" in tensors:
+        scores = scores * tensors["sender_gate"][:, :, None]
+    logits = scores + tensors.get("bias", 0.0)
+    masked = logits.masked_fill(~neighbors, torch.finfo(logits.dtype).min)
+    attention = masked.softmax(-1).masked_fill(~neighbors, 0.0) if magnitudes is None else magnitudes
+    weights = attention if magnitudes is None else _Magnitudes.apply(logits, attention)
+    kept = weights
+    if options.get("dropout"):
+        seed = torch.tensor(options["seed"] - 2**64 * (options["seed"] >= 2**63))
+        kept = weights * reference.kept_weights(seed, options["dropout"], full, query.dtype)
+    outputs = [kept @ value]
+    if any(name in tensors for name in ("gate", "edge_scale", "edge_bias")):
+        factor = tensors.get("gate", torch.ones(()))[..., None] * tensors.get("edge_scale", 1.0)
+        updated = factor * (edge + scores) + tensors.get("edge_bias", 0.0)
+        outputs.append(updated if options.get("update") == "all" else updated.masked_fill(~neighbors, 0.0))
+    if options.get("return_lse"):
+        hears = neighbors.any(-1)
+        sums = masked.logsumexp(-1) if magnitudes is None else (attention * logits).sum(-1)
+        outputs.append(sums.masked_fill(~hears, 0.0))
+    return tuple(outputs), attention.detach()
+
+
 def recurrence(
     case: Case, tensors: dict[str, Any], scale: float, attention: Tensor | None = None
 ) -> tuple[tuple[Tensor, ...], Tensor | None]:
@@ -68,13 +107,7 @@ def recurrence(
     With ``attention`` nothing in the gradients cancels if nothing in ``tensors`` is negative.
     """
     if case.operator == "edge_attention":
-        lead = tensors["query"].shape[:3]
-        edge = tensors["edge"].to(tensors["query"].dtype).expand(*lead, lead[2])
-        neighbors = tensors.get("neighbors", torch.ones((), dtype=torch.bool)).expand(*lead, lead[2])
-        scores = _scores(tensors["query"], tensors["key"], edge, scale)
-        output, attention = _attended(scores, neighbors, tensors["value"], attention)
-        new_edge = (_updated(tensors, "", edge, scores, neighbors),) if "gate" in tensors else ()
-        return (output, *new_edge), attention
+        return _dense(case, tensors, scale, attention)
     graph = graph_of(tensors)
     edge, neighbors = graph.dense()
     words = graph.shape[2]

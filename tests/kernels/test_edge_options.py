@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ecore_kernels import edge_attention
+from ecore_kernels import edge_attention, native
 from ecore_kernels.philox import philox, threshold
 
 
@@ -308,3 +308,55 @@ def test_gradients_by_differences():
     inputs = (*case.nodes, *(case.options[name] for name in names))
     assert torch.autograd.gradcheck(call, inputs)
     assert torch.autograd.gradgradcheck(call, inputs)
+
+
+# As torch sees it ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("backend", "fresh_compile")
+def test_compiled_in_one_piece():
+    case, seed = Case("everything, on all pairs"), torch.tensor(5)
+
+    def call(nodes, options, seed):
+        return edge_attention(*nodes, **options | {"seed": seed}, return_lse=True)
+
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    results, expected = compiled(case.nodes, case.options, seed), call(case.nodes, case.options, seed)
+    assert all(one.equal(other) for one, other in zip(results, expected, strict=True))
+    torch.testing.assert_close(
+        torch.autograd.grad(results[0].sum() + results[1].sum(), case.leaves),
+        torch.autograd.grad(expected[0].sum() + expected[1].sum(), case.leaves),
+    )
+
+
+@pytest.mark.usefixtures("backend")
+def test_mapped_over():
+    """A bias and a sender gate that members of a mapped batch share, and their gradients."""
+    query, key, value = leaf(3, 2, 4, 5, 4), leaf(2, 2, 7, 4), leaf(2, 2, 7, 3)
+    bias, gate = leaf(2, 1, 5, 7), leaf(2, 4, 7)
+
+    def call(query, bias, gate):
+        return (
+            edge_attention(query, key, value, bias=bias, sender_gate=gate, clamp=(-2.0, 2.0))[0]
+            .square()
+            .sum()
+        )
+
+    gradient = torch.func.grad(call, (0, 1, 2))
+    mapped = torch.vmap(gradient, (0, None, None))(query, bias, gate)
+    for number, one in enumerate(query):
+        torch.testing.assert_close([x[number] for x in mapped], list(gradient(one, bias, gate)))
+
+
+def test_kernels_refuse_dropout_inside_of_torch_func():
+    query = leaf(3, 1, 2, 4, 3)
+
+    def call(query, backend):
+        return edge_attention(query, query, query, dropout=0.5, seed=1, backend=backend)[0]
+
+    mapped = torch.vmap(lambda query: call(query, None))(query)
+    for number, one in enumerate(query):
+        torch.testing.assert_close(mapped[number], call(one, None))
+    if native.available():
+        with pytest.raises(RuntimeError, match="has no dropout inside of torch"):
+            torch.vmap(lambda query: call(query, "native"))(query)

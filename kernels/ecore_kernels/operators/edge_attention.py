@@ -149,8 +149,9 @@ def edge_attention(
         else:
             factor = None
             if updated:
-                ones = query.new_ones(query.shape[:3]) if gate is None else gate
-                factor = row_factor(((None, None, ones, 1.0 if edge_scale is None else edge_scale),))
+                number = reference.compute_type(query, key, value, edge)
+                gates = query.new_ones(query.shape[:3], dtype=number) if gate is None else gate
+                factor = row_factor(((None, None, gates, 1.0 if edge_scale is None else edge_scale),))
             output, new_edge, lse = fused_edge_attention(
                 query, key, value, edge, neighbors, bias, factor, sender_gate, edge_bias, drawn,
                 (scale, clamp, dropout, updated and update == "all", return_lse), chosen,

@@ -112,3 +112,21 @@ def test_edge_attention(device, gated, layout):
         needs = [True, True, True, wanted, False, gated, False, False]
         arguments = (*gradients, *inputs, output, saved, *numbers, needs, *SETTING)
         check(OPERATORS.fused_edge_attention_backward, arguments)
+
+
+@pytest.mark.parametrize("all_pairs", [False, True])
+def test_edge_attention_with_all_options(device, all_pairs):
+    query, key, value = (
+        laid_out(LAYOUTS[1], (2, 4, 5, 4), device),
+        *(random(2, 2, 6, 4, device=device) for _ in "kv"),
+    )
+    edge, bias = random(1, 4, 5, 6, device=device), random(2, 1, 5, 6, device=device)
+    neighbors = torch.rand(2, 1, 5, 6, device=device) > 0.3
+    factor, gate = random(2, 4, 5, device=device), random(2, 4, 6, device=device)
+    seed = torch.tensor(7, device=device)
+    inputs = (query, key, value, edge, neighbors, bias, factor, gate, random(device=device), seed)
+    numbers = (0.5, (-1.0, 1.0), 0.3, all_pairs)
+    results = check(OPERATORS.fused_edge_attention, (*inputs, *numbers, True, *SETTING))
+    gradients = [torch.randn_like(x) for x in results[:3]]
+    arguments = (*gradients, *inputs, results[0], results[3], *numbers, [True] * 8, *SETTING)
+    check(OPERATORS.fused_edge_attention_backward, arguments)
