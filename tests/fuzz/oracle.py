@@ -89,7 +89,9 @@ def _dense(
         kept = weights * reference.kept_weights(seed, options["dropout"], full, query.dtype)
     outputs = [kept @ value]
     if any(name in tensors for name in ("gate", "edge_scale", "edge_bias")):
-        factor = tensors.get("gate", torch.ones(()))[..., None] * tensors.get("edge_scale", 1.0)
+        factor = tensors.get("gate", torch.ones((), dtype=query.dtype))[..., None] * tensors.get(
+            "edge_scale", 1.0
+        )
         updated = factor * (edge + scores) + tensors.get("edge_bias", 0.0)
         outputs.append(updated if options.get("update") == "all" else updated.masked_fill(~neighbors, 0.0))
     if options.get("return_lse"):
