@@ -21,6 +21,8 @@ from typing import Any
 
 import torch
 
+from ecore.errors import InputError
+from ecore.files import read_json
 from ecore_kernels import native
 
 
@@ -234,6 +236,19 @@ def memory(size: float) -> str:
         if size >= factor:
             return f"{size / factor:.3g} {unit}"
     return f"{size / 2**10:.3g} KiB"
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """Return the results that :func:`write_json` wrote.
+
+    Raises:
+        InputError: the file is missing, damaged or holds something else.
+    """
+    document = read_json(path)
+    results = document.get("results") if isinstance(document, dict) else None
+    if not isinstance(results, list) or not all(isinstance(result, dict) for result in results):
+        raise InputError(f"{path}: expected results that a benchmark wrote with --out")
+    return results
 
 
 def write_json(path: Path, benchmark: str, results: Sequence[Mapping[str, Any]]) -> None:

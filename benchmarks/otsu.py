@@ -10,7 +10,6 @@ because it is what one would otherwise call; it is timed on at most 64 rows and 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -99,7 +98,7 @@ def report(results: Sequence[dict[str, Any]]) -> str:
 
 def load(path: Path) -> list[dict[str, Any]]:
     """The results in a JSON file, as measured."""
-    results = json.loads(path.read_text())["results"]
+    results = harness.read_results(path)
     for result in results:
         result["timings"] = {name: harness.Timing(**timing) for name, timing in result["timings"].items()}
     return results

@@ -13,7 +13,6 @@ not those of whole responses is not timed.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from benchmarks.generation import runner
 from benchmarks.generation.report import plot, report
 from ecore.config import PRESETS
 from ecore.errors import InputError
+from ecore.files import read_json
 
 
 def parser() -> argparse.ArgumentParser:
@@ -60,10 +60,7 @@ def kept_results(path: Path) -> list[dict[str, Any]]:
     Raises:
         InputError: the file is missing or holds something else.
     """
-    try:
-        document = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"--from: {path}: {error}") from None
+    document = read_json(path)
     if not isinstance(document, dict) or document.get("benchmark") != "generation":
         raise InputError(f"--from: {path}: expected results that this benchmark wrote with --out")
     return document["results"]

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ecore.files import parse_json, read_bytes, read_json
+
 LARGEST_RESULTS = 14 * 2**20
 
 
@@ -23,13 +25,12 @@ def read(path: Path) -> Any:
     """A result file's content: a JSON document, or of ``.jsonl`` the list of lines; None where there is none yet."""
     if not path.exists():
         return None
-    text = path.read_text()
     if path.suffix != ".jsonl":
-        return json.loads(text)
+        return read_json(path)
     lines = []
-    for line_text in text.splitlines():
+    for number, line_text in enumerate(read_bytes(path).split(b"\n"), 1):
         with contextlib.suppress(ValueError):  # the last one may be torn
-            lines.append(json.loads(line_text))
+            lines.append(parse_json(line_text, f"{path}:{number}"))
     return lines
 
 

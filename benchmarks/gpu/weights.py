@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ecore.errors import InputError
-from ecore.files import read_json, write_json
+from ecore.files import parse_json, read_json, write_json
 from ecore.model import pretrained
 from ecore.model.pretrained import CHECKPOINTS, CONFIG, VOCABULARY, read_config, weights_file
 from ecore.model.weights import read_weights
@@ -102,8 +102,8 @@ def join(folder: Path, run: Path) -> None:
         name: value.float() if value.dtype == torch.bfloat16 else value for name, value in tensors.items()
     }
     run.mkdir(parents=True)
-    write_json(run / CONFIG, json.loads(found[1]["config"]))
-    write_json(run / VOCABULARY, json.loads(found[1]["vocabulary"]))
+    write_json(run / CONFIG, parse_json(found[1]["config"], f"{folder}: config"))
+    write_json(run / VOCABULARY, parse_json(found[1]["vocabulary"], f"{folder}: vocabulary"))
     save_file(floats, run / f"{JOINED}.safetensors")
     write_json(run / CHECKPOINTS, {"best": None, "last": JOINED})
 

@@ -31,6 +31,7 @@ from benchmarks.operators import problems, report
 from benchmarks.operators.plan import plan
 from benchmarks.operators.problems import Problem
 from benchmarks.operators.runner import LOST_DEVICE, LostDeviceError, Runner, run
+from ecore.errors import InputError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -90,7 +91,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if out:
             harness.write_json(out, "operators", results)
 
-    kept = report.load(out) if arguments.resume and out and out.exists() else ()
+    try:
+        kept = report.load(out) if arguments.resume and out and out.exists() else ()
+    except (InputError, AttributeError, KeyError, TypeError) as error:
+        parser().exit(2, f"operators: --resume: {out}: expected results of this benchmark ({error})\n")
     budget = arguments.seconds_budget
     try:
         results = run(wanted, device, masks=arguments.masks, budget=budget, done=write, before=kept)

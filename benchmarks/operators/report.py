@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from benchmarks.operators import candidates
 
 def load(path: Path) -> list[dict[str, Any]]:
     """The results in a JSON file, as :func:`run` gave them."""
-    results = json.loads(path.read_text())["results"]
+    results = harness.read_results(path)
     for entry in (entry for result in results for entry in result["candidates"].values()):
         entry |= {kind: harness.Timing(**entry[kind]) for kind in ("timing", "replay") if kind in entry}
     return results

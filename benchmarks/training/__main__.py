@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,6 +31,7 @@ from benchmarks.training.runner import NO_TIME, compare, compare_passes
 from benchmarks.training.steps import WITHOUT, Steps, configurations
 from benchmarks.workload import Workload, workload
 from ecore.errors import InputError
+from ecore.files import read_json
 
 PLAIN = "plain PyTorch"
 MEMORY_OF = (PLAIN, "all", "all, bfloat16")
@@ -73,9 +73,9 @@ def draw_kept(path: Path, image: Path | None) -> None:
         InputError: the file is missing or holds something else.
     """
     try:
-        document = json.loads(path.read_text())["results"][0]
+        document = read_json(path)["results"][0]
         rows, preset = document["configurations"], document["preset"]
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+    except (KeyError, IndexError, TypeError) as error:
         raise InputError(f"--from: {path}: expected results of this benchmark ({error})") from None
     plot(rows, preset, image or path.with_suffix(".svg"), document.get("device", "cpu"))
 

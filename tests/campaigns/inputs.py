@@ -180,8 +180,8 @@ class Inputs(Campaign):
         place = folder / "work"
         shutil.copytree(self.material.root, place, symlinks=True)
         # Every mode once in a campaign of the default size; the rest in turn.
-        if number % 8 == 0 and number // 8 < len(MODES):
-            return self._endpoint(number // 8, place)
+        if number % 6 == 0 and number // 6 < len(MODES):
+            return self._endpoint(number // 6, place)
         kind = picks.choices(["file", "flag", "path"], [6, 4, 1])[0]
         new_process = (number + 1) % SUBPROCESS_EVERY == 0
         if kind == "file":

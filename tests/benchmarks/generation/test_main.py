@@ -51,7 +51,7 @@ def test_plot_of_what_was_kept(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        (None, "No such file"),
+        (None, "no such file"),
         ("{", "Expecting"),
         ('{"benchmark": "training", "results": []}', "expected results"),
         (json.dumps({"benchmark": "generation", "results": [{}] * 4}), "at most 3 results, got 4"),
