@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import gzip
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -110,7 +110,7 @@ def _from_text(path: Path, ids: dict[str, int], progress: bool) -> npt.NDArray[n
     return result
 
 
-def _lines(path: Path) -> Iterator[bytes]:
+def _lines(path: Path) -> Generator[bytes, None, None]:
     try:
         with ExitStack() as stack:
             if path.suffix == ".gz":
