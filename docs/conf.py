@@ -51,6 +51,8 @@ suppress_warnings = [
     "toc.not_readable"
 ]  # of pages still to come; a page in no toctree is a warning all the same
 
+highlight_language = "none"  # of blocks that name none: most are output
+
 html_theme = "furo"
 html_title = f"E-CORE {release}"
 html_math_renderer = "mathml"
