@@ -262,7 +262,8 @@ def _read_key(path: Path) -> Record:
     key = read_json(path)
     if not isinstance(key, dict) or key.get("format") != FORMAT:
         raise InputError(f"{path}: expected the key of a study, format {FORMAT}")
-    systems, contexts, sheets = (key.get(name) for name in ("systems", "contexts", "sheets"))
+    parts: list[Any] = [key.get(name) for name in ("systems", "contexts", "sheets")]
+    systems, contexts, sheets = parts
     wanted = {
         "systems": isinstance(systems, dict) and len(systems) > 0,
         "contexts": isinstance(contexts, dict),
