@@ -47,9 +47,6 @@ myst_heading_anchors = 4
 autodoc_typehints = "none"  # signatures and docstrings have types and shapes
 autodoc_member_order = "bysource"
 napoleon_numpy_docstring = False
-suppress_warnings = [
-    "toc.not_readable"
-]  # of pages still to come; a page in no toctree is a warning all the same
 
 highlight_language = "none"  # of blocks that name none: most are output
 
