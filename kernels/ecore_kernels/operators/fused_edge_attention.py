@@ -107,12 +107,18 @@ def _forward(setting, tensors):
 
 
 def _backward(setting, needs, gradients, tensors, kept):
-    *numbers, _, precision, backend = setting
+    *numbers, with_lse, precision, backend = setting
     grad_output, grad_new_edge, grad_lse = gradients
     if grad_output is None:
         grad_output = torch.zeros_like(kept[0])
+    inputs = _inputs(tensors)
+    # torch.compile makes gradients of zeros for results that nobody asked for, as empty as those.
+    if inputs[6] is None:
+        grad_new_edge = None
+    if not with_lse:
+        grad_lse = None
     arguments = (
-        grad_output, grad_new_edge, grad_lse, *_inputs(tensors), *kept, *numbers, list(needs[:8]), precision, backend,
+        grad_output, grad_new_edge, grad_lse, *inputs, *kept, *numbers, list(needs[:8]), precision, backend,
     )  # fmt: skip
     return registration.run("edge_attention", "backward", (*gradients, *tensors), arguments)
 
