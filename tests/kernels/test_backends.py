@@ -405,16 +405,20 @@ def test_environment_variable_unknown():
 
 def test_public_face():
     assert set(ecore_kernels.__all__) == {
+        "EdgeList",
         "EdgeUpdate",
         "EmotionGraph",
         "MultiResolutionEdgeAttention",
         "OtsuSplit",
         "available_backends",
+        "dropout_add_layer_norm",
         "edge_attention",
         "edge_readout",
         "explain",
         "graph_attention",
+        "linear_cross_entropy",
         "otsu",
+        "sparse_attention",
         "use_backend",
     }
     assert all(getattr(ecore_kernels, name).__doc__ for name in ecore_kernels.__all__)

@@ -153,7 +153,9 @@ def test_opcheck(make):
     operators = torch.ops.ecore_kernels
     opcheck(operators.graph_attention, (*nodes, *fields, *past, factor, SCALE, True))
     opcheck(operators.edge_readout, (*fields[:4], None, *past, None, SCALE, False))
-    opcheck(operators.edge_attention, (*nodes, edge, neighbors, factor, factor.sum(), SCALE))
+    options = None, None, None, None, None, 0.0, False, False
+    arguments = (*nodes, edge, neighbors, factor, factor.sum(), SCALE, *options)
+    opcheck(operators.edge_attention, arguments)
 
 
 def test_torch_func_inside_of_compiled_code_gives_no_silent_zeros(make, fresh_compile):

@@ -136,4 +136,4 @@ def test_results_have_a_limit(session, monkeypatch):
     found = report.collected(session.sources)
     assert found["large"] == "left out: 907 bytes"
     assert found["small"] == ["y" * 300]
-    assert found["torn"].startswith("JSONDecodeError")
+    assert found["torn"].startswith("InputError")

@@ -92,14 +92,19 @@ def test_edge_readout(device, graph):
 def test_edge_attention(device, edge_lead, launched):
     query, key, value = (nodes(D, device=device) for _ in range(3))
     edge = torch.rand(*edge_lead, N, N, device=device)
-    inputs = query, key, value, edge, torch.rand(B, K, N, N, device=device) > 0.4, nodes(device=device)
-    output, new_edge, saved = edge_attention.forward(*inputs, 0.5, "ieee")
-    grads = torch.randn_like(output), torch.randn_like(new_edge)
-    alone_as_together(
-        lambda needs: edge_attention.backward(*grads, *inputs, output, saved, 0.5, needs, "ieee"), 5
-    )
+    neighbors = torch.rand(B, K, N, N, device=device) > 0.4
+    bias, factor, sender_gate = torch.randn_like(edge), nodes(device=device), nodes(device=device)
+    inputs = query, key, value, edge, neighbors, bias, factor, sender_gate, edge.new_tensor(0.3), None
+    numbers = 0.5, None, 0.0, False  # no clamp, no dropout, updates on neighbours
+    output, new_edge, lse, saved = edge_attention.forward(*inputs, *numbers, True, "ieee")
+    grads = [torch.randn_like(x) for x in (output, new_edge, lse)]
+
+    def backward(needs):
+        return edge_attention.backward(*grads, *inputs, output, saved, *numbers, needs, "ieee")
+
+    alone_as_together(backward, 8)
     launched.clear()
-    for needs in ([True] * 5, [False, False, True, False, False]):
-        edge_attention.backward(*grads, *inputs, output, saved, 0.5, needs, "ieee")
+    for needs in ([True] * 8, [False, False, True] + [False] * 5):
+        backward(needs)
     _, every, values = launched
     assert values <= every / 2
