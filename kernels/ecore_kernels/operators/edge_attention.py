@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -45,6 +45,52 @@ def _composite(query: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
 # Composite: autograd, torch.func and torch.compile see through the operator to the PyTorch that it is made of.
 registration.library.impl("edge_attention", _composite, "CompositeImplicitAutograd")
 registration.library.impl("edge_attention", _composite, "FuncTorchBatchedDecomposition")
+
+
+@overload
+def edge_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    edge: Tensor | None = None,
+    neighbors: Tensor | None = None,
+    *,
+    bias: Tensor | None = None,
+    gate: Tensor | None = None,
+    edge_scale: Tensor | float | None = None,
+    edge_bias: Tensor | float | None = None,
+    sender_gate: Tensor | None = None,
+    update: str = "neighbors",
+    scale: Tensor | float | None = 1.0,
+    clamp: Sequence[float] | None = None,
+    dropout: float = 0.0,
+    seed: Tensor | int | None = None,
+    return_lse: Literal[False] = False,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor | None]: ...
+
+
+@overload
+def edge_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    edge: Tensor | None = None,
+    neighbors: Tensor | None = None,
+    *,
+    bias: Tensor | None = None,
+    gate: Tensor | None = None,
+    edge_scale: Tensor | float | None = None,
+    edge_bias: Tensor | float | None = None,
+    sender_gate: Tensor | None = None,
+    update: str = "neighbors",
+    scale: Tensor | float | None = 1.0,
+    clamp: Sequence[float] | None = None,
+    dropout: float = 0.0,
+    seed: Tensor | int | None = None,
+    return_lse: Literal[True],
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor]: ...
 
 
 def edge_attention(
