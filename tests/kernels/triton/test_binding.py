@@ -91,6 +91,13 @@ def test_triton_binds_what_the_launchers_pass(tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    kernels = ["graph_attention", "edge_readout", "graph_attention", "edge_readout", "edge_attention", "edge_attention"]
+    kernels = [
+        "graph_attention",
+        "edge_readout",
+        "graph_attention",
+        "edge_readout",
+        "edge_attention",
+        "edge_attention",
+    ]
     bound = [f"{kernel}_{direction} True" for kernel in kernels for direction in ("forward", "backward")]
     assert sorted(done.stdout.splitlines()) == sorted(bound)
