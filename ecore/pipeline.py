@@ -433,7 +433,7 @@ class WordStream:
 
     @property
     def begun(self) -> bool:
-        """Whether a word was handed out."""
+        """True once a word was handed out."""
         return bool(self._sent)
 
     def add(self, word: int) -> list[str]:

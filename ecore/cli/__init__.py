@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _is_torn(text: str) -> bool:
-    """Whether ``text`` holds bytes that were no UTF-8, as surrogates."""
+    """Return True if ``text`` holds bytes that were no UTF-8, as surrogates."""
     return any("\ud800" <= letter <= "\udfff" for letter in text)
 
 

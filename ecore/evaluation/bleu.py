@@ -9,7 +9,7 @@ from ecore.errors import InputError
 from ecore.packages import needed
 
 INSTALL = "'ecore[experiments]'"
-"""What pip is to install for it: sacrebleu brings four packages, one of them compiled, so the base does without."""
+"""The package that BLEU needs. It brings four more, one of them compiled, so it is an extra."""
 
 
 def bleu_4(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> dict[str, Any]:

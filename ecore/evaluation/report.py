@@ -193,15 +193,15 @@ def format_run(metrics: dict[str, Any]) -> str:
 
 
 def _decoding(settings: dict[str, Any]) -> str:
-    """How answers were decoded: the method, and of its settings those that are not the default."""
+    """Format the decoding: its method, and those of its settings that are not the default."""
     usual = asdict(Decoding())
     own = ("beams", "length_penalty") if settings["method"] == "beam" else ()
-    told = [
+    changed = [
         f"{name} {value}"
         for name, value in settings.items()
         if name not in ("method", "max_length") and (name in own or value != usual[name])
     ]
-    return ", ".join([settings["method"], *told])
+    return ", ".join([settings["method"], *changed])
 
 
 def format_file(metrics: dict[str, Any]) -> str:
@@ -225,10 +225,10 @@ def _text_rows(metrics: dict[str, Any], others: str) -> list[str]:
     """Repetition and BLEU-4, which older files lack; ``others`` names the references."""
     if "rep_3" not in metrics:
         return []
-    told = metrics["bleu_signature"] or f"needs the package sacrebleu: pip install {INSTALL}"
+    signature = metrics["bleu_signature"] or f"needs the package sacrebleu: pip install {INSTALL}"
     return [
         _row("Rep-3", metrics["rep_3"], f"{others} {metrics['human']['rep_3']:.2f}"),
-        _row("BLEU-4", metrics["bleu_4"], told),
+        _row("BLEU-4", metrics["bleu_4"], signature),
     ]
 
 

@@ -13,7 +13,7 @@ from ecore.model.perceiver import Context, Perceived, Perceiver
 
 
 class GraphEdges(NamedTuple):
-    """What the graph makes of B contexts of M words, ``[CLS]`` first, and P emotions.
+    """Results of the graph for B contexts of M words, ``[CLS]`` first, and P emotions.
 
     Attributes:
         word_edges: [B, M, P], E^{w-e} as Eq. 8 sums it: what each word receives from each emotion, summed over

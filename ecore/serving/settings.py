@@ -13,7 +13,7 @@ LONGEST = 256
 
 @dataclass(frozen=True)
 class Serving:
-    """How requests are batched and bounded.
+    """Settings of batching and its bounds.
 
     Raises:
         InputError: a value out of range.

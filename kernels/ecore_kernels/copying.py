@@ -52,7 +52,7 @@ def mixed(logits: Tensor, gate: Tensor, scores: Tensor, classes: Tensor, slots: 
 
 
 class Mixture(NamedTuple):
-    """What copying adds to the smoothed and the plain loss, each [n, 1], and to the errors.
+    """Terms that copying adds to the smoothed and the plain loss, each [n, 1], and to the errors.
 
     With t the wanted distribution and s_w the chance that w, if said, was generated, the loss is
     -sum t log P = -sum t log softmax(logits) - log p sum t + sum t log s, and s is 1 outside of the places:

@@ -67,7 +67,7 @@ def sum_resolutions(apart: Tensor | None, result: Tensor | None) -> None:
 
 
 def own_heads(result: Tensor | None, query: Tensor) -> Tensor | None:
-    """Where heads write the gradient of keys or values: in ``result``, or apart from each other if they share it."""
+    """Return the place of the gradient of keys or values: in ``result``, or apart from each other if they share it."""
     if result is None or result.shape[1] == query.shape[1]:
         return result
     return empty_rows(query, result.shape[2], result.shape[3], result.dtype)

@@ -1,4 +1,4 @@
-"""What all campaigns share: cases by number, their verdicts, the table of counts."""
+"""Parts that all campaigns share: cases by number, their verdicts, the table of counts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.campaigns.material import Material
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a case: its kind, a word for its outcome, and the fault, "" where it is none."""
+    """The result of a case: its kind, a word for its outcome, and the fault, "" where it is none."""
 
     kind: str
     outcome: str

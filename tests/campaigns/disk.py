@@ -206,7 +206,7 @@ def _own_mounts() -> None:
 
 @cache
 def may_mount() -> bool:
-    """Whether processes may have mounts of their own here."""
+    """Return True if processes may have mounts of their own here."""
     pid = os.fork()
     if pid == 0:
         try:

@@ -132,7 +132,7 @@ class Flip(Campaign):
 
 
 def _content(path: Path) -> bytes:
-    """What counts of a file: all but times, and the state of training, whose notes hold them."""
+    """Return the content of a file that counts: all but times, and the state of training, whose notes hold them."""
     content = path.read_bytes()
     if path.name in ("vocabulary.json", "config.json") or ".state." in path.name:
         return b""

@@ -26,7 +26,7 @@ HANGS = 120.0
 
 @dataclass(frozen=True)
 class Result:
-    """How a command ended: exit code (negative: killed by that signal), what it said, whether it hung."""
+    """The end of a command: exit code (negative: killed by that signal), what it said, whether it hung."""
 
     code: int
     out: str
@@ -176,7 +176,7 @@ class Child:
 
 
 def fault(result: Result, codes: Sequence[int] = (0, 2)) -> str:
-    """Why a result is none that a user may see; "" where it is one.
+    """Return the fault of a result that no user may see; "" where it is one.
 
     A refusal is exit code 2 and one line; argparse's own stand below a line of usage.
     """

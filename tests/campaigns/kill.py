@@ -66,7 +66,7 @@ class Kill(Campaign):
         return made
 
     def _time(self, name: str, new_process: bool) -> float:
-        """How long a command takes that is not killed; its results are those to expect."""
+        """Return the duration of a command that is not killed; its results are those to expect."""
         if (name, new_process) not in self.seconds:
             place = self.root / f"whole-{name}-{new_process}"
             place.mkdir()

@@ -1,4 +1,4 @@
-"""What campaigns damage and kill: a corpus, a prepared folder, a run and what commands made of them."""
+"""Material that campaigns damage and kill: a corpus, a prepared folder, a run and what commands made of them."""
 
 from __future__ import annotations
 

@@ -301,7 +301,7 @@ def _read_key(path: Path) -> Record:
 
 
 def _is_item(entry: Any, kind: str, systems: Sequence[str], contexts: Record) -> bool:
-    """Whether an item of the key is one: every text has a checksum, every response the systems that gave it."""
+    """Check an item of the key: every text has a checksum, every response the systems that gave it."""
     if not isinstance(entry, dict) or not all(isinstance(entry.get(n), list) for n in ("systems", "sha256")):
         return False
     groups, context = entry["systems"], entry.get("context")

@@ -47,7 +47,7 @@ def _more(
     dropout: float,
     all_pairs: bool,
 ) -> tuple[Any, ...] | None:
-    """What a call has beside edges, neighbours and a factor, as the extension takes it; None for nothing."""
+    """Return a call's arguments beside edges, neighbours and a factor, as the extension takes it; None for nothing."""
     if (bias, sender_gate, edge_bias, seed) == (None,) * 4 and not clamp and not all_pairs:
         return None
     least = threshold(dropout)

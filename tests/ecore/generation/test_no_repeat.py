@@ -15,7 +15,7 @@ from tests.ecore.generation.table import WORDS, Table, every_answer, make_batch,
 
 
 def repeats(answer: list[int] | tuple[int, ...], length: int) -> bool:
-    """Whether a sequence of ``length`` words comes twice."""
+    """Return True if a sequence of ``length`` words comes twice."""
     sequences = [tuple(answer[i : i + length]) for i in range(len(answer) - length + 1)]
     return len(set(sequences)) < len(sequences)
 
