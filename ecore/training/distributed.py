@@ -99,7 +99,9 @@ def join(device: str) -> tuple[Processes, torch.device]:
     group = dist.new_group(backend="gloo") if mine.type == "cuda" else dist.group.WORLD
     processes = Processes(dist.get_rank(), dist.get_world_size(), group)
     if processes.count > 1:
-        threading.Thread(target=_watch, args=(processes,), daemon=True).start()
+        global _watcher
+        _watcher = threading.Thread(target=_watch, args=(processes,), daemon=True)
+        _watcher.start()
     return processes, mine
 
 
@@ -119,6 +121,7 @@ def parted() -> Iterator[None]:
 
 
 _left = threading.Event()
+_watcher: threading.Thread | None = None
 
 
 def _watch(processes: Processes) -> None:
@@ -156,5 +159,8 @@ def _sign(rank: int) -> str:
 def leave() -> None:
     """Part from the others; nothing where this process is alone."""
     _left.set()
+    if _watcher is not None:
+        # A thread that is still inside the store when Python ends takes the process down or keeps it from ending.
+        _watcher.join(timeout=3 * BEAT)
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from ecore.model.pretrained import weights_file
+from ecore.training import distributed
 from ecore.training.distributed import Parted, parted
 from ecore.training.journal import read_metrics
 
@@ -210,3 +213,34 @@ def test_another_process_that_is_gone_is_one_kind_of_error():
             raise error
     with pytest.raises(RuntimeError, match=r"^a bug$"), parted():
         raise RuntimeError("a bug")
+
+
+def test_no_thread_is_left_in_the_store_when_a_process_leaves(monkeypatch):
+    """Python that ends while a thread is inside torch's C++ aborts, and the other host's agent waits for minutes."""
+    inside = threading.Event()
+
+    class SlowStore:
+        def __init__(self, *_, **__):
+            inside.set()
+            time.sleep(0.3)
+
+        def set(self, *_):
+            pass
+
+        def check(self, _):
+            return False
+
+    monkeypatch.setattr(distributed, "BEAT", 0.2)
+    monkeypatch.setattr(distributed, "_left", threading.Event())
+    monkeypatch.setattr(distributed.dist, "TCPStore", SlowStore)
+    monkeypatch.setattr(distributed.dist, "init_process_group", lambda backend: None)
+    monkeypatch.setattr(distributed.dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(distributed.dist, "get_world_size", lambda: 2)
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", "1")
+    before = set(threading.enumerate())
+    distributed.join("cpu")
+    (watcher,) = set(threading.enumerate()) - before
+    assert inside.wait(10)
+    distributed.leave()
+    assert not watcher.is_alive()

@@ -88,9 +88,16 @@ def together(hosts: list[str], *command: str) -> None:
     """Run a command on both hosts until it is done."""
     agents = [start(hosts, rank, *command) for rank in range(2)]
     try:
+        # The first to end may be the second: the other would wait minutes for one that has failed.
+        deadline = time.monotonic() + 200
+        while any(agent.poll() is None for agent in agents):
+            assert time.monotonic() < deadline
+            if any(agent.poll() for agent in agents):
+                break
+            time.sleep(0.1)
         for agent in agents:
-            _, said = agent.communicate(timeout=300)
-            assert agent.returncode == 0, said
+            if agent.poll() is not None:
+                assert agent.returncode == 0, agent.communicate()[1]
     finally:
         for agent in agents:
             die(agent)
