@@ -18,13 +18,22 @@ if not torch.cuda.is_available():
 
 # Tests are small: more threads only fight over the cores that other workers of a parallel run use.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same for the processes that tests start
 if settings is not None:
     settings.register_profile("ecore", deadline=None, derandomize=True, max_examples=15)
     settings.load_profile("ecore")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Let pytest-xdist hand out the files in the order of :func:`pytest_collection_modifyitems`."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what is marked ``gpu`` on a machine without a CUDA device."""
+    """Begin with the files that take longest; skip what is marked ``gpu`` on a machine without a CUDA device."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
     if torch.cuda.is_available():
         return
     for item in items:

@@ -5,6 +5,7 @@ on the same tensors, without the Python between them.
 """
 
 import contextlib
+import functools
 import os
 import signal
 from collections import Counter
@@ -602,11 +603,24 @@ def test_graphs_of_compiled_steps(start, tiny, graphs, settings, tmp_path):
 # Compiled
 
 
-@pytest.mark.slow
-def test_compiled_steps_are_the_plain_ones(start, tiny, settings, tmp_path, fresh_compile):
+def test_compiled_steps_are_the_plain_ones(start, tiny, settings, tmp_path, fresh_compile, monkeypatch):
+    """Traced, with health values and without them; inductor's code comes next."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     options = {"model_config": still(tiny), "max_steps": 12}
     start(tmp_path / "plain", replace(settings, **SLOW), **options)
     start(tmp_path / "compiled", replace(settings, compile=True, **SLOW), **options)
+    assert_close(tmp_path / "compiled", tmp_path / "plain")
+
+
+@pytest.mark.slow
+def test_steps_in_inductors_code_are_the_plain_ones(start, tiny, settings, tmp_path, fresh_compile):
+    every_step = {
+        **SLOW,
+        "log_every": 1,
+    }  # one program: that without health values takes as long again to compile
+    options = {"model_config": still(tiny), "max_steps": 6}
+    start(tmp_path / "plain", replace(settings, **every_step), **options)
+    start(tmp_path / "compiled", replace(settings, compile=True, **every_step), **options)
     assert_close(tmp_path / "compiled", tmp_path / "plain")
 
 
