@@ -16,6 +16,7 @@
 #include "graph_attention_cpu.h"
 #include "otsu.h"
 #include "philox.h"
+#include "quantized_linear_bindings.h"
 #include "simd/choice.h"
 #include "softmax_rows_cpu.h"
 #include "sparse_attention_cpu.h"
@@ -515,6 +516,7 @@ PYBIND11_MODULE(_native, module) {
   module.def("dropout_add_layer_norm_forward_float64", &dropout_add_layer_norm_forward<double>, Unlocked());
   module.def("dropout_add_layer_norm_backward_float32", &dropout_add_layer_norm_backward<float>, Unlocked());
   module.def("dropout_add_layer_norm_backward_float64", &dropout_add_layer_norm_backward<double>, Unlocked());
+  bind_quantized_linear(module);
 #ifdef ECORE_WITH_CUDA
   module.attr("OTSU_CUDA_MAX_COLUMNS") = ecore::kOtsuCudaMaxColumns;
   module.def("otsu_cuda_refusal", &ecore::otsu_cuda_refusal, Unlocked());

@@ -241,6 +241,26 @@ struct DropoutAddLayerNormKernels {
                    const T* grad_sum, T* grad_x, T* grad_residual, T* grad_weight, T* grad_bias);
 };
 
+// A linear layer whose weights are int8, or bfloat16 (uint16_t: its bits).
+template <typename W>
+struct QuantizedLayer {
+  const W* weight;  // [outputs, inputs], rows weight_stride apart
+  int64_t outputs, inputs, weight_stride;
+  const float* scale;  // [outputs], or null: 1
+  const float* bias;   // [outputs], or null: 0
+};
+
+template <typename W>
+struct QuantizedLinearKernels {
+  int64_t (*packed_bytes)(int64_t inputs);  // of a row of activations, as `multiply` reads it
+  void (*pack)(const float* x, int64_t inputs, char* packed);
+  // Writes outputs begin ... end - 1 of packed rows, which are out_stride apart in `out`.
+  void (*multiply)(const QuantizedLayer<W>& layer, int64_t begin, int64_t end, const char* packed, int64_t rows,
+                   float* out, int64_t out_stride);
+  // The place of the first of the largest values, and that value: NaN if one is NaN or infinity.
+  int64_t (*largest)(const float* values, int64_t count, float* most);
+};
+
 struct Simd {
   const char* name;  // as ECORE_KERNELS_SIMD calls it
   GraphAttentionKernels<float> graph_attention_float;
@@ -255,6 +275,8 @@ struct Simd {
   SoftmaxRowsKernels<double> softmax_rows_double;
   DropoutAddLayerNormKernels<float> dropout_add_layer_norm_float;
   DropoutAddLayerNormKernels<double> dropout_add_layer_norm_double;
+  QuantizedLinearKernels<int8_t> quantized_linear_int8;
+  QuantizedLinearKernels<uint16_t> quantized_linear_bfloat16;
 };
 
 extern const Simd kSimdBaseline;

@@ -6,6 +6,7 @@
 #include "edge_attention.h"
 #include "edge_readout.h"
 #include "graph_attention.h"
+#include "quantized_linear.h"
 #include "softmax_rows.h"
 #include "sparse_attention.h"
 
@@ -23,6 +24,8 @@ const Simd ECORE_SIMD_TABLE = {ECORE_SIMD_NAME,
                                softmax_rows_kernels<float>(),
                                softmax_rows_kernels<double>(),
                                dropout_add_layer_norm_kernels<float>(),
-                               dropout_add_layer_norm_kernels<double>()};
+                               dropout_add_layer_norm_kernels<double>(),
+                               quantized_linear_kernels<int8_t>(),
+                               quantized_linear_kernels<uint16_t>()};
 
 }  // namespace ecore

@@ -11,7 +11,9 @@ from ecore_kernels.operators.graph_attention import graph_attention
 from ecore_kernels.operators.history import EdgeUpdate
 from ecore_kernels.operators.linear_cross_entropy import linear_cross_entropy
 from ecore_kernels.operators.otsu import OtsuSplit, otsu
+from ecore_kernels.operators.quantized_linear import quantized_linear, quantized_linear_argmax
 from ecore_kernels.operators.sparse_attention import sparse_attention
+from ecore_kernels.quantized import QuantizedLinear
 
 __all__ = [
     "EdgeList",
@@ -19,6 +21,7 @@ __all__ = [
     "EmotionGraph",
     "MultiResolutionEdgeAttention",
     "OtsuSplit",
+    "QuantizedLinear",
     "available_backends",
     "dropout_add_layer_norm",
     "edge_attention",
@@ -27,6 +30,8 @@ __all__ = [
     "graph_attention",
     "linear_cross_entropy",
     "otsu",
+    "quantized_linear",
+    "quantized_linear_argmax",
     "sparse_attention",
     "use_backend",
 ]

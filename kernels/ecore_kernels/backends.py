@@ -46,6 +46,8 @@ OPERATORS = (
     "linear_cross_entropy",
     "dropout_add_layer_norm",
     "sparse_attention",
+    "quantized_linear",
+    "quantized_linear_argmax",
 )
 
 

@@ -410,6 +410,7 @@ def test_public_face():
         "EmotionGraph",
         "MultiResolutionEdgeAttention",
         "OtsuSplit",
+        "QuantizedLinear",
         "available_backends",
         "dropout_add_layer_norm",
         "edge_attention",
@@ -418,6 +419,8 @@ def test_public_face():
         "graph_attention",
         "linear_cross_entropy",
         "otsu",
+        "quantized_linear",
+        "quantized_linear_argmax",
         "sparse_attention",
         "use_backend",
     }

@@ -225,6 +225,14 @@ def _dropout_add_layer_norm(x: Tensor | None = None, residual: Any = None, *_: A
     return why_not(*(() if x is None else (x, residual)))
 
 
+def _quantized_linear(x: Tensor | None = None, *_: Any, **__: Any) -> list[str]:
+    if x is None:
+        return why_not()
+    if x.dtype is torch.float64:
+        return [*why_not(x), "takes float16, bfloat16, float32, not float64"]
+    return why_not(x)
+
+
 REFUSALS: dict[str, Callable[..., list[str]]] = {
     "edge_attention": _edge_attention,
     "graph_attention": _graph_attention,
@@ -233,5 +241,7 @@ REFUSALS: dict[str, Callable[..., list[str]]] = {
     "sparse_attention": _edge_attention,
     "linear_cross_entropy": _linear_cross_entropy,
     "dropout_add_layer_norm": _dropout_add_layer_norm,
+    "quantized_linear": _quantized_linear,
+    "quantized_linear_argmax": _quantized_linear,
 }
 """By operator: the reasons against a call with these arguments; without any, against all calls on this machine."""

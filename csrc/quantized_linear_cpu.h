@@ -1,0 +1,25 @@
+// A linear layer with weights of few bits on a CPU, for few rows: there the time is that of reading the weights.
+//
+// W is int8_t (one scale an output; activations are rounded to 16 bits, each row by its own largest number) or uint16_t
+// (bfloat16; activations are float). Results are the same bits whatever the number of threads.
+#pragma once
+
+#include <cstdint>
+
+#include "simd/kernels.h"
+
+namespace ecore {
+
+// x, [rows, inputs], rows x_stride apart; output [rows, outputs], contiguous.
+template <typename W>
+void quantized_linear(const QuantizedLayer<W>& layer, const float* x, int64_t rows, int64_t x_stride, float* output,
+                      int threads);
+
+// Of each row the place of the largest output that is not among its `forbidden` [rows, forbidden_count] (places that
+// there are not mean none), the first of equal ones, and that output: NaN if one of the row's is NaN or infinity.
+template <typename W>
+void quantized_linear_argmax(const QuantizedLayer<W>& layer, const float* x, int64_t rows, int64_t x_stride,
+                             const int64_t* forbidden, int64_t forbidden_count, int64_t* place, float* largest,
+                             int threads);
+
+}  // namespace ecore

@@ -1,0 +1,133 @@
+"""Linear layers whose weights are kept in few bits."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+TYPES = (torch.int8, torch.bfloat16)
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedLinear:
+    """A linear layer, ``x @ (weight * scale)^T + bias``, with weights of few bits; make it by :meth:`of`.
+
+    Attributes:
+        weight: [V, D] int8 or bfloat16.
+        scale: [V] float32, of each output's weights; None with bfloat16.
+        bias: [V] float32, or None.
+
+    Raises:
+        ValueError: shapes, types or devices that do not fit each other, or a tensor that requires a gradient.
+    """
+
+    weight: Tensor
+    scale: Tensor | None = None
+    bias: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for name, tensor in (("weight", self.weight), ("scale", self.scale), ("bias", self.bias)):
+            self._check(name, tensor)
+        if (self.scale is None) == (self.weight.dtype is torch.int8):
+            raise ValueError("QuantizedLinear: scale: expected one with int8 weights, and None with bfloat16")
+
+    def _check(self, name: str, tensor: Any) -> None:
+        if tensor is None and name != "weight":
+            return
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"QuantizedLinear: {name}: expected a tensor, got {type(tensor).__name__}")
+        if name == "weight":
+            if tensor.dim() != 2 or 0 in tensor.shape or tensor.dtype not in TYPES:
+                raise ValueError(
+                    "QuantizedLinear: weight: expected [V, D], int8 or bfloat16, without a size of 0, got "
+                    f"{list(tensor.shape)} {tensor.dtype}"
+                )
+        elif tuple(tensor.shape) != (len(self.weight),) or tensor.dtype is not torch.float32:
+            raise ValueError(
+                f"QuantizedLinear: {name}: expected [{len(self.weight)}] float32, got {list(tensor.shape)} "
+                f"{tensor.dtype}"
+            )
+        if tensor.device != self.weight.device:
+            raise ValueError(
+                f"QuantizedLinear: {name}: expected it on {self.weight.device}, got {tensor.device}"
+            )
+        if tensor.requires_grad:
+            raise ValueError(
+                f"QuantizedLinear: {name}: expected no gradient to be wanted: weights of few bits have none"
+            )
+
+    @classmethod
+    def of(
+        cls, weight: Tensor, bias: Tensor | None = None, dtype: torch.dtype = torch.int8
+    ) -> QuantizedLinear:
+        """Round a layer's weights.
+
+        int8: ``round(weight / scale)``, to even, with ``scale_v = max_d |weight_vd| / 127``: no weight is off by
+        more than half a scale. bfloat16: the nearest.
+
+        Args:
+            weight: [V, D], any float type.
+            bias: [V], or None.
+            dtype: torch.int8 or torch.bfloat16.
+
+        Raises:
+            ValueError: another shape or type, or with int8 a weight that is not finite.
+        """
+        if not isinstance(weight, Tensor) or weight.dim() != 2 or not weight.is_floating_point():
+            got = (
+                f"{list(weight.shape)} {weight.dtype}"
+                if isinstance(weight, Tensor)
+                else type(weight).__name__
+            )
+            raise ValueError(f"QuantizedLinear: weight: expected [V, D] of a float type, got {got}")
+        if dtype not in TYPES:
+            raise ValueError(f"QuantizedLinear: dtype: expected torch.int8 or torch.bfloat16, got {dtype}")
+        weight = weight.detach()
+        # A copy: the layer should not change with what it was made from.
+        bias = None if bias is None else bias.detach().to(torch.float32, copy=True)
+        if dtype is torch.bfloat16:
+            return cls(weight.to(dtype, copy=True).contiguous(), None, bias)
+        weight = weight.float()
+        most = weight.abs().amax(1)  # [V]
+        if not bool(most.isfinite().all()):
+            raise ValueError("QuantizedLinear: weight: expected finite numbers for int8")
+        scale = most / 127.0
+        # A row too small for a scale is a row of zeros.
+        inverse = torch.where(scale > torch.finfo(torch.float32).tiny, 1.0 / scale, 0.0)
+        return cls((weight * inverse[:, None]).round().clamp(-127, 127).to(torch.int8), scale, bias)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return self.weight.device
+
+    def to(self, device: str | torch.device) -> QuantizedLinear:
+        """Return the layer on another device."""
+        parts = (self.weight, self.scale, self.bias)
+        return QuantizedLinear(*(x if x is None else x.to(device) for x in parts))  # type: ignore[arg-type]
+
+    def dequantized(self) -> Tensor:
+        """Return the weights as the products take them, [V, D] float32."""
+        weight = self.weight.float()
+        return weight if self.scale is None else weight * self.scale[:, None]
+
+    @functools.cached_property
+    def inputs(self) -> int:
+        """D."""
+        return self.weight.shape[1]
+
+    @functools.cached_property
+    def on_cpu(self) -> bool:
+        """True where the weights are in a CPU's memory."""
+        return self.weight.is_cpu
+
+    @functools.cached_property
+    def _native(self) -> Any:
+        """The layer as the extension takes it."""
+        from ecore_kernels.native_kernels import quantized_linear
+
+        return quantized_linear.Layer(self.weight, self.scale, self.bias)
