@@ -70,7 +70,7 @@ def test_nvcc_compiles_the_cuda_kernels_without_warnings(tmp_path):
     result = configure(tmp_path, "-DECORE_CUDA=ON", "-DECORE_WERROR=ON")
     assert result.returncode == 0, result.stdout + result.stderr
     # The two sources that CUDA makes a difference to; the others were compiled to install the package.
-    objects = [f"CMakeFiles/_native.dir/csrc/{name}.o" for name in ("otsu_cuda.cu", "bindings.cpp")]
+    objects = [f"CMakeFiles/_native.dir/csrc/{name}.o" for name in ("otsu_cuda.cu", "bindings/module.cpp")]
     command = [tool("cmake"), "--build", tmp_path, "--target", *objects]
     built = subprocess.run(command, capture_output=True, text=True)
     assert built.returncode == 0, built.stdout + built.stderr

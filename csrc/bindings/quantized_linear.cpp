@@ -1,21 +1,8 @@
-// quantized_linear and quantized_linear_argmax of the module ecore_kernels._native.
-#include "quantized_linear_bindings.h"
-
-#include <pybind11/stl.h>
-
-#include <cstdint>
-#include <tuple>
-
-#include "quantized_linear_cpu.h"
-
-namespace py = pybind11;
+// Bindings of quantized_linear and quantized_linear_argmax.
+#include "../quantized_linear_cpu.h"
+#include "arguments.h"
 
 namespace {
-
-template <typename T>
-T* pointer(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
 
 // Outputs, inputs, stride over outputs; weight, scale, bias.
 using LayerTuple = std::tuple<int64_t, int64_t, int64_t, uintptr_t, uintptr_t, uintptr_t>;
@@ -43,7 +30,6 @@ void quantized_linear_argmax(const LayerTuple& layer, uintptr_t x, int64_t rows,
 }  // namespace
 
 void bind_quantized_linear(py::module_& module) {
-  using Unlocked = py::call_guard<py::gil_scoped_release>;
   module.def("quantized_linear_int8", &quantized_linear<int8_t>, Unlocked());
   module.def("quantized_linear_bfloat16", &quantized_linear<uint16_t>, Unlocked());
   module.def("quantized_linear_argmax_int8", &quantized_linear_argmax<int8_t>, Unlocked());
