@@ -135,7 +135,7 @@ class Child:
                 os._exit(code)
 
     def running(self) -> bool:
-        """Whether it has not ended."""
+        """True until it has ended."""
         if self._code is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
@@ -143,7 +143,7 @@ class Child:
         return self._code is None
 
     def ended(self, seconds: float) -> bool:
-        """Whether it ends within so many seconds."""
+        """True if it ends within so many seconds."""
         deadline = time.monotonic() + seconds
         while self.running() and time.monotonic() < deadline:
             time.sleep(0.02)

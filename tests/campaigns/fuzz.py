@@ -44,7 +44,7 @@ RECORD = {
 
 
 def refused(work: Callable[[], Any]) -> tuple[Any, str]:
-    """What ``work`` returns, and the complaint of an InputError; any other error is a finding."""
+    """The value that ``work`` returns, and the complaint of an InputError; any other error is a finding."""
     try:
         return work(), ""
     except InputError as error:

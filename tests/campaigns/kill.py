@@ -110,7 +110,7 @@ class Kill(Campaign):
         return self.commands[name]
 
     def _torn(self, name: str, folder: Path, picks: random.Random) -> str:
-        """What can be seen of a torn result before the command is started again."""
+        """All that can be seen of a torn result before the command is started again."""
         if name == "train" and (folder / "new/checkpoints.json").exists() and picks.random() < 0.3:
             argv = picks.choice(
                 [["info", "new"], ["generate", "new", "--text", "my dog died.", "--threads", "1"]]

@@ -314,7 +314,7 @@ class _Draw:
         shapes: list[tuple[int, ...]],
         place: Callable,
     ) -> list[tuple[int, ...]]:
-        """What edge_attention takes beside edges and a gate; returns the shapes of its results."""
+        """Options of edge_attention beside edges and a gate; returns the shapes of its results."""
         tensors, options = case.tensors, case.options
         batch, heads, _, senders = full
         if self.chance(0.4):

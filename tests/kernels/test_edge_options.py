@@ -1,4 +1,4 @@
-"""What edge_attention takes beside edges: other shapes, bias, gates, updates, clamp, dropout, and the softmax's sum."""
+"""Options of edge_attention beside edges: other shapes, bias, gates, updates, clamp, dropout, and the softmax's sum."""
 
 from __future__ import annotations
 

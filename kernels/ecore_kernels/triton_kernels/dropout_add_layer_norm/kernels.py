@@ -12,7 +12,7 @@ VARYING = ("rows", "size", "threshold", "scale_bits", "eps_bits", "rows_a_progra
 
 @triton.jit
 def _kept(seed, row, threshold, TILE: tl.constexpr):
-    """Which elements of a row are kept, [D]: see ecore_kernels.philox.kept."""
+    """The elements of a row that are kept, [D]: see ecore_kernels.philox.kept."""
     counter = tl.arange(0, TILE // 4).to(tl.uint32)  # [D / 4]
     at = tl.zeros([TILE // 4], tl.int64) + row
     near, far = (at & 0xFFFFFFFF).to(tl.uint32), (at >> 32).to(tl.uint32)
