@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ecore.cli.common import add_device, check_graph_form, device
 from ecore.config import ABLATIONS, PRESETS, WORD_LEVEL, ModelConfig, TrainingConfig, add_arguments, overrides
 from ecore.errors import InputError
+from ecore.training.tracker import TRACKERS
 
 if TYPE_CHECKING:
     from ecore.data.prepared import PreparedData
@@ -54,6 +55,11 @@ def declare_train(parser: argparse.ArgumentParser) -> None:
         help="take thresholds as they are, instead of matching them to this data's intensities",
     )
     add_device(parser)
+    parser.add_argument(
+        "--log-to",
+        choices=TRACKERS,
+        help="send the log to this experiment tracker, too (pip install it first)",
+    )
     given = "each flag overrides the preset; the defaults shown are the preset paper's"
     model = parser.add_argument_group("model", given)
     model.add_argument(
@@ -111,6 +117,7 @@ def run_train(arguments: argparse.Namespace) -> int:
             max_steps=arguments.max_steps if arguments.resume else None,
             preset=arguments.preset or "paper",
             processes=processes,
+            log_to=arguments.log_to,
         )
     distributed.leave()
     if processes is not None and not processes.first:

@@ -19,6 +19,7 @@ from ecore.files import atomic_path, names_file, parse_json, read_bytes
 from ecore.model.losses import Losses
 from ecore.training.checkpoint import Progress
 from ecore.training.distributed import Processes
+from ecore.training.tracker import Tracker
 
 METRICS = "metrics.jsonl"
 TERMS = ("generation", "emotion", "correlation", "total")
@@ -49,8 +50,10 @@ class Journal:
     with :meth:`note` and written with :meth:`write`: in between it may gain the results of a validation.
     """
 
-    def __init__(self, run: Path, progress: Progress, processes: Processes) -> None:
-        self._run, self._progress, self._processes = run, progress, processes
+    def __init__(
+        self, run: Path, progress: Progress, processes: Processes, tracker: Tracker | None = None
+    ) -> None:
+        self._run, self._progress, self._processes, self._tracker = run, progress, processes, tracker
         self._rows: list[Tensor] = []
         self._log: MetricsLog | None = None
         self.restart_clock()
@@ -58,7 +61,7 @@ class Journal:
     def open(self) -> None:
         """Open the log, in the first process alone; lines that are to be written again are cut off."""
         if self._processes.first:
-            self._log = MetricsLog(self._run, self._progress.step - (self.waiting is not None))
+            self._log = MetricsLog(self._run, self._progress.step - (self.waiting is not None), self._tracker)
 
     @property
     def no_events(self) -> str | None:
@@ -151,19 +154,21 @@ _CRC = re.compile(rb', "crc32": (\d{1,10})}\Z')
 
 
 class MetricsLog:
-    """Appends to ``metrics.jsonl`` and, where TensorBoard is installed, to its events in the run folder.
+    """Appends to ``metrics.jsonl``, to TensorBoard's events in the run folder where it is installed, and to a tracker.
 
     Each line ends with a member ``crc32``, of all that stands before it; :func:`read_metrics` checks it and leaves it
     out.
 
     Args:
         keep_through: lines of later steps are cut off: whoever wrote them died before the next checkpoint.
+        tracker: gets the numbers, too.
 
     Attributes:
         no_events: why there are no events for TensorBoard; None where there are.
     """
 
-    def __init__(self, run: Path, keep_through: int) -> None:
+    def __init__(self, run: Path, keep_through: int, tracker: Tracker | None = None) -> None:
+        self._tracker = tracker
         self._path = path = run / METRICS
         _cut(path, keep_through)
         # Line-buffered: a killed process loses no line that it has written.
@@ -183,9 +188,11 @@ class MetricsLog:
         body = json.dumps(finite).removesuffix("}")
         with names_file(self._path):
             self._file.write(f'{body}, "crc32": {zlib.crc32(body.encode())}}}\n')
-        for name, value in finite.items() if self._events else ():
-            if name != "step" and value is not None:
-                self._events.add_scalar(name, value, line["step"])
+        numbers = {name: value for name, value in finite.items() if name != "step" and value is not None}
+        for name, value in numbers.items() if self._events else ():
+            self._events.add_scalar(name, value, line["step"])
+        if self._tracker is not None:
+            self._tracker.log(numbers, line["step"])
 
     def sync(self) -> None:
         """Put on disk what was written, so that no checkpoint is ahead of its log."""
@@ -197,6 +204,8 @@ class MetricsLog:
         self._file.close()
         if self._events:
             self._events.close()
+        if self._tracker is not None:
+            self._tracker.finish()
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

@@ -34,6 +34,7 @@ from ecore.training.journal import Journal, sums
 from ecore.training.objective import objective
 from ecore.training.run_folder import Settings
 from ecore.training.schedule import adam, noam, set_rate
+from ecore.training.tracker import Tracker
 
 CHECKPOINT_SECONDS = 120.0
 """Between checkpoints, where no number of steps is given: a fast run writes few, a slow one loses little."""
@@ -72,6 +73,7 @@ def train(
     preset: str | None = None,
     progress: bool = True,
     processes: Processes | None = None,
+    log_to: str | None = None,
 ) -> dict[str, Any]:
     """Train a new model in ``run``, or go on with the one that is there.
 
@@ -85,6 +87,7 @@ def train(
         processes: those that train together (:func:`ecore.training.distributed.join`), each calling this
             function alike; default this one alone. Each takes its share of every batch, so samples and averaged
             gradients are those of one process with the same ``batch_size``; random masks of dropout are not.
+        log_to: "wandb" or "trackio": the log goes there, too.
 
     Returns:
         :class:`Summary` as a dictionary. After Ctrl-C or SIGTERM ``interrupted`` is true, and the checkpoint
@@ -104,10 +107,11 @@ def train(
         if max_steps is not None:
             training = replace(training, max_steps=max_steps)
         settings = Settings(model_config or ModelConfig(), training, run_folder.describe(data), preset)
+    tracker = Tracker(log_to) if log_to is not None and processes.first else None
     with contextlib.ExitStack() as held:
         if processes.first:
             held.enter_context(run_folder.alone(run))
-        return _train(run, data, settings, device, resume, progress, processes)
+        return _train(run, data, settings, device, resume, progress, processes, tracker)
 
 
 def _train(
@@ -118,6 +122,7 @@ def _train(
     resume: bool,
     progress: bool,
     processes: Processes,
+    tracker: Tracker | None,
 ) -> dict[str, Any]:
     if processes.first and not resume:
         run_folder.expect_new(run)
@@ -126,12 +131,18 @@ def _train(
         raise InputError(f"--compile: expected one process, these are {processes.count}")
     torch.manual_seed(settings.training.seed)
     model = pretrained.build(settings.model, data, run).to(device)
+    if tracker is not None:
+        tracker.begin(run, asdict(settings.model) | asdict(settings.training))
     if not resume and processes.first:  # only now: settings that make no model should leave no folder
         run_folder.start(run, data, settings)
     if processes.first:
         pretrained.save_parts(model, run)
+    if tracker is not None:
+        tracker.remember(run)
     processes.wait()
-    trainer = Trainer(run, data, model, settings, device, progress and processes.first, processes, captures)
+    trainer = Trainer(
+        run, data, model, settings, device, progress and processes.first, processes, captures, tracker
+    )
     try:
         if processes.first:
             settings.write(run)
@@ -153,6 +164,7 @@ class Trainer:
         show_progress: bool,
         processes: Processes,
         captures: Recorder | None,
+        tracker: Tracker | None,
     ) -> None:
         self.folder, self.data, self.model, self.device = run, data, model, device
         self.settings, self.config, self.show_progress = settings, settings.training, show_progress
@@ -166,7 +178,7 @@ class Trainer:
         """Step of the last checkpoint."""
         self.saved_at = clock()
         self.state = self._restored()
-        self.journal = Journal(run, self.state, processes)
+        self.journal = Journal(run, self.state, processes, tracker)
         self.graph_watch = GraphWatch(self.config.warmup, self.state)
         reopened = self._reopen_last_line()
         self.journal.open()
