@@ -1,0 +1,79 @@
+"""The examples, as their readers run them."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ecore import ECore
+from ecore.cli import main
+from tests.ecore.training.conftest import write_corpus
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+TURNS = ("My old dog died.", "I am so sorry!", "I cried all day.")
+
+
+def example(name):
+    """An example as a module."""
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("examples")
+    assert (
+        main(["prepare", "--data", str(write_corpus(folder / "corpus")), "--out", str(folder / "prepared")])
+        == 0
+    )
+    small = "--preset tiny --dim 12 --feed-forward 16 --batch-size 10 --warmup 30 --literal-thresholds --max-steps 60"
+    assert (
+        main(["train", "--data", str(folder / "prepared"), "--out", str(folder / "run"), *small.split()]) == 0
+    )
+    return folder / "run"
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_an_exported_perception_runs_without_the_package_and_sees_what_the_model_sees(run, tmp_path, capsys):
+    program = tmp_path / "perception.pt2"
+    example("export_perception").main([str(run), str(program)])
+    assert float(capsys.readouterr().out.split()[-1]) < 1e-6
+    loaded = torch.export.load(program)
+    assert all(
+        str(node.target).startswith(("aten", "<built-in"))
+        for node in loaded.graph.nodes
+        if node.op == "call_function"
+    )
+    command = [sys.executable, "-I", EXAMPLES / "perceive_exported.py", program, *TURNS]
+    seen = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    expected = ECore.from_pretrained(run).perceive([TURNS])[0].emotions
+    assert [line.split() for line in seen] == [[name, f"{value:.3f}"] for name, value in expected[:5]]
+
+
+def test_an_exported_perception_needs_emotions(run, tmp_path, capsys):
+    prepared = run.parent / "prepared"
+    none = (
+        f"train --data {prepared} --out {tmp_path}/none --preset tiny --dim 12 --strategy none --max-steps 1"
+    )
+    assert main(none.split()) == 0
+    with pytest.raises(SystemExit):
+        example("export_perception").main([f"{tmp_path}/none", f"{tmp_path}/x.pt2"])
+    assert "expected a model with an emotion graph" in capsys.readouterr().err
+
+
+def test_emotions_are_features_of_a_pipeline(run, capsys):
+    base = pytest.importorskip("sklearn.base", reason="needs scikit-learn")
+    module = example("emotion_features")
+    features = base.clone(module.EmotionFeatures(str(run))).fit([])
+    (row,) = features.transform([TURNS[0]])
+    emotions = dict(ECore.from_pretrained(run).perceive(TURNS[0]).emotions)
+    assert row.tolist() == pytest.approx(
+        [torch.tensor(emotions[n]).log().item() for n in features.get_feature_names_out()], rel=1e-4
+    )
+    module.main([str(run)])
+    assert "accuracy" in capsys.readouterr().out
