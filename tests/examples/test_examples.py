@@ -1,6 +1,7 @@
 """The examples, as their readers run them."""
 
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -77,3 +78,21 @@ def test_emotions_are_features_of_a_pipeline(run, capsys):
     )
     module.main([str(run)])
     assert "accuracy" in capsys.readouterr().out
+
+
+def test_the_notebook_runs(tmp_path, monkeypatch, capsys):
+    plots = pytest.importorskip("matplotlib.pyplot", reason="needs matplotlib")
+    monkeypatch.setattr(plots, "show", lambda: None)
+    monkeypatch.chdir(tmp_path)
+    notebook = json.loads((EXAMPLES / "first_steps.ipynb").read_text())
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    cells[0] = cells[0].replace('"ecore-demo"', '"ecore-demo", "--steps", "4"')
+    names = {}
+    for cell in cells:
+        exec(cell, names)
+    assert len(plots.get_fignums()) == 2
+    plots.close("all")
+    written = capsys.readouterr().out
+    assert "graph_attention: " in written
+    assert float(written.split()[-1]) < 1e-4
+    assert not any(cell.get("outputs") for cell in notebook["cells"])
