@@ -2,12 +2,13 @@
 
 The operators alone take some ten minutes. On a GPU, ``python -m benchmarks.gpu`` also checks the kernels, runs the GPU
 tests and the paper's training, and keeps to limits. What fails, or is left out because a package or a file is
-missing, is named at the end, exit code 1.
+missing, is named at the end, exit code 1. ``python -m benchmarks compare BASE`` measures two commits side by side.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +29,10 @@ QUESTIONS = {
 """The question that each benchmark answers, by its name."""
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int | None:
+    given = sys.argv[1:] if argv is None else argv
+    if given and given[0] == "compare":
+        return harness.command("benchmarks.compare")(given[1:])
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -36,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--data", type=Path, metavar="PREPARED", help="batches of a prepared folder, not made-up ones"
     )
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_args(given)
     if arguments.data:
         try:
             PreparedData.load(arguments.data)
@@ -59,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             failures[name] = f"{type(error).__name__}: {error}".splitlines()[0]
     print()
     harness.fail_for(failures)
+    return None
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())
