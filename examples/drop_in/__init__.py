@@ -1,0 +1,1 @@
+"""A Transformer and a graph network in other people's habits, before and after three changed imports."""
