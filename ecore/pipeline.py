@@ -355,6 +355,21 @@ class ECore:
         self.model.to(device)
         return self
 
+    def quantize(self, weights: str = "int8") -> ECore:
+        """Answer with the decoder's and the output layer's weights in few bits, on a CPU; returns itself.
+
+        The model's own weights stay beside them: perceptions and perplexities are those of before, and so is what is
+        saved. Where the model's weights change, those of few bits are made anew.
+
+        Args:
+            weights: "int8" (a scale an output), "bfloat16", or "float32" for the model's own again.
+
+        Raises:
+            InputError: another name; or not float32, and the model is on a GPU or has a pre-trained backbone.
+        """
+        self.model.quantize(weights)
+        return self
+
 
 class Conversation:
     """A dialogue with a model that keeps its turns.

@@ -2,6 +2,9 @@
 
 ``python -m benchmarks.generation [--data PREPARED] [--preset released] [--device cpu] [--out FILE.json]``
 
+``--weights RUN`` compares a trained run's greedy answers with int8 and bfloat16 weights to float32's instead: words a
+second at one context, and how many answers and words are the same.
+
 ``--plot FILE.svg`` draws how it grows; ``--from FILE.json ... --plot FILE.svg`` what was kept, without measuring.
 
 Weights are random and EOS is ruled out, so that every answer has 30 words, encoding included.
@@ -20,7 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks import harness
-from benchmarks.generation import runner
+from benchmarks.generation import runner, weights
 from benchmarks.generation.report import plot, report
 from ecore.config import PRESETS
 from ecore.errors import InputError
@@ -41,6 +44,14 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="CPU threads (default: 2)")
     parser.add_argument("--compile", action="store_true", help="torch.compile too")
+    parser.add_argument("--weights", type=Path, metavar="RUN", help="compare this run's answers by weights")
+    parser.add_argument(
+        "--contexts",
+        type=int,
+        default=500,
+        metavar="N",
+        help="with --weights: answers compared (default: 500)",
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON file to write")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw how it grows, as .svg or .png")
     parser.add_argument(
@@ -89,9 +100,13 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
     """
     if arguments.rounds < 2:
         raise InputError(f"--rounds: expected at least 2, got {arguments.rounds}")
+    if arguments.contexts < weights.TIMED:
+        raise InputError(f"--contexts: expected at least {weights.TIMED}, got {arguments.contexts}")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: torch sees no CUDA device here")
     torch.set_num_threads(arguments.threads)
+    if arguments.weights is not None:
+        return weights.compare(arguments.weights, arguments.data, arguments.contexts, arguments.rounds)
     return runner.run(arguments.data, arguments.preset, arguments.device, arguments.rounds, arguments.compile)
 
 
@@ -106,6 +121,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         result = measured(arguments)
     except InputError as error:
         command_line.error(str(error))
+    if arguments.weights is not None:
+        print(weights.report(result))
+        if arguments.out:
+            harness.write_json(arguments.out, "generation-weights", [result])
+        return
     print(f"{arguments.preset}, {arguments.device}, {result['contexts']}\n")
     print(report(result, runner.WORDS_EACH))
     if arguments.out:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ecore.config import PAPER_GRAPH, ModelConfig, add_arguments, overrides
+from ecore.config import PAPER_GRAPH, WEIGHTS, ModelConfig, add_arguments, overrides
 from ecore.errors import InputError
 from ecore.ranges import check_value
 
@@ -26,6 +26,13 @@ def add_decoding(parser: argparse.ArgumentParser) -> None:
     from ecore.generation.decoding import Decoding
 
     parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help="which weights")
+    parser.add_argument(
+        "--weights",
+        choices=WEIGHTS,
+        default="float32",
+        help="what answers are generated with; int8 and bfloat16 are for CPUs, where a word takes as long as reading "
+        "the weights (default: %(default)s)",
+    )
     add_arguments(parser.add_argument_group("decoding"), Decoding)
 
 
@@ -79,7 +86,11 @@ def load(arguments: argparse.Namespace) -> ECore:
     """Return the model that the flags of :func:`add_answering` name."""
     from ecore.pipeline import ECore
 
-    return ECore.from_pretrained(arguments.folder, arguments.checkpoint, device(arguments))
+    model = ECore.from_pretrained(arguments.folder, arguments.checkpoint, device(arguments))
+    try:
+        return model.quantize(arguments.weights)
+    except InputError as error:
+        raise InputError(f"--{error}") from None
 
 
 def shown(emotions: Sequence[tuple[str, float]], count: int = SHOWN_EMOTIONS) -> str:

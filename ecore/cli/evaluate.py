@@ -65,7 +65,9 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
 
     if arguments.predictions is not None:
         unused = [f for f in ("data", "out", "limit") if getattr(arguments, f) is not None]
-        for flag in [*unused, *options, *(["checkpoint"] if arguments.checkpoint != "best" else [])]:
+        defaults = {"checkpoint": "best", "weights": "float32"}
+        changed = [name for name, default in defaults.items() if getattr(arguments, name) != default]
+        for flag in [*unused, *options, *changed]:
             name = flag.replace("_", "-")
             raise InputError(f"--{name}: goes with a run's folder, not with --predictions")
         print(format_file(evaluate_file(arguments.predictions, arguments.multi_emotion)))
@@ -85,5 +87,6 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         precision=arguments.precision,
         decoding=Decoding(**options),
         checkpoint=arguments.checkpoint,
+        weights=arguments.weights,
     )
     return 0

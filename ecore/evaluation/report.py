@@ -46,6 +46,7 @@ def evaluate_run(
     multi_emotion: Path | str | None = None,
     precision: str = "float32",
     checkpoint: str = "best",
+    weights: str = "float32",
 ) -> dict[str, Any]:
     """Score and answer one split with a run's model, write the files, print the table.
 
@@ -60,6 +61,7 @@ def evaluate_run(
         multi_emotion: label file (:mod:`ecore.evaluation.multi_emotion`) whose dialogues' emotions are scored too.
         precision: "float32" or "tf32", of matrix products (:func:`ecore.precision.float32_products`).
         checkpoint: "best" or "last".
+        weights: of answers, "float32", "bfloat16" or "int8"; losses are the model's own.
 
     Returns:
         What ``metrics.json`` holds.
@@ -77,6 +79,7 @@ def evaluate_run(
     out = Path(out) if out is not None else run / f"evaluation-{split}"
     expect_folder(out)
     model = pretrained.load(run, checkpoint, device)
+    model.quantize(weights)
     prepared = PreparedData.load(data_folder(run) if data is None else data)
     if prepared.vocabulary.fingerprint != model.vocabulary.fingerprint:
         raise InputError(
@@ -107,6 +110,7 @@ def evaluate_run(
             "fingerprint": prepared.vocabulary.fingerprint,
         },
         "decoding": asdict(decoding),
+        "weights": weights,
         **run_metrics(records, model.vocabulary.emotions),
     }
     if labels is not None:
@@ -160,7 +164,8 @@ def format_run(metrics: dict[str, Any]) -> str:
     unit, table = ("subwords", " (Table 6)") if vocabulary["kind"] == "subword" else ("words", "")
     lines = [
         f"{metrics['split']}: {metrics['samples']:,} samples, {metrics['checkpoint']}, "
-        f"{metrics['strategy']} strategy, {_decoding(decoding)}, at most {decoding['max_length']} {unit}",
+        f"{metrics['strategy']} strategy, {_decoding(decoding)}{_weights(metrics)}, "
+        f"at most {decoding['max_length']} {unit}",
         f"perplexities are under the {vocabulary['kind']!r} vocabulary of {vocabulary['words']:,} {unit} "
         "and compare only under the same one",
         "",
@@ -190,6 +195,11 @@ def format_run(metrics: dict[str, Any]) -> str:
     if "emotions" in metrics:
         lines += ["", *_extremes(metrics["emotions"])]
     return "\n".join(lines)
+
+
+def _weights(metrics: dict[str, Any]) -> str:
+    weights = metrics.get("weights", "float32")
+    return "" if weights == "float32" else f", weights {weights}"
 
 
 def _decoding(settings: dict[str, Any]) -> str:

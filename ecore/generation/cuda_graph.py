@@ -137,6 +137,8 @@ def step_graph(model: EmpatheticModel, cache: Any) -> StepGraph | None:
     """
     if not isinstance(model, ECore) or not isinstance(cache, DecoderCache):  # a pre-trained backbone's
         return None
+    if cache.output is not None:  # weights of few bits, which are made anew when the model's change
+        return None
     if torch.is_autocast_enabled(cache.words.device.type):
         return None
     parts = [

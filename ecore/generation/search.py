@@ -21,6 +21,7 @@ from ecore.generation import cuda_graph
 from ecore.generation.decoding import Decoding
 from ecore.generation.sampling import row_numbers, sampled
 from ecore.model.base import EmpatheticModel
+from ecore.model.ecore import ECore
 from ecore.model.outputs import expect_finite
 
 NEVER = [PAD, UNK, BOS, CLS]
@@ -76,10 +77,15 @@ def _answers(steps: _Steps, batch: Batch, decoding: Decoding) -> list[list[int]]
     if decoding.method == "beam":
         return _beam_search(steps, len(batch.context), decoding)
     if decoding.method == "greedy":
-        return _word_by_word(steps, len(batch.context), decoding, lambda scores, *_: scores.argmax(-1))
+
+        def likeliest(last: Tensor, said: Tensor, rows: Tensor, position: int) -> Tensor:
+            return steps.likeliest(last, position, said, decoding.no_repeat_ngram)
+
+        return _word_by_word(steps, len(batch.context), decoding, likeliest)
     numbers = row_numbers(batch, decoding)
 
-    def sample(scores: Tensor, rows: Tensor, position: int) -> Tensor:
+    def sample(last: Tensor, said: Tensor, rows: Tensor, position: int) -> Tensor:
+        scores = without_repeats(steps.scores(last, position), said, decoding.no_repeat_ngram)
         return sampled(scores, numbers[rows, position], decoding)
 
     return _word_by_word(steps, len(batch.context), decoding, sample)
@@ -120,6 +126,21 @@ class _Steps:
         logits[:, : len(SPECIAL_WORDS)] += self._never if position else -math.inf
         return logits
 
+    def likeliest(self, words: Tensor, position: int, said: Tensor, no_repeat: int) -> Tensor:
+        """Return the likeliest words after ``words`` [B] in answers ``said`` [B, T], [B]."""
+        if not getattr(self.cache, "chooses", False):
+            return without_repeats(self.scores(words, position), said, no_repeat).argmax(-1)
+        never = torch.tensor(NEVER if position else range(len(SPECIAL_WORDS)), device=self.device)
+        forbidden = never.expand(len(words), -1)  # [B, F]
+        if (repeated := repeats(said, no_repeat)) is not None:
+            forbidden = torch.cat([forbidden, repeated], dim=1)
+        assert isinstance(self.model, ECore)  # whose cache it is
+        chosen, logit = self.model.step_argmax(words, self.cache, forbidden)
+        self.usable &= (logit < math.inf).all()
+        if not self.waits:
+            expect_finite(logit, "scores of words")
+        return chosen
+
     @property
     def waits(self) -> bool:
         """True where reading a value makes the host wait for the device."""
@@ -138,26 +159,31 @@ class _Steps:
 
 
 def without_repeats(scores: Tensor, words: Tensor, length: int) -> Tensor:
-    """Take the words off ``scores`` that would end a sequence of ``length`` words a second time in their answer.
+    """Take the words off ``scores`` [B, V], in place, that :func:`repeats` finds; returns scores."""
+    repeated = repeats(words, length)
+    return scores if repeated is None else scores.scatter_(1, repeated, -math.inf)
 
-    EOS always stays, so an answer can end.
+
+def repeats(words: Tensor, length: int) -> Tensor | None:
+    """Find the words that would end a sequence of ``length`` words a second time in their answer.
+
+    EOS never would, so an answer can end.
 
     Args:
-        scores: [B, V], changed in place.
         words: int64 [B, T], the answers so far.
         length: of the sequences; 0 forbids none.
 
     Returns:
-        scores.
+        [B, R] words, PAD where a sequence is none of those; None where there can be none.
     """
     if not 0 < length <= words.shape[1]:
-        return scores
+        return None
     sequences = words.unfold(1, length, 1)  # [B, T - length + 1, length]
     begun = words[:, words.shape[1] - length + 1 :]  # [B, length - 1], the last words
     last = sequences[:, :, -1]
     repeated = (sequences[:, :, :-1] == begun[:, None]).all(-1) & (last != EOS)
     # PAD may never come anyway. Without it a word that is forbidden once and allowed once would be a race.
-    return scores.scatter_(1, torch.where(repeated, last, PAD), -math.inf)
+    return torch.where(repeated, last, PAD)
 
 
 def _collect(answers: list[list[int]], rows: Tensor, words: Tensor) -> None:
@@ -167,16 +193,15 @@ def _collect(answers: list[list[int]], rows: Tensor, words: Tensor) -> None:
 
 
 def _word_by_word(
-    steps: _Steps, batch: int, decoding: Decoding, choose: Callable[[Tensor, Tensor, int], Tensor]
+    steps: _Steps, batch: int, decoding: Decoding, choose: Callable[[Tensor, Tensor, Tensor, int], Tensor]
 ) -> list[list[int]]:
-    """Extend every row by ``choose(scores [B, V], rows [B], position) -> words [B]`` until its EOS."""
+    """Extend every row by ``choose(last word [B], answer [B, position], row [B], position)`` until its EOS."""
     rows = torch.arange(batch, device=steps.device)  # which answer each row of the cache belongs to
     last = torch.full_like(rows, BOS)
     words = torch.full((batch, decoding.max_length), EOS, device=steps.device)
     answers: list[list[int]] = [[] for _ in range(batch)]
     for position in range(decoding.max_length):
-        scores = without_repeats(steps.scores(last, position), words[:, :position], decoding.no_repeat_ngram)
-        chosen = choose(scores, rows, position)
+        chosen = choose(last, words[:, :position], rows, position)
         last = chosen if position == 0 else torch.where(last == EOS, EOS, chosen)
         if (gone := steps.given_up(rows, last)) is not None:
             last = last.masked_fill(gone, EOS)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ecore.config import ModelConfig
+from ecore.config import WEIGHTS, ModelConfig
 from ecore.data.batches import Split
 from ecore.data.vocabulary import BOS, PAD
 from ecore.data.word_tables import WordTables
@@ -80,6 +80,25 @@ class EmpatheticModel(nn.Module, ABC):
     def tables(self) -> WordTables:
         """Intensity and related words, as they travel with the weights."""
         return WordTables(*(getattr(self, name) for name in WordTables._fields))
+
+    def quantize(self, weights: str) -> None:
+        """Generate with the decoder's and the output layer's weights as int8, bfloat16 or the model's own float32.
+
+        Everything else reads the model's own, losses among it.
+
+        Args:
+            weights: of :data:`ecore.config.WEIGHTS`.
+
+        Raises:
+            InputError: another name; or this model cannot, or not where it is.
+        """
+        if weights not in WEIGHTS:
+            raise InputError(f"weights: expected one of {', '.join(WEIGHTS)}, got {weights!r}")
+        self._quantize(None if weights == "float32" else getattr(torch, weights))
+
+    def _quantize(self, dtype: torch.dtype | None) -> None:
+        if dtype is not None:
+            raise InputError("weights: expected float32: with a pre-trained backbone there are no others")
 
     # Text to batches
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +13,10 @@ from ecore.model.dropout import Dropout
 from ecore.model.pointer import Copyable
 from ecore.model.transformer import FeedForward, MultiHeadAttention, attend, mean_scores, project, projected
 from ecore.precision import for_products
+from ecore_kernels import QuantizedLinear
 
-Affine = tuple[Tensor, Tensor]
-"""Weight and bias."""
+Affine = tuple[Any, Tensor]
+"""Weight, a tensor or in few bits a :class:`ecore_kernels.QuantizedLinear`, and bias."""
 
 
 class BlockWeights(NamedTuple):
@@ -54,6 +55,7 @@ class DecoderCache:
             words everywhere.
         guidance: [blocks, C * width, D], W_d's share of the node sum; None without one.
         weights: of each block.
+        output: the layer to the vocabulary in few bits; None: the model's own.
         copyable: of the contexts, [C, S]; None without copying.
         bos_embedding: [C, D], what the first step reads in place of BOS's own; None without such.
     """
@@ -67,6 +69,7 @@ class DecoderCache:
         max_length: int,
         copyable: Copyable | None = None,
         bos_embedding: Tensor | None = None,
+        output: QuantizedLinear | None = None,
     ) -> None:
         blocks, _, self.contexts, heads, _, width = memory.shape
         self.width = 1
@@ -74,11 +77,17 @@ class DecoderCache:
         self.words = memory.new_empty(blocks, 2, self.contexts, heads, max_length, width)
         self.memory, self.mask, self.guidance, self.weights = memory, mask, guidance, weights
         self.copyable, self.bos_embedding = copyable, bos_embedding
+        self.output = output
 
     @property
     def position(self) -> int:
         """Index of the word that the next step reads."""
         return self.length
+
+    @property
+    def chooses(self) -> bool:
+        """True where the next word can be chosen without writing the vocabulary's logits, which copying needs."""
+        return self.output is not None and self.copyable is None
 
     def append(self, block: int, keys_values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Take in the present word's [2, rows, heads, d]; the keys, values and mask to attend with."""
@@ -240,9 +249,11 @@ class Decoder(nn.Module):
         max_length: int,
         copyable: Copyable | None = None,
         bos_embedding: Tensor | None = None,
+        quantized: tuple[list[BlockWeights], QuantizedLinear] | None = None,
     ) -> DecoderCache:
         """The cache of responses of at most ``max_length`` words, none decoded yet; arguments as for forward and for
-        the cache."""
+        the cache. ``quantized``: blocks' and output layer's weights to take instead of the model's."""
+        weights, output = quantized or ([block.weights() for block in self.blocks], None)
         cross = self._keys_values(memory)
         guided = self._guidance(guidance)
         added: Tensor | None = None
@@ -253,10 +264,11 @@ class Decoder(nn.Module):
             torch.stack(cross).unflatten(0, (-1, 2)),
             added,
             None if guided is None else torch.stack(guided)[:, :, 0],
-            [block.weights() for block in self.blocks],
+            weights,
             max_length,
             copyable,
             bos_embedding,
+            output,
         )
 
     def step(self, y: Tensor, cache: DecoderCache) -> Decoded:

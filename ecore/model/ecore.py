@@ -21,7 +21,9 @@ from ecore.model.losses import vocabulary_losses
 from ecore.model.outputs import ECoreOutput, Encoding
 from ecore.model.perceiver import Context, EmotionHead, Perceiver
 from ecore.model.pointer import Copyable, Copying, Pointer, mixed
+from ecore.model.quantized import QuantizedWeights
 from ecore.model.transformer import project
+from ecore_kernels import quantized_linear_argmax
 
 
 class ECore(EmpatheticModel):
@@ -65,8 +67,17 @@ class ECore(EmpatheticModel):
         self.output = nn.Linear(config.dim, vocab_size)
         self.pointer = Pointer(config.dim) if config.copy else None
         self.start_word = nn.Linear(emotions, config.dim) if config.emotion_start else None
+        self.quantized: QuantizedWeights | None = None
         if config.tie_embeddings:
             self.output.weight = self.embedding.word.weight
+
+    def _quantize(self, dtype: torch.dtype | None) -> None:
+        if dtype is not None and self.device.type != "cpu":
+            raise InputError(
+                f"weights: expected float32 on {self.device.type}; int8 and bfloat16 are for CPUs, where a word takes "
+                "as long as reading the weights"
+            )
+        self.quantized = None if dtype is None else QuantizedWeights(self.decoder, self.output, dtype)
 
     # Text to batches
 
@@ -197,20 +208,25 @@ class ECore(EmpatheticModel):
             max_length,
             encoding.copyable,
             self._bos_embedding(encoding),
+            None if self.quantized is None else self.quantized.present(),
         )
+
+    def _next(self, words: Tensor, cache: DecoderCache) -> Decoded:
+        """Decode ``words`` [B], without dropout: states [B, D] of the next."""
+        position = self.embedding.position[cache.position]
+        if cache.length == 0 and cache.bos_embedding is not None:
+            embedded = position + cache.bos_embedding
+        else:
+            embedded = torch.add(position, self.embedding.word(words), alpha=self.embedding.scale)
+        return self.decoder.step(embedded, cache)
 
     def step(self, words: Tensor, cache: DecoderCache) -> Tensor:
         """Return logits [B, V] of the next word after ``words`` [B], without dropout; the caller may change them.
 
         With copying they are log-probabilities.
         """
-        position = self.embedding.position[cache.position]
-        if cache.length == 0 and cache.bos_embedding is not None:
-            embedded = position + cache.bos_embedding
-        else:
-            embedded = torch.add(position, self.embedding.word(words), alpha=self.embedding.scale)
-        states, scores = self.decoder.step(embedded, cache)
-        logits = project(states, self.output.weight, self.output.bias)
+        states, scores = self._next(words, cache)
+        logits = project(states, cache.output or self.output.weight, self.output.bias)
         copyable = cache.copyable
         if self.pointer is None or copyable is None:
             return logits
@@ -218,6 +234,15 @@ class ECore(EmpatheticModel):
             contexts = torch.arange(cache.contexts, device=words.device)
             copyable = copyable.rows(contexts.repeat_interleave(cache.width))
         return mixed(logits, self.pointer(states, scores, copyable))
+
+    def step_argmax(self, words: Tensor, cache: DecoderCache, forbidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the likeliest next word after ``words`` [B] and its logit, [B] each, where the cache ``chooses``.
+
+        The logits of the vocabulary are never written. ``forbidden`` [B, F]: words that may not come. The logit is NaN
+        where one of the row's is not finite.
+        """
+        assert cache.output is not None  # it chooses
+        return quantized_linear_argmax(self._next(words, cache).states, cache.output, forbidden)
 
 
 def _check_embeddings(embeddings: np.ndarray, dim: int, vocab_size: int) -> None:

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ecore_kernels import QuantizedLinear, quantized_linear
+
 
 def sinusoidal_positions(length: int, dim: int) -> Tensor:
     """[length, dim]: sine and cosine of the position at geometrically spaced wavelengths (Vaswani et al., Sec. 3.5)."""
@@ -133,13 +135,17 @@ _FEW_ROWS = 128
 _LARGE = 2**16
 
 
-def project(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def project(x: Tensor, weight: Tensor | QuantizedLinear, bias: Tensor) -> Tensor:
     """``linear(x, weight, bias)`` of few rows: x [B, D], weight [O, D] -> [B, O].
+
+    Weights of few bits have their own bias with them.
 
     On CPU such a product takes as long as reading the weights, and the libraries read a large matrix on one
     thread where there is one row and in an order that suits many rows where there are a few. Here every
     thread multiplies its part of the weights, as they lie, by all rows.
     """
+    if isinstance(weight, QuantizedLinear):
+        return quantized_linear(x, weight)
     parts = torch.get_num_threads()
     if x.is_cuda or parts == 1 or len(x) > _FEW_ROWS or weight.numel() < _LARGE:
         return F.linear(x, weight, bias)

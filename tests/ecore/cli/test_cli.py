@@ -213,6 +213,20 @@ def test_generate_text(run, capsys):
     assert perceived.startswith(f"perceived: {reply.emotions[0][0]} ")
 
 
+def test_weights_of_few_bits(run, capsys, tmp_path):
+    """Every command that answers has the flag."""
+    said = "My dog died."
+    assert cli.main(["generate", str(run), "--text", said, "--weights", "int8"]) == 0
+    model = ECore.from_pretrained(run).quantize("int8")
+    assert capsys.readouterr().out.splitlines()[0] == model.respond(said)
+    scored = ["evaluate", str(run), "--out", str(tmp_path / "e"), "--limit", "3"]
+    assert cli.main([*scored, "--weights", "bfloat16"]) == 0
+    assert "greedy, weights bfloat16, at most 30 words" in capsys.readouterr().out
+    assert json.loads((tmp_path / "e" / "metrics.json").read_text())["weights"] == "bfloat16"
+    for command in ("chat", "serve", "web"):
+        assert cli._parser(command).parse_args([command, "run"]).weights == "float32"
+
+
 def test_chat_remembers_resets_and_leaves(run, capsys, monkeypatch):
     heard = []
     respond = ECore.respond
@@ -336,6 +350,7 @@ def test_an_existing_run_is_left_alone(run, prepared, capsys):
             ["reproduce", "table4", "--data", "{prepared}", "--out", "n", "--preset", "released", "--graph-norm"],
             "--graph-norm: of no use with graph form released",
         ),
+        (["evaluate", "--predictions", "p.jsonl", "--weights", "int8"], "--weights: goes with a run's folder"),
         (["evaluate", "{run}", "--top-k", "5"], "top_k: only for method 'sample'"),
         (["demo", "--steps", "0", "--out", "new"], "steps: expected at least 1, got 0"),
         (["annotate", "run", "--data", "{corpus}", "--annotator", "lexicon", "--votes", "2", "--out", "new"],

@@ -504,3 +504,9 @@ def test_responses_must_fit_the_positions(make, data):
         InputError, match=r"test: the response of turn \d of test:\d+ has \d+ subwords, expected at most 5"
     ):
         model.view(data.test, progress=False)
+
+
+def test_weights_of_few_bits_are_refused(make):
+    with pytest.raises(InputError, match="weights: expected float32: with a pre-trained backbone"):
+        make().quantize("int8")
+    make().quantize("float32")
