@@ -197,8 +197,9 @@ class TrainingConfig:
         "float32",
         "arithmetic; float32: IEEE, whatever torch is set to; tf32: a GPU's tensor cores multiply float32 rounded to "
         "10 bits (on a CPU the same as float32); bfloat16, float16: of the forward pass, by autocast; bfloat16 is "
-        "faster on a CPU with instructions for it",
-        ("float32", "tf32", "bfloat16", "float16"),
+        "faster on a CPU with instructions for it; auto: the fastest of float32, bfloat16 and on a GPU tf32, by a "
+        "trial of a second",
+        ("float32", "tf32", "bfloat16", "float16", "auto"),
     )
     cuda_graphs: bool = setting(
         False,

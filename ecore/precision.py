@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, MutableMapping, Sequence
+import statistics
+import time
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -69,6 +72,81 @@ def autocast(device: str, precision: str, keep_casts: bool = False) -> contextli
         for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
             os.environ.setdefault(cache, str(KEPT_KERNELS))
     return torch.autocast(device, getattr(torch, precision), cache_enabled=keep_casts)
+
+
+Trial = Callable[[torch.device, Sequence[str]], dict[str, float]]
+"""Seconds of the same work in each precision, on a device."""
+
+TRIAL_ROWS, TRIAL_LAYERS = 128, ((1200, 300), (300, 1200), (2048, 300))
+"""Words of the trial's batch, and its layers: outputs and inputs."""
+TRIAL_SECONDS, TRIAL_ROUNDS = 1.0, 9
+"""The trial ends after either; each precision passes twice at least, the first time to warm up."""
+LOSES = 1.05
+"""A precision that takes this many times as long as float32 loses."""
+
+
+def trial(device: torch.device, precisions: Sequence[str]) -> dict[str, float]:
+    """Time a forward and a backward pass of a few layers in each precision, in turn, for about a second.
+
+    Layers are of the paper's sizes: two of a feed-forward block, and a share of the output layer.
+    """
+    x = _numbers(TRIAL_ROWS, TRIAL_LAYERS[0][1]).to(device)
+    weights = [_numbers(*layer).to(device).requires_grad_() for layer in TRIAL_LAYERS]
+    seconds: dict[str, list[float]] = {precision: [] for precision in precisions}
+    started = time.perf_counter()
+    for turn in range(TRIAL_ROUNDS + 1):
+        for precision in precisions:
+            begin = time.perf_counter()
+            with float32_products(device.type, precision), torch.enable_grad():
+                with autocast(device.type, precision, keep_casts=True):
+                    y = x
+                    for weight in weights:
+                        y = F.relu(F.linear(y, weight))
+                    loss = y.float().square().mean()
+                torch.autograd.grad(loss, weights)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if turn:
+                seconds[precision].append(time.perf_counter() - begin)
+        if turn and time.perf_counter() - started > TRIAL_SECONDS:
+            break
+    return {precision: statistics.median(times) for precision, times in seconds.items()}
+
+
+def _numbers(rows: int, columns: int) -> Tensor:
+    """The same numbers always: torch's generator belongs to the training."""
+    return torch.linspace(-1.0, 1.0, rows * columns).reshape(rows, columns)
+
+
+def settle(precision: str, device: torch.device, measure: Trial = trial) -> tuple[str, str | None]:
+    """Find the precision to train in, and a line for the user where there is something to say.
+
+    Args:
+        precision: of :class:`ecore.config.TrainingConfig`. "auto" takes the fastest of float32, bfloat16 and on a GPU
+            tf32. Any other stays; one that loses to float32 on this CPU is said so.
+        device: where the training will be.
+        measure: times precisions.
+    """
+    if precision == "auto":
+        candidates = ("float32", "bfloat16") if device.type == "cpu" else ("float32", "tf32", "bfloat16")
+        seconds = measure(device, candidates)
+        best = min(candidates, key=seconds.__getitem__)
+        others = ", ".join(
+            f"{name} takes {seconds[name] / seconds[best]:.1f} times as long"
+            for name in candidates
+            if name != best
+        )
+        return best, f"--precision auto: {best} has the fastest products here, by a trial ({others})"
+    if device.type != "cpu" or precision in PRODUCTS:
+        return precision, None
+    seconds = measure(device, ("float32", precision))
+    ratio = seconds[precision] / seconds["float32"]
+    if ratio < LOSES:
+        return precision, None
+    return precision, (
+        f"--precision {precision}: products take {ratio:.1f} times as long as in float32 on this CPU, by a trial; "
+        "--precision auto takes the fastest"
+    )
 
 
 class LowWeights:

@@ -115,6 +115,8 @@ def run_reproduce(arguments: argparse.Namespace) -> int:
     changes = overrides(arguments, ModelConfig)
     backbone = changes.pop("backbone", None)
     training = dataclasses.replace(training, **overrides(arguments, TrainingConfig))
+    if training.precision == "auto":
+        raise InputError("--precision auto: expected one that all runs have, whenever they are trained")
     if arguments.steps is not None:
         training = dataclasses.replace(training, max_steps=arguments.steps)
     model = dataclasses.replace(model, **changes)

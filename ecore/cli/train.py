@@ -35,6 +35,7 @@ def declare_train(parser: argparse.ArgumentParser) -> None:
       ecore train --data prepared --out run --preset tiny
       ecore train --data prepared --out run --preset paper --strategy hard --warmup 1000 --max-steps 5000
       ecore train --data prepared --out run --ablate co-p co-g
+      ecore train --data prepared --out run --precision auto
       ecore train --data prepared --out run --strategy none --emotions --emotion-start     no graph
       ecore train --data prepared --out run --backbone microsoft/DialoGPT-small \\
           --dropout 0.1 --factor 0.03 --warmup 1000
@@ -151,6 +152,8 @@ def _check_resumed(arguments: argparse.Namespace, settings: Settings, data: Prep
     """Refuse flags that contradict the run that is to go on."""
     given: dict[str, Any] = overrides(arguments, ModelConfig) | overrides(arguments, TrainingConfig)
     given.pop("max_steps", None)
+    if given.get("precision") == "auto":  # the run has the one that was found
+        del given["precision"]
     if arguments.preset is not None:
         given["preset"] = arguments.preset
     if arguments.literal_thresholds or "thresholds" in given:

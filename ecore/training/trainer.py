@@ -22,7 +22,7 @@ from ecore.data.prepared import PreparedData
 from ecore.errors import InputError
 from ecore.model import pretrained
 from ecore.model.base import EmpatheticModel
-from ecore.precision import LowWeights, autocast, float32_products
+from ecore.precision import LowWeights, autocast, float32_products, settle
 from ecore.progress import BARS, tqdm
 from ecore.training import checkpoint, run_folder, validation
 from ecore.training.checkpoint import Progress
@@ -81,7 +81,8 @@ def train(
     never stopped, bit for bit.
 
     Args:
-        model_config, training: settings of a new run; a resumed one has its own.
+        model_config, training: settings of a new run; a resumed one has its own. Precision "auto" is settled here, and
+            the run's settings have the one that was found.
         max_steps: steps to train, counted from the run's beginning; over ``training.max_steps``.
         preset: name of the settings, for the run's records.
         processes: those that train together (:func:`ecore.training.distributed.join`), each calling this
@@ -106,6 +107,12 @@ def train(
         training = training or TrainingConfig()
         if max_steps is not None:
             training = replace(training, max_steps=max_steps)
+        # One process measures for all, who must agree.
+        measured = settle(training.precision, device) if processes.first else None
+        precision, notice = next(found for found in processes.gather(measured) if found is not None)
+        training = replace(training, precision=precision)
+        if notice is not None and processes.first:
+            print(notice, file=sys.stderr)
         settings = Settings(model_config or ModelConfig(), training, run_folder.describe(data), preset)
     tracker = Tracker(log_to) if log_to is not None and processes.first else None
     with contextlib.ExitStack() as held:

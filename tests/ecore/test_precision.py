@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from ecore.precision import KEPT_KERNELS, autocast, float32_products
+from ecore.precision import KEPT_KERNELS, autocast, float32_products, settle, trial
 from ecore_kernels.operators import registration
 
 SHAPES = """
@@ -117,3 +117,63 @@ def test_products_are_what_the_precision_says_whatever_torch_is_set_to(
     older, newer = torchs_settings()
     assert newer == before[1]
     assert before[0] in (older, None)
+
+
+def timed(**seconds):
+    """A trial with given results, which notes what it was asked."""
+
+    def measure(device, precisions):
+        measure.asked.append((device.type, tuple(precisions)))
+        return {name: seconds[name] for name in precisions}
+
+    measure.asked = []
+    return measure
+
+
+@pytest.mark.parametrize(
+    ("device", "seconds", "best"),
+    [
+        ("cpu", {"float32": 0.2, "bfloat16": 0.46}, "float32"),
+        ("cpu", {"float32": 0.2, "bfloat16": 0.1}, "bfloat16"),
+        ("cuda", {"float32": 0.2, "tf32": 0.05, "bfloat16": 0.1}, "tf32"),
+    ],
+)
+def test_auto_takes_the_fastest(device, seconds, best):
+    measure = timed(**seconds)
+    found, line = settle("auto", torch.device(device), measure)
+    assert found == best
+    assert line.startswith(f"--precision auto: {best} has the fastest products here")
+    assert "\n" not in line
+    assert len(measure.asked) == 1
+    for name, taken in seconds.items():
+        told = f"{name} takes {taken / seconds[best]:.1f} times as long"
+        assert (told in line) == (name != best)
+
+
+def test_a_precision_that_loses_is_said_so():
+    found, line = settle("bfloat16", torch.device("cpu"), timed(float32=0.2, bfloat16=0.46))
+    assert found == "bfloat16"  # it was asked for
+    assert line == (
+        "--precision bfloat16: products take 2.3 times as long as in float32 on this CPU, by a trial; "
+        "--precision auto takes the fastest"
+    )
+
+
+def test_a_precision_that_wins_or_cannot_lose_is_not():
+    assert settle("bfloat16", torch.device("cpu"), timed(float32=0.2, bfloat16=0.1)) == ("bfloat16", None)
+    for precision, device in (("float32", "cpu"), ("tf32", "cpu"), ("bfloat16", "cuda"), ("float16", "cuda")):
+        measure = timed()
+        assert settle(precision, torch.device(device), measure) == (precision, None)
+        assert not measure.asked
+
+
+def test_the_trial(monkeypatch):
+    """It measures every precision, and leaves torch's generator and settings as they were."""
+    monkeypatch.setattr("ecore.precision.TRIAL_ROWS", 16)
+    state, setting = torch.get_rng_state(), torch.get_float32_matmul_precision()
+    seconds = trial(torch.device("cpu"), ("float32", "bfloat16", "float16"))
+    assert seconds.keys() == {"float32", "bfloat16", "float16"}
+    assert all(0 < taken < 60 for taken in seconds.values())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_float32_matmul_precision() == setting
+    assert not torch.is_autocast_enabled("cpu")
