@@ -55,13 +55,29 @@ inline WordSums add_products(WordSums sums, Words weights, Words x) {
 }
 #endif
 
+// The sum of all, in 64 bits: 32 hold one lane's share only.
+#if defined(__SSE2__)
+inline int64_t sum_of(Words sums) {
+#if defined(__AVX2__)
+  const __m256i wide = _mm256_add_epi64(_mm256_cvtepi32_epi64(_mm256_castsi256_si128(sums)),
+                                        _mm256_cvtepi32_epi64(_mm256_extracti128_si256(sums, 1)));
+  const __m128i pair = _mm_add_epi64(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
+#else
+  const __m128i sign = _mm_cmpgt_epi32(_mm_setzero_si128(), sums);
+  const __m128i pair = _mm_add_epi64(_mm_unpacklo_epi32(sums, sign), _mm_unpackhi_epi32(sums, sign));
+#endif
+  const __m128i total = _mm_add_epi64(pair, _mm_unpackhi_epi64(pair, pair));
+  int64_t value;
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(&value), total);
+  return value;
+}
+#else
 inline int64_t sum_of(WordSums sums) {
-  int32_t values[sizeof sums / sizeof(int32_t)];
-  __builtin_memcpy(values, &sums, sizeof sums);
   int64_t total = 0;
-  for (const int32_t value : values) total += value;
+  for (int64_t i = 0; i < kWords; ++i) total += sums[i];
   return total;
 }
+#endif
 
 // How weights of one type are multiplied.
 template <typename W>
