@@ -18,7 +18,7 @@ from ecore.data.prepared import PreparedData
 from ecore.data.vocabulary import CLS, EOS, PAD, SPECIAL_WORDS, Vocabulary
 from ecore.data.word_tables import WordTables
 from ecore.model import ECore
-from ecore.training.cuda_graphs import LEAST_WIDTH, widened
+from ecore.training.cuda_graphs import LEAST_CONTEXT, LEAST_RESPONSE, widened
 
 WORDS, EMOTIONS = 23_714, 32
 """Of EmpatheticDialogues under the `literature` vocabulary."""
@@ -88,8 +88,8 @@ class MadeUpSplit:
         self.concepts = joined("concepts").shape[1]
         self._lengths = np.concatenate([batch.lengths.numpy() for batch in batches])
         self._words = np.concatenate([(batch.response != PAD).sum(1).numpy() for batch in batches])
-        context = widened(int(self._lengths.max()), LEAST_WIDTH)
-        response = widened(int(self._words.max()), LEAST_WIDTH)
+        context = widened(int(self._lengths.max()), LEAST_CONTEXT)
+        response = widened(int(self._words.max()), LEAST_RESPONSE)
         self._all = Batch(
             joined("context", context),
             joined("state", context),

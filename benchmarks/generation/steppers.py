@@ -59,7 +59,10 @@ class Modules(Whole):
         self.mask = encoding.memory_mask[:, None, None, :]
         self.cross = [block.cross_attention.keys_values(encoding.memory) for block in blocks]
         self.own = [[k.new_empty(*k.shape[:2], max_length, k.shape[3]) for k in pair] for pair in self.cross]
-        self.guidance = self.model.decoder._guidance(encoding.guidance)
+        guidance = self.model.decoder._guidance(encoding.guidance)
+        self.guidance = (
+            None if guidance is None else guidance.transpose(0, 1)[:, :, None]
+        )  # [blocks, B, 1, D]
         return self
 
     def step(self, words: Tensor, cache: Any) -> Tensor:

@@ -13,9 +13,12 @@ from torch import Tensor, nn
 
 from benchmarks.workload import Workload, wait
 from ecore.data.batches import Batch
+from ecore.data.vocabulary import PAD
 from ecore.model import ecore as model_module
+from ecore.model.decoder import Decoded, Decoder
 from ecore.model.dropout import Dropout
 from ecore.model.encoder import Embedding
+from ecore.model.packing import Packing
 from ecore.precision import LowWeights, autocast, float32_products
 from ecore.training.cuda_graphs import CapturedStep, CudaGraphs, Recorder, Taken
 from ecore.training.objective import objective
@@ -35,17 +38,31 @@ def _plain_losses(
     log_probability = F.log_softmax(F.linear(states, weight, bias), dim=-1, dtype=torch.float32)
     nll = -log_probability.gather(1, targets[:, None])[:, 0]
     smoothed = (1.0 - label_smoothing) * nll - label_smoothing * log_probability.mean(-1)
-    return scale * smoothed.sum(), nll.detach()
+    padding = targets == PAD
+    return scale * smoothed.masked_fill(padding, 0.0).sum(), nll.detach().masked_fill(padding, 0.0)
 
 
 def _plain_look_up(self: Embedding, *words: Tensor) -> list[Tensor]:
     return [self.word(ids) * self.scale for ids in words]
 
 
+_packed_decoder = Decoder.forward
+
+
+def _padded_decoder(
+    self: Decoder, y: Tensor, memory: Tensor, mask: Tensor, guidance: Tensor | None, packing: Packing | None
+) -> Decoded:
+    if packing is None:
+        return _packed_decoder(self, y, memory, mask, guidance)
+    states, scores = _packed_decoder(self, packing.unpack(y), memory, mask, guidance)
+    return Decoded(packing.pack(states), None if scores is None else packing.pack(scores))
+
+
 WITHOUT: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
     "fused graph operators": lambda: use_backend("reference"),
     "chunked vocabulary loss": lambda: mock.patch.object(model_module, "vocabulary_losses", _plain_losses),
     "one look-up of words": lambda: mock.patch.object(Embedding, "look_up", _plain_look_up),
+    "packed responses": lambda: mock.patch.object(Decoder, "forward", _padded_decoder),
     "quick dropout masks": lambda: mock.patch.object(Dropout, "forward", nn.Dropout.forward),
     "fused optimiser": contextlib.nullcontext,  # chosen when the optimiser is made
 }

@@ -210,8 +210,7 @@ class EmpatheticModel(nn.Module, ABC):
 
 def shifted(response: Tensor) -> Tensor:
     """Return the word before each word of responses [B, T]."""
-    start = response.new_full((len(response), 1), BOS)
-    return torch.cat([start, response[:, :-1]], dim=1)
+    return F.pad(response[:, :-1], (1, 0), value=BOS)
 
 
 def word_places(response: Tensor, tokens: int | None) -> Tensor:

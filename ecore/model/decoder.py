@@ -10,8 +10,18 @@ from torch import Tensor, nn
 
 from ecore.config import ModelConfig
 from ecore.model.dropout import Dropout
+from ecore.model.packing import Packing, Padded
 from ecore.model.pointer import Copyable
-from ecore.model.transformer import FeedForward, MultiHeadAttention, attend, mean_scores, project, projected
+from ecore.model.transformer import (
+    FeedForward,
+    MultiHeadAttention,
+    attend,
+    attended,
+    in_heads,
+    mean_scores,
+    project,
+    together,
+)
 from ecore.precision import for_products
 from ecore_kernels import QuantizedLinear
 
@@ -151,21 +161,37 @@ class DecoderBlock(nn.Module):
     def forward(
         self,
         y: Tensor,
+        layout: Packing | Padded,
         keys: Tensor,
         values: Tensor,
         mask: Tensor,
         guidance: Tensor | None,
         copies: bool = False,
     ) -> Decoded:
-        """y [B, T, D], keys and values of the memory [B, heads, S, d], mask [B, 1, 1, S] bool, guidance [B, 1, D] ->
-        y and scores if it copies."""
-        y = y + self.dropout(self.self_attention.of_itself(for_products(self.self_norm(y)), causal=True))
-        cross = self.cross_attention
-        queries = cross.queries(self.cross_norm(y))
-        joined = self.join_context(cross(queries, keys, values, mask))
+        """Decode rows of words, R in all.
+
+        Args:
+            y: [R, D].
+            layout: of the rows.
+            keys, values: of the memory, [B, heads, S, d].
+            mask: [B, 1, 1, S] bool.
+            guidance: [R, D], W_d's share of the node sum; None without one.
+            copies: return scores.
+
+        Returns:
+            [R, D] states, and scores [R, S] if it copies.
+        """
+        own, cross = self.self_attention, self.cross_attention
+        projected = together(for_products(self.self_norm(y)), own.own_layers)  # [R, 3 * width]
+        queries, own_keys, own_values = in_heads(layout.unpack(projected), 3, own.heads)
+        heard = attended(queries, own_keys, own_values, causal=True)  # [B, T, width]
+        y = y + self.dropout(own.output(layout.pack(heard)))
+        asked = layout.unpack(cross.query(self.cross_norm(y)))  # [B, T, width]
+        (queries,) = in_heads(asked, 1, cross.heads)
+        joined = self.join_context(cross.output(layout.pack(attended(queries, keys, values, mask))))
         y = y + self.dropout(joined if guidance is None else joined + guidance)
         y = y + self.dropout(self.feed_forward(self.feed_forward_norm(y)))
-        return Decoded(y, mean_scores(queries, keys) if copies else None)
+        return Decoded(y, layout.pack(mean_scores(queries, keys)) if copies else None)
 
     def weights(self) -> BlockWeights:
         """Return the weights for :meth:`Decoder.step`; queries, keys and values are copied, the rest is shared."""
@@ -207,39 +233,60 @@ class Decoder(nn.Module):
             self.guidance_norm = nn.Identity() if config.released else nn.LayerNorm(config.dim)
         self.norm = nn.LayerNorm(config.dim)
 
-    def _guidance(self, guidance: Tensor | None) -> list[Tensor] | None:
+    def _guidance(self, guidance: Tensor | None) -> Tensor | None:
+        """Return every block's share of the node sum [B, D], in turn: [B, blocks, D]; None without one."""
         if guidance is None or self.guidance_norm is None:
             return None
-        normed = for_products(self.guidance_norm(guidance))[:, None]  # [B, 1, D]
-        joins = (block.join_guidance for block in self.blocks)
-        return [join(normed) for join in joins if join is not None]
+        joins = [block.join_guidance for block in self.blocks if block.join_guidance is not None]
+        return together(for_products(self.guidance_norm(guidance)), joins).unflatten(1, (len(joins), -1))
 
     def _keys_values(self, memory: Tensor) -> tuple[Tensor, ...]:
         """Return every block's keys and values of the memory [B, S, D], in turn: 2 * blocks of [B, heads, S, d]."""
         cross = [block.cross_attention for block in self.blocks]
         layers = [layer for attention in cross for layer in (attention.key, attention.value)]
-        return projected(for_products(memory), layers, cross[0].heads)
+        return in_heads(together(for_products(memory), layers), len(layers), cross[0].heads)
 
-    def forward(self, y: Tensor, memory: Tensor, mask: Tensor, guidance: Tensor | None) -> Decoded:
+    def forward(
+        self,
+        y: Tensor,
+        memory: Tensor,
+        mask: Tensor,
+        guidance: Tensor | None,
+        packing: Packing | None = None,
+    ) -> Decoded:
         """Decode whole responses at once.
 
         Args:
-            y: [B, T, D], embedded responses, shifted right.
+            y: [B, T, D], embedded responses, shifted right; with ``packing`` its rows, [R, D].
             memory: [B, S, D], h_X.
             mask: [B, S] bool.
             guidance: [B, D], the node sum of Eq. 24, or None.
+            packing: of the responses; None where y has padding.
 
         Returns:
-            [B, T, D] states, and the last block's scores [B, T, S] where the model copies.
+            States like y, and the last block's scores [B, T, S] or [R, S] where the model copies.
         """
-        joins = self._guidance(guidance)
+        layout: Packing | Padded
+        if packing is None:
+            layout = Padded(*y.shape[:2])
+            y = layout.pack(y)
+        else:
+            layout = packing
+        shares: list[Tensor] | list[None] = [None] * len(self.blocks)
+        joined = self._guidance(guidance)
+        if joined is not None:
+            shares = list(layout.spread(joined.flatten(1)).unflatten(1, (len(self.blocks), -1)).unbind(1))
         of_memory = self._keys_values(memory)
         mask, scores = mask[:, None, None, :], None
         for i, block in enumerate(self.blocks):
             copies = self.copies and block is self.blocks[-1]
             keys, values = of_memory[2 * i : 2 * i + 2]
-            y, scores = block(y, keys, values, mask, None if joins is None else joins[i], copies)
-        return Decoded(self.norm(y), scores)
+            y, scores = block(y, layout, keys, values, mask, shares[i], copies)
+        states = self.norm(y)
+        if packing is None:
+            states = layout.unpack(states)
+            scores = None if scores is None else layout.unpack(scores)
+        return Decoded(states, scores)
 
     def start(
         self,
@@ -263,7 +310,7 @@ class Decoder(nn.Module):
         return DecoderCache(
             torch.stack(cross).unflatten(0, (-1, 2)),
             added,
-            None if guided is None else torch.stack(guided)[:, :, 0],
+            None if guided is None else guided.transpose(0, 1).contiguous(),
             weights,
             max_length,
             copyable,

@@ -14,11 +14,12 @@ from ecore.data.batches import MAX_RESPONSE_WORDS, Batch, Split, context_batch
 from ecore.data.vocabulary import PAD, Vocabulary
 from ecore.data.word_tables import WordTables
 from ecore.errors import InputError
-from ecore.model.base import EmpatheticModel, WordLosses, shifted, word_places
+from ecore.model.base import EmpatheticModel, WordLosses, shifted
 from ecore.model.decoder import Decoded, Decoder, DecoderCache
 from ecore.model.encoder import Embedding, Encoder
 from ecore.model.losses import vocabulary_losses
 from ecore.model.outputs import ECoreOutput, Encoding
+from ecore.model.packing import Packing
 from ecore.model.perceiver import Context, EmotionHead, Perceiver
 from ecore.model.pointer import Copyable, Copying, Pointer, mixed
 from ecore.model.quantized import QuantizedWeights
@@ -143,14 +144,24 @@ class ECore(EmpatheticModel):
         logits = encoding.perceived.main_logits
         return self.start_word(logits.detach() if "gen-loss" in self.config.ablations else logits)
 
-    def _decode(self, words: Tensor, encoding: Encoding) -> Decoded:
-        """Return states [B, T, D] under teacher forcing, from the vectors of the words before each, [B, T, D]."""
+    def _decode(self, words: Tensor, encoding: Encoding, packing: Packing | None = None) -> Decoded:
+        """Return states under teacher forcing.
+
+        Args:
+            words: [B, T, D], vectors of the words before each; with ``packing`` its rows, [R, D].
+
+        Returns:
+            States like ``words``.
+        """
         bos_embedding = self._bos_embedding(encoding)
+        columns = None if packing is None else packing.columns
         if bos_embedding is not None:
-            words = torch.cat([bos_embedding[:, None], words[:, 1:]], dim=1)
-        return self.decoder(
-            self.embedding.place(words), encoding.memory, encoding.memory_mask, encoding.guidance
-        )
+            if packing is None:
+                words = torch.cat([bos_embedding[:, None], words[:, 1:]], dim=1)
+            else:
+                words = torch.where(packing.columns[:, None] == 0, packing.spread(bos_embedding), words)
+        embedded = self.embedding.place(words, columns=columns)
+        return self.decoder(embedded, encoding.memory, encoding.memory_mask, encoding.guidance, packing)
 
     def forward(self, batch: Batch) -> ECoreOutput:
         """Return logits of every response word given the words before it."""
@@ -169,29 +180,36 @@ class ECore(EmpatheticModel):
         self, batch: Batch, tokens: int | None, label_smoothing: float, scale: float
     ) -> WordLosses:
         """Return the losses of every response word."""
-        vectors = self.embedding.look_up(
-            batch.context, batch.concepts, self.emotion_words, shifted(batch.response)
-        )
+        response = batch.response
+        count = int((response != PAD).sum()) if tokens is None else tokens
+        # A row more than words; padding that a batch does not have needs no leaving out.
+        packing = Packing.of(response, count + 1) if count < response.numel() else None
+        before, targets = shifted(response), response.flatten()  # [B, T], [B * T]
+        if packing is None:
+            contexts = torch.arange(response.numel(), device=response.device) // response.shape[1]
+        else:
+            contexts = packing.contexts
+            before, targets = before.flatten()[packing.places], targets[packing.places]  # [R]
+        vectors = self.embedding.look_up(batch.context, batch.concepts, self.emotion_words, before)
         encoding = self.perceive(*self._encode_words(batch, *vectors[:3]))
-        # Padding is dropped before the projection to the vocabulary, which costs most of a step.
-        places = word_places(batch.response, tokens)
-        rows = places // batch.response.shape[1]
-        states, scores = self._decode(vectors[3], encoding)
-        states = states.flatten(0, 1)[places]
+        states, scores = self._decode(vectors[3], encoding, packing)
+        if packing is None:
+            states = states.flatten(0, 1)
+            scores = None if scores is None else scores.flatten(0, 1)
         copying: Copying | None = None
         copyable = encoding.copyable
         if self.pointer is not None and copyable is not None and scores is not None:
-            copying = self.pointer(states, scores.flatten(0, 1)[places], copyable.rows(rows))
+            copying = self.pointer(states, scores, copyable.rows(contexts))
         smoothed, nll = vocabulary_losses(
             states,
             self.output.weight,
             self.output.bias,
-            batch.response.flatten()[places],
+            targets,
             label_smoothing,
             scale,
             copying,
         )
-        return WordLosses(smoothed, nll, rows, encoding)
+        return WordLosses(smoothed, nll, contexts, encoding)
 
     def start(self, encoding: Encoding, max_length: int) -> DecoderCache:
         """Return a cache for responses of at most ``max_length`` words; the first :meth:`step` takes BOS.

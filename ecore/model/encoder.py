@@ -51,10 +51,24 @@ class Embedding(nn.Module):
         parts = vectors.split([ids.numel() for ids in words])
         return [part.view(*ids.shape, part.shape[-1]) for part, ids in zip(parts, words, strict=True)]
 
-    def place(self, vectors: Tensor, state: Tensor | None = None, start: int = 0) -> Tensor:
-        """Add positions and dialogue states: vectors [B, T, D], states [B, T] -> [B, T, D]; ``start`` is the first
-        word's position."""
-        embedded = vectors + self.position[start : start + vectors.shape[1]]
+    def place(
+        self, vectors: Tensor, state: Tensor | None = None, start: int = 0, columns: Tensor | None = None
+    ) -> Tensor:
+        """Add positions and dialogue states.
+
+        Args:
+            vectors: [B, T, D], or rows [R, D].
+            state: [B, T], dialogue states.
+            start: the first word's position.
+            columns: [R], the position of each row.
+
+        Returns:
+            Like ``vectors``.
+        """
+        if columns is None:
+            embedded = vectors + self.position[start : start + vectors.shape[1]]
+        else:
+            embedded = vectors + self.position.index_select(0, columns)
         if state is not None:
             embedded = embedded + self.state(state)
         return self.dropout(embedded)

@@ -22,23 +22,28 @@ def sinusoidal_positions(length: int, dim: int) -> Tensor:
     return table.float()
 
 
-def projected(x: Tensor, layers: Sequence[nn.Linear], heads: int) -> tuple[Tensor, ...]:
+def together(x: Tensor, layers: Sequence[nn.Linear]) -> Tensor:
     """Return what several layers make of the same input, by one product of their weights on top of each other.
 
     A step launches many products too small for a GPU, and two gradients for each: one product of all takes less.
 
     Args:
-        x: [B, T, D].
-        layers: L projections to the same width.
-        heads: of each.
+        x: [..., D].
+        layers: L projections.
 
     Returns:
-        L tensors [B, heads, T, width / heads].
+        [..., sum of the widths], the layers' results side by side.
     """
-    weight = torch.cat([layer.weight for layer in layers])  # [L * width, D]
-    bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])  # [L * width]
-    together = F.linear(x, weight, bias).unflatten(-1, (len(layers), heads, -1))  # [B, T, L, heads, d]
-    return together.permute(2, 0, 3, 1, 4).unbind(0)
+    weight = torch.cat([layer.weight for layer in layers])  # [sum of the widths, D]
+    bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
+    return F.linear(x, weight, bias)
+
+
+def in_heads(x: Tensor, count: int, heads: int) -> tuple[Tensor, ...]:
+    """Take projections apart that lie side by side: x [B, T, count * width] -> each [B, heads, T, width / heads]."""
+    # Apart before they are turned: so the gradients are put together in the order of x, without a copy.
+    parts = x.unflatten(-1, (count, heads, -1)).unbind(2)
+    return tuple(part.transpose(1, 2) for part in parts)
 
 
 class MultiHeadAttention(nn.Module):
@@ -55,6 +60,11 @@ class MultiHeadAttention(nn.Module):
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
+    @property
+    def own_layers(self) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
+        """Return the projections to queries, keys and values."""
+        return self.query, self.key, self.value
+
     def keys_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [B, heads, S, width / heads] of source [B, S, D]."""
         return self._split(self.key(source)), self._split(self.value(source))
@@ -65,14 +75,20 @@ class MultiHeadAttention(nn.Module):
 
     def of_itself(self, x: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
         """Return what x [B, T, D] attends to in itself, [B, T, D]; the rest as for :meth:`forward`."""
-        return self(*projected(x, (self.query, self.key, self.value), self.heads), mask, causal)
+        return self(*in_heads(together(x, self.own_layers), 3, self.heads), mask, causal)
 
     def forward(
         self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, causal: bool = False
     ) -> Tensor:
         """Return the attended values, [B, T, D]; mask, bool, broadcasts to [B, heads, T, S], True where visible."""
-        attended = _attention(queries, keys, values, attn_mask=mask, is_causal=causal)
-        return self.output(attended.transpose(1, 2).flatten(2))
+        return self.output(attended(queries, keys, values, mask, causal))
+
+
+def attended(
+    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, causal: bool = False
+) -> Tensor:
+    """Return attended values with the heads side by side, [B, T, width]; mask as for :class:`MultiHeadAttention`."""
+    return _attention(queries, keys, values, attn_mask=mask, is_causal=causal).transpose(1, 2).flatten(2)
 
 
 ALIGNED_HEAD = 8

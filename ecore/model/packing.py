@@ -1,0 +1,118 @@
+"""Responses without their padding: what is done word by word is done for words alone.
+
+More than half of a batch's response positions are padding. Projections, norms, feed-forward layers and the vocabulary
+loss take rows of words, one after the other; attention alone looks at them by response and position.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ecore.data.vocabulary import PAD
+
+
+class Packing(NamedTuple):
+    """The rows of T-word responses to B contexts that have words, R of the B * T.
+
+    Rows beyond the words are padding. There is always one, the last: it is what every place reads that has no row, and
+    no loss depends on it, so that its gradient is 0.
+
+    Attributes:
+        places: int64 [R], the place of each row among the flattened responses, none twice; words first, in order.
+        rows_of: int64 [B * T], the row of each place.
+        batch, length: B and T.
+    """
+
+    places: Tensor
+    rows_of: Tensor
+    batch: int
+    length: int
+
+    @classmethod
+    def of(cls, response: Tensor, count: int) -> Packing:
+        """Pack responses [B, T] of less than ``count`` words, into ``count`` rows."""
+        padding = (response == PAD).flatten()  # [B * T]
+        places = padding.to(torch.uint8).argsort(stable=True)[:count]  # [R]
+        rows = torch.arange(count, device=response.device)  # [R]
+        rows_of = torch.full_like(padding, count - 1, dtype=torch.int64).index_copy(0, places, rows)
+        return cls(places, rows_of, *response.shape)
+
+    @property
+    def contexts(self) -> Tensor:
+        """Return the context of each row, int64 [R]."""
+        return self.places // self.length
+
+    @property
+    def columns(self) -> Tensor:
+        """Return the position of each row in its response, int64 [R]."""
+        return self.places % self.length
+
+    def pack(self, x: Tensor) -> Tensor:
+        """Return the rows [R, ...] of x [B, T, ...]."""
+        return _Moved.apply(x.flatten(0, 1), self.places, self.rows_of)
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """Return rows x [R, ...] as [B, T, ...]; places without one get the last."""
+        return _Moved.apply(x, self.rows_of, self.places).unflatten(0, (self.batch, self.length))
+
+    def spread(self, x: Tensor) -> Tensor:
+        """Return x [B, D] of contexts for their responses' rows, [R, D]."""
+        return _Spread.apply(x, self.contexts, self.rows_of)
+
+
+class Padded(NamedTuple):
+    """All rows of T-word responses to B contexts, R = B * T; methods as those of :class:`Packing`."""
+
+    batch: int
+    length: int
+
+    def pack(self, x: Tensor) -> Tensor:
+        """Return the rows [R, ...] of x [B, T, ...]."""
+        return x.flatten(0, 1)
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """Return rows x [R, ...] as [B, T, ...]."""
+        return x.unflatten(0, (self.batch, self.length))
+
+    def spread(self, x: Tensor) -> Tensor:
+        """Return x [B, D] of contexts for their responses' rows, [R, D]."""
+        return x[:, None].expand(-1, self.length, -1).flatten(0, 1)
+
+
+class _Moved(torch.autograd.Function):
+    """Rows in another order; the gradient comes back the same way.
+
+    PyTorch would add gradients to zeros, in an order that is not always the same. Here each has one place to come from:
+    that of rows without a place in the result is 0, as is that of places which read the last row.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, back: Tensor) -> Tensor:
+        ctx.save_for_backward(back)
+        return x.index_select(0, index)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (back,) = ctx.saved_tensors
+        return grad.index_select(0, back), None, None
+
+
+class _Spread(torch.autograd.Function):
+    """Rows of contexts for each of their words; gradients are summed up in the words' order."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, contexts: Tensor, rows_of: Tensor) -> Tensor:
+        ctx.save_for_backward(rows_of)
+        ctx.contexts = len(x)
+        return x.index_select(0, contexts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (rows_of,) = ctx.saved_tensors
+        return grad.index_select(0, rows_of).unflatten(0, (ctx.contexts, -1)).sum(1), None, None
