@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -15,6 +16,9 @@ from benchmarks.workload import Workload, wait
 from ecore.data.batches import Batch
 from ecore.data.vocabulary import PAD
 from ecore.model import ecore as model_module
+from ecore.model import graph_network as graph_module
+from ecore.model import perceiver as perceiver_module
+from ecore.model import transformer as transformer_module
 from ecore.model.decoder import Decoded, Decoder
 from ecore.model.dropout import Dropout
 from ecore.model.encoder import Embedding
@@ -23,7 +27,7 @@ from ecore.precision import LowWeights, autocast, float32_products
 from ecore.training.cuda_graphs import CapturedStep, CudaGraphs, Recorder, Taken
 from ecore.training.objective import objective
 from ecore.training.schedule import adam
-from ecore_kernels import use_backend
+from ecore_kernels import module as attention_module
 
 
 def _plain_losses(
@@ -58,11 +62,35 @@ def _padded_decoder(
     return Decoded(packing.pack(states), None if scores is None else packing.pack(scores))
 
 
+def _plain_end(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, p: float, *, eps: float, seed: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    total = residual + Dropout(p)(x)
+    return F.layer_norm(total, total.shape[-1:], weight, bias, eps), total
+
+
+@contextlib.contextmanager
+def _plain_graph() -> Iterator[None]:
+    """Run the graph's operators in plain PyTorch, and no others."""
+    with contextlib.ExitStack() as stack:
+        for module, name in (
+            (attention_module, "graph_attention"),
+            (graph_module, "edge_readout"),
+            (perceiver_module, "otsu"),
+        ):
+            plain = partial(getattr(module, name), backend="reference")
+            stack.enter_context(mock.patch.object(module, name, plain))
+        yield
+
+
 WITHOUT: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
-    "fused graph operators": lambda: use_backend("reference"),
+    "fused graph operators": _plain_graph,
     "chunked vocabulary loss": lambda: mock.patch.object(model_module, "vocabulary_losses", _plain_losses),
     "one look-up of words": lambda: mock.patch.object(Embedding, "look_up", _plain_look_up),
     "packed responses": lambda: mock.patch.object(Decoder, "forward", _padded_decoder),
+    "dropout, sum and norm in one": lambda: mock.patch.object(
+        transformer_module, "dropout_add_layer_norm", _plain_end
+    ),
     "quick dropout masks": lambda: mock.patch.object(Dropout, "forward", nn.Dropout.forward),
     "fused optimiser": contextlib.nullcontext,  # chosen when the optimiser is made
 }

@@ -15,6 +15,8 @@ from ecore.model.pointer import Copyable
 from ecore.model.transformer import (
     FeedForward,
     MultiHeadAttention,
+    SublayerEnds,
+    added_mask,
     attend,
     attended,
     in_heads,
@@ -161,37 +163,45 @@ class DecoderBlock(nn.Module):
     def forward(
         self,
         y: Tensor,
+        normed: Tensor,
         layout: Packing | Padded,
         keys: Tensor,
         values: Tensor,
         mask: Tensor,
         guidance: Tensor | None,
+        end: SublayerEnds,
+        following: nn.LayerNorm,
         copies: bool = False,
-    ) -> Decoded:
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Decode rows of words, R in all.
 
         Args:
-            y: [R, D].
+            y, normed: [R, D], and under the block's first norm.
             layout: of the rows.
             keys, values: of the memory, [B, heads, S, d].
-            mask: [B, 1, 1, S] bool.
-            guidance: [R, D], W_d's share of the node sum; None without one.
+            mask: [B, 1, 1, S], added to the scores.
+            guidance: [R, D], W_d's share of the node sum and its bias; None without one.
+            end: of the sublayers.
+            following: the norm after the block.
             copies: return scores.
 
         Returns:
-            [R, D] states, and scores [R, S] if it copies.
+            [R, D] states under the norm that follows, and themselves; and scores [R, S] if it copies.
         """
         own, cross = self.self_attention, self.cross_attention
-        projected = together(for_products(self.self_norm(y)), own.own_layers)  # [R, 3 * width]
+        projected = together(for_products(normed), own.own_layers)  # [R, 3 * width]
         queries, own_keys, own_values = in_heads(layout.unpack(projected), 3, own.heads)
         heard = attended(queries, own_keys, own_values, causal=True)  # [B, T, width]
-        y = y + self.dropout(own.output(layout.pack(heard)))
-        asked = layout.unpack(cross.query(self.cross_norm(y)))  # [B, T, width]
-        (queries,) = in_heads(asked, 1, cross.heads)
-        joined = self.join_context(cross.output(layout.pack(attended(queries, keys, values, mask))))
-        y = y + self.dropout(joined if guidance is None else joined + guidance)
-        y = y + self.dropout(self.feed_forward(self.feed_forward_norm(y)))
-        return Decoded(y, layout.pack(mean_scores(queries, keys)) if copies else None)
+        normed, y = end(own.output(layout.pack(heard)), y, self.cross_norm)
+        (queries,) = in_heads(layout.unpack(cross.query(normed)), 1, cross.heads)
+        found = cross.output(layout.pack(attended(queries, keys, values, mask)))  # [R, D]
+        if guidance is None:
+            joined = self.join_context(found)
+        else:
+            joined = torch.addmm(guidance, found, self.join_context.weight.mT)
+        normed, y = end(joined, y, self.feed_forward_norm)
+        normed, y = end(self.feed_forward(normed), y, following)
+        return normed, y, layout.pack(mean_scores(queries, keys)) if copies else None
 
     def weights(self) -> BlockWeights:
         """Return the weights for :meth:`Decoder.step`; queries, keys and values are copied, the rest is shared."""
@@ -233,12 +243,18 @@ class Decoder(nn.Module):
             self.guidance_norm = nn.Identity() if config.released else nn.LayerNorm(config.dim)
         self.norm = nn.LayerNorm(config.dim)
 
-    def _guidance(self, guidance: Tensor | None) -> Tensor | None:
-        """Return every block's share of the node sum [B, D], in turn: [B, blocks, D]; None without one."""
+    def _guidance(self, guidance: Tensor | None, biased: bool = False) -> Tensor | None:
+        """Return every block's share of the node sum [B, D], in turn: [B, blocks, D]; None without one.
+
+        ``biased``: with the bias of W_d, which the context's share has otherwise.
+        """
         if guidance is None or self.guidance_norm is None:
             return None
         joins = [block.join_guidance for block in self.blocks if block.join_guidance is not None]
-        return together(for_products(self.guidance_norm(guidance)), joins).unflatten(1, (len(joins), -1))
+        biases = [block.join_context for block in self.blocks] if biased else ()
+        return together(for_products(self.guidance_norm(guidance)), joins, biases).unflatten(
+            1, (len(joins), -1)
+        )
 
     def _keys_values(self, memory: Tensor) -> tuple[Tensor, ...]:
         """Return every block's keys and values of the memory [B, S, D], in turn: 2 * blocks of [B, heads, S, d]."""
@@ -273,16 +289,19 @@ class Decoder(nn.Module):
         else:
             layout = packing
         shares: list[Tensor] | list[None] = [None] * len(self.blocks)
-        joined = self._guidance(guidance)
+        joined = self._guidance(guidance, biased=True)
         if joined is not None:
             shares = list(layout.spread(joined.flatten(1)).unflatten(1, (len(self.blocks), -1)).unbind(1))
         of_memory = self._keys_values(memory)
-        mask, scores = mask[:, None, None, :], None
+        mask, scores = added_mask(mask, memory), None
+        first, *others = [*(block.self_norm for block in self.blocks), self.norm]
+        states, end = first(y), SublayerEnds(3 * len(self.blocks), self.blocks[0].dropout, y)
         for i, block in enumerate(self.blocks):
             copies = self.copies and block is self.blocks[-1]
             keys, values = of_memory[2 * i : 2 * i + 2]
-            y, scores = block(y, layout, keys, values, mask, shares[i], copies)
-        states = self.norm(y)
+            states, y, scores = block(
+                y, states, layout, keys, values, mask, shares[i], end, others[i], copies
+            )
         if packing is None:
             states = layout.unpack(states)
             scores = None if scores is None else layout.unpack(scores)

@@ -98,20 +98,24 @@ class ECore(EmpatheticModel):
 
     def encode_words(self, batch: Batch) -> tuple[Encoding, Context | None]:
         """Return the encoding of contexts without their emotions, and what the perceiver reads."""
-        vectors = self.embedding.look_up(batch.context, batch.concepts, self.emotion_words)
-        return self._encode_words(batch, *vectors)
+        words = self._memory_words(batch)
+        return self._encode_words(batch, words, *self.embedding.look_up(words, self.emotion_words))
+
+    def _memory_words(self, batch: Batch) -> Tensor:
+        """Return what the encoder reads, [B, S]: contexts, and related words behind them."""
+        if self.config.commonsense and batch.concepts.shape[1]:
+            return torch.cat([batch.context, batch.concepts], dim=1)
+        return batch.context
 
     def _encode_words(
-        self, batch: Batch, context: Tensor, concepts: Tensor, emotions: Tensor
+        self, batch: Batch, words: Tensor, vectors: Tensor, emotions: Tensor
     ) -> tuple[Encoding, Context | None]:
-        """Do it from word vectors: the context's [B, M, D], related words' [B, C, D], emotions' [P, D]."""
+        """Do it from what the encoder reads [B, S], its words' vectors [B, S, D], and the emotions' [P, D]."""
         context_length = batch.context.shape[1]
-        mask = torch.arange(context_length, device=batch.context.device) < batch.lengths[:, None]  # [B, M]
-        embedded = self.embedding.place(context, batch.state)  # [B, M, D]
-        memory_input, memory_mask = embedded, mask
-        if self.config.commonsense and batch.concepts.shape[1]:
-            memory_input = torch.cat([embedded, self.embedding.related(concepts)], dim=1)  # [B, S, D]
-            memory_mask = torch.cat([mask, batch.concepts != PAD], dim=1)  # [B, S]
+        memory_mask = words != PAD  # [B, S]
+        mask = memory_mask[:, :context_length]  # [B, M]
+        memory_input = self.embedding.with_related(vectors, batch.state)  # [B, S, D]
+        context, embedded = vectors[:, :context_length], memory_input[:, :context_length]  # [B, M, D]
         memory = self.encoder(memory_input, memory_mask)  # [B, S, D]
         copyable: Copyable | None = None
         if self.pointer is not None:
@@ -190,9 +194,10 @@ class ECore(EmpatheticModel):
         else:
             contexts = packing.contexts
             before, targets = before.flatten()[packing.places], targets[packing.places]  # [R]
-        vectors = self.embedding.look_up(batch.context, batch.concepts, self.emotion_words, before)
-        encoding = self.perceive(*self._encode_words(batch, *vectors[:3]))
-        states, scores = self._decode(vectors[3], encoding, packing)
+        words = self._memory_words(batch)
+        vectors, emotions, said = self.embedding.look_up(words, self.emotion_words, before)
+        encoding = self.perceive(*self._encode_words(batch, words, vectors, emotions))
+        states, scores = self._decode(said, encoding, packing)
         if packing is None:
             states = states.flatten(0, 1)
             scores = None if scores is None else scores.flatten(0, 1)

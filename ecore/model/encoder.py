@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ecore.config import ModelConfig
 from ecore.data.batches import MAX_RESPONSE_WORDS, NO_STATE, RELATED_STATE
 from ecore.data.vocabulary import PAD
 from ecore.model.dropout import Dropout
-from ecore.model.transformer import FeedForward, MultiHeadAttention, sinusoidal_positions
+from ecore.model.transformer import (
+    FeedForward,
+    MultiHeadAttention,
+    SublayerEnds,
+    added_mask,
+    sinusoidal_positions,
+)
 from ecore.precision import for_products
 
 _POSITIONS = MAX_RESPONSE_WORDS + 1  # contexts are shorter
@@ -77,9 +84,17 @@ class Embedding(nn.Module):
         """ids and states [B, T] -> [B, T, D]; ``start`` is the first word's position."""
         return self.place(self.look_up(words)[0], state, start)
 
-    def related(self, vectors: Tensor) -> Tensor:
-        """Related words' vectors [B, C, D] -> [B, C, D]: a set, so without positions."""
-        return self.dropout(vectors + self.state.weight[RELATED_STATE])
+    def with_related(self, vectors: Tensor, state: Tensor) -> Tensor:
+        """Add to contexts' words and the related words behind them; those are a set, so without positions.
+
+        Args:
+            vectors: [B, M + C, D].
+            state: [B, M], of the contexts' words.
+        """
+        words, related = state.shape[1], vectors.shape[1] - state.shape[1]
+        position = F.pad(self.position[:words], (0, 0, 0, related))  # [M + C, D]
+        states = F.pad(state, (0, related), value=RELATED_STATE)  # [B, M + C]
+        return self.dropout(vectors + position + self.state(states))
 
 
 class EncoderBlock(nn.Module):
@@ -94,23 +109,31 @@ class EncoderBlock(nn.Module):
         self.feed_forward = FeedForward(config.dim, config.feed_forward or 4 * config.dim)
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        normed = for_products(self.attention_norm(x))
-        x = x + self.dropout(self.attention.of_itself(normed, mask))
-        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+    def forward(
+        self, x: Tensor, normed: Tensor, mask: Tensor, end: SublayerEnds, following: nn.LayerNorm
+    ) -> tuple[Tensor, Tensor]:
+        """Return the block's output [B, S, D] under the norm that follows, and itself; x comes likewise."""
+        attended = self.attention.of_itself(for_products(normed), mask)
+        normed, x = end(attended, x, self.feed_forward_norm)
+        return end(self.feed_forward(normed), x, following)
 
 
 class Encoder(nn.Module):
     """Pre-norm transformer blocks and a final LayerNorm (Eq. 2)."""
 
+    blocks: list[EncoderBlock]
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(EncoderBlock(config) for _ in range(config.encoder_blocks))
+        blocks = nn.ModuleList(EncoderBlock(config) for _ in range(config.encoder_blocks))
+        self.blocks = blocks  # type: ignore[assignment]  # indexed and iterated like one
         self.norm = nn.LayerNorm(config.dim)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """x [B, S, D], mask [B, S] bool (True where there is a word) -> [B, S, D]."""
-        mask = mask[:, None, None, :]
-        for block in self.blocks:
-            x = block(x, mask)
-        return self.norm(x)
+        mask = added_mask(mask, x)
+        first, *others = [*(block.attention_norm for block in self.blocks), self.norm]
+        normed, end = first(x), SublayerEnds(2 * len(self.blocks), self.blocks[0].dropout, x)
+        for block, following in zip(self.blocks, others, strict=True):
+            normed, x = block(x, normed, mask, end, following)
+        return normed

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ecore.config import ModelConfig
 from ecore.model.dropout import Dropout
+from ecore.model.transformer import SublayerEnds
 from ecore.precision import for_products
 from ecore_kernels import EdgeUpdate, EmotionGraph, MultiResolutionEdgeAttention, edge_readout
 
@@ -65,8 +66,11 @@ class GraphLayer(nn.Module):
 
     def finish(self, nodes: Tensor, attended: Tensor) -> Tensor:
         """Return the layer's output features from its input nodes and what they attended to."""
-        fused = self.dropout(self.fuse(attended))
-        return fused if self.norm is None else self.norm(nodes + fused)
+        fused = self.fuse(attended)
+        if self.norm is None:
+            return self.dropout(fused)
+        normed, _ = SublayerEnds(1, self.dropout, nodes)(fused, nodes, self.norm)
+        return normed
 
 
 class FirstPass(NamedTuple):

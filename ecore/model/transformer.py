@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ecore_kernels import QuantizedLinear, quantized_linear
+from ecore.precision import for_products
+from ecore_kernels import QuantizedLinear, dropout_add_layer_norm, quantized_linear
 
 
 def sinusoidal_positions(length: int, dim: int) -> Tensor:
@@ -22,7 +23,38 @@ def sinusoidal_positions(length: int, dim: int) -> Tensor:
     return table.float()
 
 
-def together(x: Tensor, layers: Sequence[nn.Linear]) -> Tensor:
+class SublayerEnds:
+    """Ends of sublayers: dropout, the residual connection and the norm before the next sublayer, in one operator each.
+
+    Args:
+        count: how many at most; the seeds of their masks are drawn together.
+        dropout: of their masks.
+        x: where they run.
+    """
+
+    def __init__(self, count: int, dropout: nn.Dropout, x: Tensor) -> None:
+        self._p = dropout.p if dropout.training else 0.0
+        self._seeds: Iterator[Tensor] | None = None
+        if self._p > 0.0:
+            seeds = torch.randint(-(2**63), 2**63 - 1, (count,), dtype=torch.int64, device=x.device)
+            self._seeds = iter(seeds.unbind())
+
+    def __call__(self, x: Tensor, residual: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+        """Return the norm of ``residual + dropout(x)``, and the sum itself; all [..., D]."""
+        seed = None if self._seeds is None else next(self._seeds)
+        return dropout_add_layer_norm(x, residual, norm.weight, norm.bias, self._p, eps=norm.eps, seed=seed)
+
+
+def added_mask(mask: Tensor, x: Tensor) -> Tensor:
+    """Return what attention to x adds to its scores: mask [B, S] bool -> [B, 1, 1, S], 0 or minus infinity.
+
+    PyTorch would make it of a mask in each call.
+    """
+    added = mask.to(x.dtype).log()
+    return (for_products(added) if added.is_cuda else added)[:, None, None]
+
+
+def together(x: Tensor, layers: Sequence[nn.Linear], biases: Sequence[nn.Linear] = ()) -> Tensor:
     """Return what several layers make of the same input, by one product of their weights on top of each other.
 
     A step launches many products too small for a GPU, and two gradients for each: one product of all takes less.
@@ -30,12 +62,14 @@ def together(x: Tensor, layers: Sequence[nn.Linear]) -> Tensor:
     Args:
         x: [..., D].
         layers: L projections.
+        biases: layers whose biases stand in for theirs.
 
     Returns:
         [..., sum of the widths], the layers' results side by side.
     """
     weight = torch.cat([layer.weight for layer in layers])  # [sum of the widths, D]
-    bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
+    biased = biases or layers
+    bias = None if biased[0].bias is None else torch.cat([layer.bias for layer in biased])
     return F.linear(x, weight, bias)
 
 
@@ -80,7 +114,8 @@ class MultiHeadAttention(nn.Module):
     def forward(
         self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, causal: bool = False
     ) -> Tensor:
-        """Return the attended values, [B, T, D]; mask, bool, broadcasts to [B, heads, T, S], True where visible."""
+        """Return the attended values, [B, T, D]; mask broadcasts to [B, heads, T, S]: bool, True where
+        visible, or added to the scores."""
         return self.output(attended(queries, keys, values, mask, causal))
 
 
