@@ -47,7 +47,7 @@ class Whole:
 
 
 class Modules(Whole):
-    """A cache, and steps through the model's own modules: a projection each for queries, keys and values, dropout."""
+    """A cache, and steps through the model's own modules: a projection each for queries, keys and values."""
 
     clock: Callable[[str], contextlib.AbstractContextManager[None]] = staticmethod(
         lambda name: contextlib.nullcontext()
@@ -74,14 +74,14 @@ class Modules(Whole):
                 for kept, new in zip(self.own[i], block.self_attention.keys_values(normed), strict=True):
                     kept[:, :, self.length] = new[:, :, 0]
                 seen = (kept[:, :, : self.length + 1] for kept in self.own[i])
-                y = y + block.dropout(block.self_attention(block.self_attention.queries(normed), *seen))
+                y = y + block.self_attention(block.self_attention.queries(normed), *seen)
             with self.clock("cross-attention"):
                 queries = block.cross_attention.queries(block.cross_norm(y))
                 attended = block.cross_attention(queries, *self.cross[i], self.mask)
                 joined = block.join_context(attended)
-                y = y + block.dropout(joined if self.guidance is None else joined + self.guidance[i])
+                y = y + (joined if self.guidance is None else joined + self.guidance[i])
             with self.clock("feed-forward"):
-                y = y + block.dropout(block.feed_forward(block.feed_forward_norm(y)))
+                y = y + block.feed_forward(block.feed_forward_norm(y))
         self.length += 1
         with self.clock("output projection"):
             return model.output(model.decoder.norm(y[:, 0]))

@@ -173,14 +173,14 @@ class Steps:
         ):  # steps that are not recorded are not to be timed so
             raise RuntimeError(self._captured.failures[0])
 
-    def _step(self, batch: Batch, tokens: int) -> Taken:
+    def _step(self, batch: Batch, tokens: int, health: bool = False) -> Taken:
         with contextlib.ExitStack() as stack:
             for take_out in self.off:
                 stack.enter_context(take_out())
             stack.enter_context(float32_products(self.device, self.precision))
             stack.enter_context(self.low_weights())
             with autocast(self.device, self.precision, keep_casts=self.plain):
-                losses = self.loss(batch, False, tokens)
+                losses = self.loss(batch, health, tokens)
             losses.total.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

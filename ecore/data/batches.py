@@ -210,11 +210,20 @@ class ResidentSplit:
         self._concept_counts = (np.asarray(split.arrays.concepts) != PAD).sum(1)
         self.concepts = int(self._concept_counts.max(initial=0))
         arrays = split.arrays
-        self._words, self._states, self._concepts = map(copy, (arrays.words, arrays.states, arrays.concepts))
-        self._start, self._response, self._end, self._emotion = (
-            copy(column.astype(np.int64))
-            for column in (split._start, split._response, split._end, split._emotion)
+        # A word of padding at the end, for what lies outside of a sample.
+        self._words = copy(np.append(arrays.words, PAD).astype(np.int64))
+        self._states = copy(np.append(arrays.states, NO_STATE).astype(np.int64))
+        columns = (
+            split._start - 1,  # where [CLS] would be
+            split.context_lengths,
+            split._response,
+            split._end - split._response,
+            split._emotion,
         )
+        self._samples = copy(np.concatenate([np.stack(columns, 1), arrays.concepts], 1).astype(np.int64))
+        """[n, 5 + C]: a sample's places and lengths, emotion and related words, to be gathered at once."""
+        # Made once, for the widest batch and its padding: recordings read it.
+        self._columns = torch.arange(2 * (MAX_RESPONSE_WORDS + 1), device=self._device)
 
     def batch(self, indices: npt.ArrayLike) -> Batch:
         """As :meth:`Split.batch`, on the device; the host does not wait for it."""
@@ -243,24 +252,18 @@ class ResidentSplit:
 
         No value is read on the host: it can be captured, and then gathers whatever ``rows`` holds.
         """
-        start, begin, end = self._start[rows], self._response[rows], self._end[rows]
-        last = len(self._words) - 1
+        samples = self._samples[rows]  # [B, 5 + C]
+        start, lengths, begin, words = samples[:, :4, None].unbind(1)  # [B, 1] each
+        columns, padding = self._columns[: widths.context], len(self._words) - 1
+        source = (start + columns).masked_fill_(columns >= lengths, padding)  # [B, M]
+        context, state = self._words[source], self._states[source]
+        context[:, 0], state[:, 0] = CLS, CLS_STATE
 
-        lengths = begin - start + 1
-        columns = torch.arange(widths.context, device=rows.device)
-        source = (start[:, None] + columns - 1).clamp(0, last)
-        inside, first = columns < lengths[:, None], columns == 0
-        context = torch.where(inside, self._words[source].long(), PAD)
-        state = torch.where(inside, self._states[source].long(), NO_STATE)
-        context, state = torch.where(first, CLS, context), torch.where(first, CLS_STATE, state)
-
-        words = (end - begin)[:, None]
-        columns = torch.arange(widths.response, device=rows.device)
-        source = (begin[:, None] + columns).clamp(max=last)
-        response = torch.where(columns < words, self._words[source].long(), PAD)
-        response = torch.where(columns == words, EOS, response)
-        concepts = self._concepts[rows, : widths.concepts].long()
-        return Batch(context, state, lengths, concepts, response, self._emotion[rows])
+        columns = self._columns[: widths.response]
+        source = (begin + columns).masked_fill_(columns > words, padding)  # [B, T]
+        response = self._words[source].scatter_(1, words, EOS)
+        concepts = samples[:, 5 : 5 + widths.concepts]
+        return Batch(context, state, lengths[:, 0], concepts, response, samples[:, 4])
 
 
 def length_buckets(

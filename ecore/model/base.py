@@ -166,21 +166,24 @@ class EmpatheticModel(nn.Module, ABC):
         generation, nll, _, encoding = self.word_losses(
             batch, tokens, self.config.label_smoothing, 1.0 / len(batch.response)
         )
-        emotion = correlation = correct = generation.new_zeros(())
         total, perceived = generation, encoding.perceived
+        if not isinstance(self.perceiver, Perceiver):
+            emotion = correlation = correct = generation.new_zeros(())
         figures: dict[str, Tensor] = {}
         if self.perceiver is not None:
             emotion = F.cross_entropy(perceived.main_logits.float(), batch.emotion)
-            correct = (perceived.main_logits.argmax(1) == batch.emotion).sum()
-            total = total + self.config.gamma_emotion * emotion
+            correct = (perceived.main_logits.argmax(1) == batch.emotion).sum(dtype=torch.float32)
+            total = torch.add(total, emotion, alpha=self.config.gamma_emotion)
         if isinstance(self.perceiver, Perceiver):
-            weight = self.perceiver.correlation.pair_weight(self.config.eco_form)  # [P, P]
+            weight = perceived.correlation[0]  # [P, P]
+            if self.config.eco_form != "softmax":
+                weight = self.perceiver.correlation.pair_weight(self.config.eco_form)
             if self.config.released:
                 correlation = ranked_pairs_loss(weight, perceived.emotion_attention, SOFT_RELEVANT)
             else:
                 correlation = correlation_loss(weight, perceived.relevant)
             if "co-loss" not in self.config.ablations:
-                total = total + self.config.gamma_correlation * correlation
+                total = torch.add(total, correlation, alpha=self.config.gamma_correlation)
             if self.config.correlation_prior:
                 prior = prior_loss(self.perceiver.correlation(), self.cooccurrence)
                 total = total + self.config.correlation_prior * prior
@@ -193,7 +196,7 @@ class EmpatheticModel(nn.Module, ABC):
             emotion,
             correlation,
             nll.sum(),
-            (batch.response != PAD).sum(),
+            (batch.response != PAD).sum(dtype=torch.float32),
             correct,
             figures if health else {},
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from ecore.model.pointer import Copyable
 from ecore.model.transformer import (
     FeedForward,
     MultiHeadAttention,
+    Projection,
     SublayerEnds,
     added_mask,
     attend,
@@ -22,7 +24,7 @@ from ecore.model.transformer import (
     in_heads,
     mean_scores,
     project,
-    together,
+    stacked,
 )
 from ecore.precision import for_products
 from ecore_kernels import QuantizedLinear
@@ -158,17 +160,17 @@ class DecoderBlock(nn.Module):
         self.join_guidance = nn.Linear(config.dim, config.dim, bias=False) if guided else None
         self.feed_forward_norm = nn.LayerNorm(config.dim)
         self.feed_forward = FeedForward(config.dim, config.feed_forward or 4 * config.dim)
-        self.dropout = Dropout(config.dropout)
 
     def forward(
         self,
         y: Tensor,
         normed: Tensor,
+        projection: Projection,
         layout: Packing | Padded,
         keys: Tensor,
         values: Tensor,
         mask: Tensor,
-        guidance: Tensor | None,
+        joint: tuple[Tensor, Tensor],
         end: SublayerEnds,
         following: nn.LayerNorm,
         copies: bool = False,
@@ -177,10 +179,12 @@ class DecoderBlock(nn.Module):
 
         Args:
             y, normed: [R, D], and under the block's first norm.
+            projection: to queries, keys and values of the rows.
             layout: of the rows.
             keys, values: of the memory, [B, heads, S, d].
             mask: [B, 1, 1, S], added to the scores.
-            guidance: [R, D], W_d's share of the node sum and its bias; None without one.
+            joint: from what the heads of cross-attention heard to W_d's result: a weight [D, width], and what is
+                added, [D] or [R, D].
             end: of the sublayers.
             following: the norm after the block.
             copies: return scores.
@@ -189,17 +193,14 @@ class DecoderBlock(nn.Module):
             [R, D] states under the norm that follows, and themselves; and scores [R, S] if it copies.
         """
         own, cross = self.self_attention, self.cross_attention
-        projected = together(for_products(normed), own.own_layers)  # [R, 3 * width]
+        projected = F.linear(for_products(normed), *projection)  # [R, 3 * width]
         queries, own_keys, own_values = in_heads(layout.unpack(projected), 3, own.heads)
         heard = attended(queries, own_keys, own_values, causal=True)  # [B, T, width]
         normed, y = end(own.output(layout.pack(heard)), y, self.cross_norm)
         (queries,) = in_heads(layout.unpack(cross.query(normed)), 1, cross.heads)
-        found = cross.output(layout.pack(attended(queries, keys, values, mask)))  # [R, D]
-        if guidance is None:
-            joined = self.join_context(found)
-        else:
-            joined = torch.addmm(guidance, found, self.join_context.weight.mT)
-        normed, y = end(joined, y, self.feed_forward_norm)
+        found = layout.pack(attended(queries, keys, values, mask))  # [R, width]
+        weight, added = joint
+        normed, y = end(torch.addmm(added, found, weight.mT), y, self.feed_forward_norm)
         normed, y = end(self.feed_forward(normed), y, following)
         return normed, y, layout.pack(mean_scores(queries, keys)) if copies else None
 
@@ -242,25 +243,58 @@ class Decoder(nn.Module):
         if guided:
             self.guidance_norm = nn.Identity() if config.released else nn.LayerNorm(config.dim)
         self.norm = nn.LayerNorm(config.dim)
+        self.dropout = Dropout(config.dropout)
 
-    def _guidance(self, guidance: Tensor | None, biased: bool = False) -> Tensor | None:
+    def _joins(self) -> list[nn.Linear]:
+        """Return W_d's halves for the node sum, one a block; none without guidance."""
+        return [block.join_guidance for block in self.blocks if block.join_guidance is not None]
+
+    def _guidance(self, guidance: Tensor | None, projection: Projection | None = None) -> Tensor | None:
         """Return every block's share of the node sum [B, D], in turn: [B, blocks, D]; None without one.
 
-        ``biased``: with the bias of W_d, which the context's share has otherwise.
+        ``projection``: to all of them, which may have W_d's bias in it; without one, they come without it.
         """
         if guidance is None or self.guidance_norm is None:
             return None
-        joins = [block.join_guidance for block in self.blocks if block.join_guidance is not None]
-        biases = [block.join_context for block in self.blocks] if biased else ()
-        return together(for_products(self.guidance_norm(guidance)), joins, biases).unflatten(
-            1, (len(joins), -1)
-        )
+        weight, bias = projection or (torch.cat([join.weight for join in self._joins()]), None)
+        shares = F.linear(for_products(self.guidance_norm(guidance)), weight, bias)  # [B, blocks * D]
+        return shares.unflatten(1, (len(self.blocks), -1))
 
-    def _keys_values(self, memory: Tensor) -> tuple[Tensor, ...]:
-        """Return every block's keys and values of the memory [B, S, D], in turn: 2 * blocks of [B, heads, S, d]."""
+    def _memory_layers(self) -> list[nn.Linear]:
+        """Return every block's projections of the memory to keys and values, in turn."""
         cross = [block.cross_attention for block in self.blocks]
-        layers = [layer for attention in cross for layer in (attention.key, attention.value)]
-        return in_heads(together(for_products(memory), layers), len(layers), cross[0].heads)
+        return [layer for attention in cross for layer in (attention.key, attention.value)]
+
+    def _keys_values(self, memory: Tensor, projection: Projection) -> tuple[Tensor, ...]:
+        """Return every block's keys and values of the memory [B, S, D], in turn: 2 * blocks of [B, heads, S, d]."""
+        heads = self.blocks[0].cross_attention.heads
+        return in_heads(F.linear(for_products(memory), *projection), 2 * len(self.blocks), heads)
+
+    def _joints(
+        self,
+        layout: Packing | Padded,
+        join_context: Projection,
+        guidance: Tensor | None,
+        join_guidance: Projection | None,
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Return each block's ``joint``: the heads' output layer and W_d in one, and W_d's share of the node sum.
+
+        There is nothing between these two layers, so their product is taken once and not for each word.
+        """
+        count = len(self.blocks)
+        ((output, output_bias),) = stacked([[block.cross_attention.output for block in self.blocks]])
+        join, bias = join_context
+        assert bias is not None
+        assert output_bias is not None
+        join = join.unflatten(0, (count, -1))  # [blocks, D, D]
+        weights = torch.bmm(join, output.unflatten(0, (count, -1)))  # [blocks, D, width]
+        added = torch.baddbmm(bias.view(count, -1, 1), join, output_bias.view(count, -1, 1))  # [blocks, D, 1]
+        if guidance is None or join_guidance is None:
+            return list(zip(weights.unbind(), added[..., 0].unbind(), strict=True))
+        shares = self._guidance(guidance, (join_guidance[0], added.flatten()))  # [B, blocks, D]
+        assert shares is not None
+        rows = layout.spread(shares.flatten(1)).unflatten(1, (count, -1))  # [R, blocks, D]
+        return list(zip(weights.unbind(), rows.unbind(1), strict=True))
 
     def forward(
         self,
@@ -288,19 +322,24 @@ class Decoder(nn.Module):
             y = layout.pack(y)
         else:
             layout = packing
-        shares: list[Tensor] | list[None] = [None] * len(self.blocks)
-        joined = self._guidance(guidance, biased=True)
-        if joined is not None:
-            shares = list(layout.spread(joined.flatten(1)).unflatten(1, (len(self.blocks), -1)).unbind(1))
-        of_memory = self._keys_values(memory)
+        groups: list[Sequence[nn.Linear]] = [block.self_attention.own_layers for block in self.blocks]
+        groups += [self._memory_layers(), [block.join_context for block in self.blocks]]
+        join_guidance: Projection | None = None
+        if guidance is None or self.guidance_norm is None:
+            *own, of_both, join_context = stacked(groups)
+        else:
+            *own, of_both, join_context, join_guidance = stacked([*groups, self._joins()])
+        joints = self._joints(layout, join_context, guidance, join_guidance)
+        of_memory = self._keys_values(memory, of_both)
         mask, scores = added_mask(mask, memory), None
         first, *others = [*(block.self_norm for block in self.blocks), self.norm]
-        states, end = first(y), SublayerEnds(3 * len(self.blocks), self.blocks[0].dropout, y)
+        end = SublayerEnds(1 + 3 * len(self.blocks), self.dropout, y)
+        states, y = end.begin(y, first)
         for i, block in enumerate(self.blocks):
             copies = self.copies and block is self.blocks[-1]
             keys, values = of_memory[2 * i : 2 * i + 2]
             states, y, scores = block(
-                y, states, layout, keys, values, mask, shares[i], end, others[i], copies
+                y, states, own[i], layout, keys, values, mask, joints[i], end, others[i], copies
             )
         if packing is None:
             states = layout.unpack(states)
@@ -320,7 +359,8 @@ class Decoder(nn.Module):
         """The cache of responses of at most ``max_length`` words, none decoded yet; arguments as for forward and for
         the cache. ``quantized``: blocks' and output layer's weights to take instead of the model's."""
         weights, output = quantized or ([block.weights() for block in self.blocks], None)
-        cross = self._keys_values(memory)
+        (projection,) = stacked([self._memory_layers()])
+        cross = self._keys_values(memory, projection)
         guided = self._guidance(guidance)
         added: Tensor | None = None
         if memory.is_cuda or not mask.all():  # on GPU looking would wait for it

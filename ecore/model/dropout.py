@@ -25,20 +25,20 @@ class Dropout(nn.Dropout):
             return F.dropout(x, self.p, self.training)
         dropped = round(self.p * _LEVELS)
         draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-        kept = draws.view(torch.int16)[: x.numel()] >= dropped - _LEVELS // 2
-        return _Kept.apply(x, kept.view(x.shape), _LEVELS / max(_LEVELS - dropped, 1))
+        lost = draws.view(torch.int16)[: x.numel()] < dropped - _LEVELS // 2
+        return _Kept.apply(x, lost.view(x.shape), _LEVELS / max(_LEVELS - dropped, 1))
 
 
 class _Kept(torch.autograd.Function):
-    """x · scale where kept, else 0; of its inputs only the mask is remembered."""
+    """x · scale, but 0 where lost; of its inputs only the mask is remembered."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, kept: Tensor, scale: float) -> Tensor:
-        ctx.save_for_backward(kept)
+    def forward(ctx: Any, x: Tensor, lost: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(lost)
         ctx.scale = scale
-        return torch.where(kept, x, 0.0).mul_(scale)
+        return x.masked_fill(lost, 0.0).mul_(scale)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (kept,) = ctx.saved_tensors
-        return torch.where(kept, grad, 0.0).mul_(ctx.scale), None, None
+        (lost,) = ctx.saved_tensors
+        return grad.masked_fill(lost, 0.0).mul_(ctx.scale), None, None

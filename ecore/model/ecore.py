@@ -115,8 +115,8 @@ class ECore(EmpatheticModel):
         memory_mask = words != PAD  # [B, S]
         mask = memory_mask[:, :context_length]  # [B, M]
         memory_input = self.embedding.with_related(vectors, batch.state)  # [B, S, D]
-        context, embedded = vectors[:, :context_length], memory_input[:, :context_length]  # [B, M, D]
-        memory = self.encoder(memory_input, memory_mask)  # [B, S, D]
+        memory, embedded = self.encoder(memory_input, memory_mask)  # [B, S, D]
+        context, embedded = vectors[:, :context_length], embedded[:, :context_length]  # [B, M, D]
         copyable: Copyable | None = None
         if self.pointer is not None:
             padding = (0, memory.shape[1] - context_length)

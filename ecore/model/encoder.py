@@ -14,9 +14,11 @@ from ecore.model.dropout import Dropout
 from ecore.model.transformer import (
     FeedForward,
     MultiHeadAttention,
+    Projection,
     SublayerEnds,
     added_mask,
     sinusoidal_positions,
+    stacked,
 )
 from ecore.precision import for_products
 
@@ -27,7 +29,7 @@ _UNKNOWN_VECTOR_STD = (
 
 
 class Embedding(nn.Module):
-    """Word (scaled by sqrt(D)) + sinusoidal position + dialogue state, then dropout (Eq. 1)."""
+    """Word (scaled by sqrt(D)) + sinusoidal position + dialogue state (Eq. 1); their dropout is the reader's."""
 
     position: Tensor
 
@@ -47,7 +49,6 @@ class Embedding(nn.Module):
         self.state = nn.Embedding(RELATED_STATE + 1, config.dim, padding_idx=NO_STATE)
         self.register_buffer("position", sinusoidal_positions(_POSITIONS, config.dim), persistent=False)
         self.scale = config.dim**0.5
-        self.dropout = Dropout(config.dropout)
 
     def look_up(self, *words: Tensor) -> list[Tensor]:
         """Scaled word vectors alone: ids, each of any shape [...] -> for each [..., D].
@@ -78,7 +79,7 @@ class Embedding(nn.Module):
             embedded = vectors + self.position.index_select(0, columns)
         if state is not None:
             embedded = embedded + self.state(state)
-        return self.dropout(embedded)
+        return embedded
 
     def forward(self, words: Tensor, state: Tensor | None = None, start: int = 0) -> Tensor:
         """ids and states [B, T] -> [B, T, D]; ``start`` is the first word's position."""
@@ -94,7 +95,7 @@ class Embedding(nn.Module):
         words, related = state.shape[1], vectors.shape[1] - state.shape[1]
         position = F.pad(self.position[:words], (0, 0, 0, related))  # [M + C, D]
         states = F.pad(state, (0, related), value=RELATED_STATE)  # [B, M + C]
-        return self.dropout(vectors + position + self.state(states))
+        return vectors + position + self.state(states)
 
 
 class EncoderBlock(nn.Module):
@@ -107,13 +108,18 @@ class EncoderBlock(nn.Module):
         self.attention = MultiHeadAttention(config.dim, config.heads, width)
         self.feed_forward_norm = nn.LayerNorm(config.dim)
         self.feed_forward = FeedForward(config.dim, config.feed_forward or 4 * config.dim)
-        self.dropout = Dropout(config.dropout)
 
     def forward(
-        self, x: Tensor, normed: Tensor, mask: Tensor, end: SublayerEnds, following: nn.LayerNorm
+        self,
+        x: Tensor,
+        normed: Tensor,
+        projection: Projection,
+        mask: Tensor,
+        end: SublayerEnds,
+        following: nn.LayerNorm,
     ) -> tuple[Tensor, Tensor]:
         """Return the block's output [B, S, D] under the norm that follows, and itself; x comes likewise."""
-        attended = self.attention.of_itself(for_products(normed), mask)
+        attended = self.attention.of_itself(for_products(normed), projection, mask)
         normed, x = end(attended, x, self.feed_forward_norm)
         return end(self.feed_forward(normed), x, following)
 
@@ -128,12 +134,20 @@ class Encoder(nn.Module):
         blocks = nn.ModuleList(EncoderBlock(config) for _ in range(config.encoder_blocks))
         self.blocks = blocks  # type: ignore[assignment]  # indexed and iterated like one
         self.norm = nn.LayerNorm(config.dim)
+        self.dropout = Dropout(config.dropout)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x [B, S, D], mask [B, S] bool (True where there is a word) -> [B, S, D]."""
+    def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode embedded words x [B, S, D]; mask [B, S] bool, True where there is a word.
+
+        Returns:
+            h_X, and x after its dropout; [B, S, D] each.
+        """
         mask = added_mask(mask, x)
         first, *others = [*(block.attention_norm for block in self.blocks), self.norm]
-        normed, end = first(x), SublayerEnds(2 * len(self.blocks), self.blocks[0].dropout, x)
-        for block, following in zip(self.blocks, others, strict=True):
-            normed, x = block(x, normed, mask, end, following)
-        return normed
+        end = SublayerEnds(1 + 2 * len(self.blocks), self.dropout, x)
+        normed, embedded = end.begin(x, first)
+        projections = stacked([block.attention.own_layers for block in self.blocks])
+        x = embedded
+        for block, projection, following in zip(self.blocks, projections, others, strict=True):
+            normed, x = block(x, normed, projection, mask, end, following)
+        return normed, embedded

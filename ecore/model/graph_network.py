@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ecore.config import ModelConfig
 from ecore.model.dropout import Dropout
-from ecore.model.transformer import SublayerEnds
+from ecore.model.transformer import FeedForward, SublayerEnds
 from ecore.precision import for_products
 from ecore_kernels import EdgeUpdate, EmotionGraph, MultiResolutionEdgeAttention, edge_readout
 
@@ -23,10 +23,13 @@ class Correlation(nn.Module):
         own_diagonal: the diagonal stays that of S^T S, as in the released code.
     """
 
+    own: Tensor
+
     def __init__(self, emotions: int, own_diagonal: bool = False) -> None:
         super().__init__()
         self.factor = nn.Parameter(torch.randn(emotions, emotions) * emotions**-0.5)
         self.own_diagonal = own_diagonal
+        self.register_buffer("own", torch.eye(emotions, dtype=torch.bool), persistent=False)
 
     def forward(self) -> Tensor:
         """Return R, [P, P]; float32 under autocast too, like every edge weight."""
@@ -34,7 +37,7 @@ class Correlation(nn.Module):
             inner = self.factor.mT @ self.factor
         if self.own_diagonal:
             return inner
-        return torch.where(torch.eye(len(inner), dtype=torch.bool, device=inner.device), 1.0, inner)
+        return inner.masked_fill(self.own, 1.0)
 
     def pair_weight(self, form: str) -> Tensor:
         """Return the weight of each pair of co-occurring emotions in Eq. 18, [P, P].
@@ -60,17 +63,16 @@ class GraphLayer(nn.Module):
         self.attention = MultiResolutionEdgeAttention(
             dim, len(config.thresholds), scale=config.score_scale, bias=config.graph_bias
         )
-        self.fuse = nn.Sequential(nn.Linear(dim, 2 * dim), nn.ReLU(), nn.Linear(2 * dim, dim))
+        self.fuse = FeedForward(dim, 2 * dim)
         self.norm = nn.LayerNorm(dim) if config.graph_norm else None
         self.dropout = Dropout(config.graph_dropout)
 
-    def finish(self, nodes: Tensor, attended: Tensor) -> Tensor:
+    def finish(self, nodes: Tensor, attended: Tensor, end: SublayerEnds) -> Tensor:
         """Return the layer's output features from its input nodes and what they attended to."""
         fused = self.fuse(attended)
         if self.norm is None:
             return self.dropout(fused)
-        normed, _ = SublayerEnds(1, self.dropout, nodes)(fused, nodes, self.norm)
-        return normed
+        return end(fused, nodes, self.norm)[0]
 
 
 class FirstPass(NamedTuple):
@@ -104,23 +106,39 @@ class GraphNetwork(nn.Module):
         self.word_norm = nn.LayerNorm(config.dim) if config.graph_norm else nn.Identity()
         self.emotion_norm = nn.LayerNorm(config.dim) if config.graph_norm else nn.Identity()
 
+    def _ends(self, nodes: Tensor) -> SublayerEnds:
+        return SublayerEnds(len(self.layers), self.layers[0].dropout, nodes)
+
     def _layers(
-        self, nodes: Tensor, update: EdgeUpdate, values: Tensor, graph: EmotionGraph
+        self,
+        nodes: Tensor,
+        update: EdgeUpdate,
+        values: Tensor,
+        graph: EmotionGraph,
+        end: SublayerEnds,
+        attends: bool,
     ) -> tuple[Tensor, Tensor, list[EdgeUpdate]]:
         """Run all layers but the last one's attention.
 
+        Args:
+            update, values: of the first layer.
+            end: of the layers.
+            attends: the last layer's attention is to follow, which reads its values.
+
         Returns:
-            The last layer's input nodes, the same as its products take them, and every layer's update.
+            The last layer's input nodes, its values (without ``attends`` an earlier one's), every layer's update.
         """
-        history, inputs = [update], nodes
+        history, last = [update], self.layers[-1]
         for layer, following in zip(self.layers[:-1], self.layers[1:], strict=True):
-            if len(history) > 1:
-                values = layer.attention.values(inputs)
             attended = layer.attention.attend(history[-1], values, graph, history[:-1])
-            nodes = layer.finish(nodes, attended)
+            nodes = layer.finish(nodes, attended, end)
             inputs = for_products(nodes)
-            history.append(following.attention.edge_update(inputs))
-        return nodes, inputs, history
+            if following is last and not attends:
+                history.append(following.attention.edge_update(inputs))
+            else:
+                update, values = following.attention.project(inputs)
+                history.append(update)
+        return nodes, values, history
 
     def perceive(
         self, words: Tensor, emotions: Tensor, graph: EmotionGraph, per_word: bool = False
@@ -138,9 +156,9 @@ class GraphNetwork(nn.Module):
         """
         emotions = self.emotion_norm(emotions).expand(len(words), -1, -1)
         nodes = torch.cat([self.word_norm(words), emotions], dim=1)  # [B, N, D]
-        first, inputs = self.layers[0].attention, for_products(nodes)
-        update, values = first.edge_update(inputs), first.values(inputs)
-        *_, history = self._layers(nodes, update, values, graph)
+        first = self.layers[0].attention
+        update, values = first.project(for_products(nodes))
+        *_, history = self._layers(nodes, update, values, graph, self._ends(nodes), attends=False)
         gate = history[-1].gate  # [B, K, N]
         if self.normed and gate is not None:
             history[-1] = history[-1]._replace(gate=F.pad(gate[..., 1:], (1, 0)))
@@ -153,13 +171,15 @@ class GraphNetwork(nn.Module):
         Returns:
             Word node features [B, M, D], the input of Eq. 24.
         """
-        nodes, inputs, history = self._layers(first.nodes, first.update, first.values, graph)
+        end = self._ends(first.nodes)
+        nodes, values, history = self._layers(
+            first.nodes, first.update, first.values, graph, end, attends=True
+        )
         last, words = self.layers[-1], graph.shape[2]
-        values = first.values if len(self.layers) == 1 else last.attention.values(inputs)
         attended = last.attention.attend(
             history[-1], values, graph, history[:-1], receivers="words"
         )  # [B, M, D]
-        return last.finish(nodes[:, :words], attended)
+        return last.finish(nodes[:, :words], attended, end)
 
 
 class EmotionAttention(nn.Module):

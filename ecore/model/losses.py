@@ -86,7 +86,7 @@ def correlation_loss(weight: Tensor, relevant: Tensor) -> Tensor:
     chosen = relevant.to(weight.dtype)
     # Not a matrix product: under autocast that would round the correlations.
     pairs = (chosen[:, :, None] * chosen[:, None] * weight.triu(1)).sum((1, 2))
-    return -(pairs / chosen.sum(1).clamp(min=1.0)).mean()
+    return (pairs / -chosen.sum(1).clamp(min=1.0)).mean()
 
 
 def ranked_pairs_loss(weight: Tensor, emotion_attention: Tensor, most: int) -> Tensor:

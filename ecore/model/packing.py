@@ -24,27 +24,25 @@ class Packing(NamedTuple):
     Attributes:
         places: int64 [R], the place of each row among the flattened responses, none twice; words first, in order.
         rows_of: int64 [B * T], the row of each place.
+        contexts: int64 [R], the context of each row.
         batch, length: B and T.
     """
 
     places: Tensor
     rows_of: Tensor
+    contexts: Tensor
     batch: int
     length: int
 
     @classmethod
     def of(cls, response: Tensor, count: int) -> Packing:
         """Pack responses [B, T] of less than ``count`` words, into ``count`` rows."""
-        padding = (response == PAD).flatten()  # [B * T]
-        places = padding.to(torch.uint8).argsort(stable=True)[:count]  # [R]
+        words = response.flatten()  # [B * T]
+        places = words.clamp(max=PAD + 1).argsort(descending=True, stable=True)[:count]  # [R]
         rows = torch.arange(count, device=response.device)  # [R]
-        rows_of = torch.full_like(padding, count - 1, dtype=torch.int64).index_copy(0, places, rows)
-        return cls(places, rows_of, *response.shape)
-
-    @property
-    def contexts(self) -> Tensor:
-        """Return the context of each row, int64 [R]."""
-        return self.places // self.length
+        rows_of = torch.full_like(words, count - 1).index_copy(0, places, rows)
+        batch, length = response.shape
+        return cls(places, rows_of, places // length, batch, length)
 
     @property
     def columns(self) -> Tensor:

@@ -53,6 +53,7 @@ class Perceived(NamedTuple):
         gate: sigma(W_e h^g), [B, P]; None likewise.
         relevant: [B, P] bool, V': the co-occurring emotions.
         guidance: [B, D], the node sum of Eq. 24, or what an ablation puts in its place; None without a graph.
+        correlation: [B, P, P], Softmax(R), of all contexts the same; None without a perceptron.
     """
 
     global_signal: Tensor | None
@@ -61,6 +62,7 @@ class Perceived(NamedTuple):
     gate: Tensor | None
     relevant: Tensor
     guidance: Tensor | None
+    correlation: Tensor | None = None
 
 
 class EmotionHead(nn.Module):
@@ -92,10 +94,13 @@ class Perceiver(nn.Module):
         graph_network: the graph's layers, or without a graph the attention in their place.
     """
 
+    thresholds: Tensor
+
     def __init__(self, config: ModelConfig, emotions: int) -> None:
         super().__init__()
         self.config = config
         self.correlation = Correlation(emotions, config.released)
+        self.register_buffer("thresholds", torch.tensor(config.thresholds), persistent=False)
         self.graph_network: EmotionAttention | GraphNetwork | ReleasedGraphNetwork
         if "graph" in config.ablations:
             self.graph_network = EmotionAttention(config)
@@ -109,12 +114,12 @@ class Perceiver(nn.Module):
         """Perceive the emotions of ``context``, and prepare what guides the response."""
         graph: EmotionGraph | None = None
         first: FirstPass | ReleasedPass | None = None
+        correlation = self.correlation().softmax(-1)  # [P, P]
         if not isinstance(self.graph_network, EmotionAttention):
-            graph = self.emotion_graph(context)
+            graph = self.emotion_graph(context, correlation)
             first = self.graph_network.perceive(context.words, context.emotions, graph)
             perception = self.perceptron(first.word_to_emotion, first.emotion_to_emotion, context.mean)
         else:
-            correlation = self.correlation().softmax(-1)  # [P, P]
             to_emotion = self.graph_network(context.memory, context.memory_mask, context.emotions)  # [B, P]
             edges = correlation.expand(len(to_emotion), -1, -1)  # [B, P, P]
             perception = self.perceptron(to_emotion, edges, context.mean)
@@ -130,14 +135,17 @@ class Perceiver(nn.Module):
             perception.gate,
             relevant,
             guidance,
+            correlation.expand(len(context.words), -1, -1),
         )
 
-    def emotion_graph(self, context: Context) -> EmotionGraph:
-        """Return the graph with the initial edges of Eq. 3; in the released form a word's weight is its c squared."""
-        correlation = self.correlation().softmax(-1)  # [P, P]
-        graph = EmotionGraph.from_intensity(
-            context.intensity, context.lengths, self.config.thresholds, correlation
-        )
+    def emotion_graph(self, context: Context, correlation: Tensor | None = None) -> EmotionGraph:
+        """Return the graph with the initial edges of Eq. 3; in the released form a word's weight is its c squared.
+
+        ``correlation``: Softmax(R), where it is there already.
+        """
+        if correlation is None:
+            correlation = self.correlation().softmax(-1)  # [P, P]
+        graph = EmotionGraph.from_intensity(context.intensity, context.lengths, self.thresholds, correlation)
         if not self.config.released:
             return graph
         # Its code divides by the largest weight with [CLS] among them, whose is 1.

@@ -36,6 +36,8 @@ class Perceptron(nn.Module):
     ``graph_norm``, an emotion cannot drown the others in h^g however strong its edges: see :meth:`aggregation`.
     """
 
+    own: Tensor
+
     def __init__(self, config: ModelConfig, emotions: int) -> None:
         super().__init__()
         self.aggregate = "co-p" not in config.ablations
@@ -43,6 +45,7 @@ class Perceptron(nn.Module):
         self.normed = config.graph_norm and not self.released
         self.own_weight = config.own_weight
         self.gated = "gate-g" not in config.ablations
+        self.register_buffer("own", torch.eye(emotions, dtype=torch.bool), persistent=False)
         self.norm = nn.LayerNorm(emotions) if self.normed else nn.Identity()
         self.context = nn.Linear(config.dim, emotions)
         self.main = nn.Linear(2 * emotions, emotions)
@@ -64,12 +67,12 @@ class Perceptron(nn.Module):
             return emotion_to_emotion.mT + torch.eye(
                 emotion_to_emotion.shape[-1], device=emotion_to_emotion.device
             )
-        own = torch.eye(emotion_to_emotion.shape[-1], dtype=torch.bool, device=emotion_to_emotion.device)
+        own = self.own
         if self.normed and self.own_weight:
             others = emotion_to_emotion.masked_fill(own, 0.0)  # [B, P, P]
-            total = others.abs().sum(-1, keepdim=True)  # [B, P, 1]
-            return torch.where(own, 1.0, others / total.clamp(min=1.0))
-        edges = torch.where(own, 1.0, emotion_to_emotion)  # [B, P, P]
+            total = torch.linalg.vector_norm(others, 1, -1, keepdim=True)  # [B, P, 1]
+            return (others / F.threshold(total, 1.0, 1.0)).masked_fill(own, 1.0)
+        edges = emotion_to_emotion.masked_fill(own, 1.0)  # [B, P, P]
         return F.normalize(edges, p=1.0, dim=-1) if self.normed else edges
 
     def forward(self, word_to_emotion: Tensor, emotion_to_emotion: Tensor, context: Tensor) -> Perception:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from ecore.precision import for_products
 from ecore_kernels import QuantizedLinear, dropout_add_layer_norm, quantized_linear
@@ -39,6 +40,10 @@ class SublayerEnds:
             seeds = torch.randint(-(2**63), 2**63 - 1, (count,), dtype=torch.int64, device=x.device)
             self._seeds = iter(seeds.unbind())
 
+    def begin(self, embedded: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+        """Return the norm of ``dropout(embedded)``, and the latter itself: what the first sublayer reads."""
+        return self(embedded, torch.zeros_like(embedded), norm)
+
     def __call__(self, x: Tensor, residual: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
         """Return the norm of ``residual + dropout(x)``, and the sum itself; all [..., D]."""
         seed = None if self._seeds is None else next(self._seeds)
@@ -54,27 +59,52 @@ def added_mask(mask: Tensor, x: Tensor) -> Tensor:
     return (for_products(added) if added.is_cuda else added)[:, None, None]
 
 
-def together(x: Tensor, layers: Sequence[nn.Linear], biases: Sequence[nn.Linear] = ()) -> Tensor:
-    """Return what several layers make of the same input, by one product of their weights on top of each other.
+Projection = tuple[Tensor, Tensor | None]
+"""Weight and bias of several linear layers, on top of each other."""
 
-    A step launches many products too small for a GPU, and two gradients for each: one product of all takes less.
 
-    Args:
-        x: [..., D].
-        layers: L projections.
-        biases: layers whose biases stand in for theirs.
+def stacked(groups: Sequence[Sequence[nn.Linear]]) -> list[Projection]:
+    """Return the projection of each group of layers, which read inputs of the same width; all groups in one copy.
 
-    Returns:
-        [..., sum of the widths], the layers' results side by side.
+    A step launches many products too small for a GPU, and two gradients for each: one product of all layers that read
+    the same takes less. Weights stay apart in the model, for the sake of its checkpoints.
     """
-    weight = torch.cat([layer.weight for layer in layers])  # [sum of the widths, D]
-    biased = biases or layers
-    bias = None if biased[0].bias is None else torch.cat([layer.bias for layer in biased])
-    return F.linear(x, weight, bias)
+    biased = [group for group in groups if group[0].bias is not None]
+    weights = _Stacked.apply(
+        [len(group) for group in groups], *(layer.weight for group in groups for layer in group)
+    )
+    biases = iter(
+        _Stacked.apply([len(group) for group in biased], *(layer.bias for group in biased for layer in group))
+    )
+    return [
+        (weight, None if group[0].bias is None else next(biases))
+        for group, weight in zip(groups, weights, strict=True)
+    ]
+
+
+class _Stacked(torch.autograd.Function):
+    """Groups of tensors, each group's on top of each other; gradients come back as parts, without a copy."""
+
+    @staticmethod
+    def forward(ctx: Any, counts: Sequence[int], *parts: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        rows = iter([len(part) for part in parts])
+        ctx.groups = [[next(rows) for _ in range(count)] for count in counts]
+        return torch.cat(parts).split([sum(group) for group in ctx.groups])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        found: list[Tensor | None] = []
+        for grad, rows in zip(grads, ctx.groups, strict=True):
+            found += [None] * len(rows) if grad is None else grad.split(rows)
+        return (None, *found)
 
 
 def in_heads(x: Tensor, count: int, heads: int) -> tuple[Tensor, ...]:
     """Take projections apart that lie side by side: x [B, T, count * width] -> each [B, heads, T, width / heads]."""
+    if count == 1:
+        return (x.unflatten(-1, (heads, -1)).transpose(1, 2),)
     # Apart before they are turned: so the gradients are put together in the order of x, without a copy.
     parts = x.unflatten(-1, (count, heads, -1)).unbind(2)
     return tuple(part.transpose(1, 2) for part in parts)
@@ -107,9 +137,14 @@ class MultiHeadAttention(nn.Module):
         """Queries [B, heads, T, width / heads] of x [B, T, D]."""
         return self._split(self.query(x))
 
-    def of_itself(self, x: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-        """Return what x [B, T, D] attends to in itself, [B, T, D]; the rest as for :meth:`forward`."""
-        return self(*in_heads(together(x, self.own_layers), 3, self.heads), mask, causal)
+    def of_itself(
+        self, x: Tensor, projection: Projection, mask: Tensor | None = None, causal: bool = False
+    ) -> Tensor:
+        """Return what x [B, T, D] attends to in itself, [B, T, D].
+
+        ``projection`` is that of :attr:`own_layers`; the rest as for :meth:`forward`.
+        """
+        return self(*in_heads(F.linear(x, *projection), 3, self.heads), mask, causal)
 
     def forward(
         self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, causal: bool = False
@@ -209,7 +244,31 @@ def project(x: Tensor, weight: Tensor | QuantizedLinear, bias: Tensor) -> Tensor
 
 
 class FeedForward(nn.Sequential):
-    """Linear, ReLU, linear."""
+    """Linear, ReLU, linear; the first two are one operation."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__(nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., D] -> [..., D]."""
+        expand, contract = self[0], self[2]
+        x = for_products(x)
+        hidden = _LinearReLU.apply(x.flatten(0, -2), expand.weight.to(x.dtype), expand.bias.to(x.dtype))
+        return contract(hidden.view(*x.shape[:-1], -1))
+
+
+class _LinearReLU(torch.autograd.Function):
+    """ReLU of a product and a bias, in the product's last step; the result tells where gradients pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        hidden = torch._addmm_activation(bias, x, weight.mT)
+        ctx.save_for_backward(x, weight, hidden)
+        return hidden
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        x, weight, hidden = ctx.saved_tensors
+        grad = torch.ops.aten.threshold_backward(grad, hidden, 0)
+        return grad @ weight, grad.mT @ x, grad.sum(0)

@@ -31,6 +31,8 @@ SUMS = (*TERMS, "nll", "tokens", "correct")
 def sums(losses: Losses, share: float) -> Tensor:
     """:data:`SUMS` of one process's part of a batch, such that the processes' add up to the batch's; [7]."""
     values = torch.stack([getattr(losses, name).detach().float() for name in SUMS])
+    if share == 1.0:
+        return values
     means = len(TERMS)
     return torch.cat([values[:means] * share, values[means:] * (share > 0)])
 

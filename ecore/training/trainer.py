@@ -308,7 +308,7 @@ class Trainer:
         if not self.model.training:  # going through all modules is slow
             self.model.train()
         if self.captured is not None:
-            health = self._captured_step(self.captured)
+            health = self._captured_step(self.captured, logs)
         else:
             with self.low_weights():
                 health = self._accumulated_step(logs)
@@ -350,19 +350,19 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return losses.health
 
-    def _captured_step(self, step: CapturedStep) -> dict[str, Tensor]:
+    def _captured_step(self, step: CapturedStep, health: bool) -> dict[str, Tensor]:
         """The same on one batch, as a graph where there is one."""
         indices = self._next_batch()
         with self._split_may_refuse():
-            taken = step(indices)
+            taken = step(indices, health)
         self.journal.add(taken.sums)
         self.journal.count(samples=len(indices), batches=1)
         return taken.health
 
-    def _whole_step(self, batch: Batch, tokens: int) -> Taken:
-        """Run the work of one recording. It always has health: graphs of both kinds would cost more."""
+    def _whole_step(self, batch: Batch, tokens: int, health: bool) -> Taken:
+        """Run the work of one recording."""
         with self._autocast(), self.low_weights():
-            losses = self.loss(batch, True, tokens)
+            losses = self.loss(batch, health, tokens)
         losses.total.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

@@ -77,7 +77,7 @@ class EmotionGraph:
         cls,
         intensity: Tensor,
         lengths: Tensor,
-        thresholds: Sequence[float],
+        thresholds: Sequence[float] | Tensor,
         correlation: Tensor,
         emotion_weight: Tensor | None = None,
         emotion_mask: Tensor | None = None,
@@ -87,7 +87,7 @@ class EmotionGraph:
         Args:
             intensity: [B, M], c_j >= 0 of every word; slot 0 and padding are ignored.
             lengths: [B], words of each context, ``[CLS]`` counted.
-            thresholds: K numbers; word j takes part in resolution k when c_j >= thresholds[k].
+            thresholds: K numbers, or a tensor [K]; word j takes part in resolution k when c_j >= thresholds[k].
             correlation: [P, P] or [B, P, P], Softmax_j(R).
             emotion_weight: [B, P]; None means 1/P everywhere.
             emotion_mask: [B, P] bool; None means all emotions.
@@ -102,14 +102,21 @@ class EmotionGraph:
             )
         if len(thresholds) == 0:
             raise ValueError("from_intensity: thresholds: expected at least one")
+        if isinstance(thresholds, Tensor) and thresholds.dim() != 1:
+            raise ValueError(f"from_intensity: thresholds: expected [K], got {list(thresholds.shape)}")
         batch, words = intensity.shape
         position = torch.arange(words, device=intensity.device)
-        valid = position < lengths[:, None]
-        intensity = intensity.masked_fill(~valid | (position == 0), 0.0)
-        peak = intensity.abs().amax(1, keepdim=True)
+        padding, first = position >= lengths[:, None], position == 0
+        intensity = intensity.masked_fill(padding | first, 0.0)
+        peak = torch.linalg.vector_norm(intensity, torch.inf, 1, keepdim=True)
         # A context without any intensity keeps weights of zero instead of 0/0.
         word_weight = intensity / torch.where(peak > 0, peak, 1.0)
-        word_mask = torch.stack([valid & ((intensity >= t) | (position == 0)) for t in thresholds], dim=1)
+        # [CLS] reaches every threshold, and what is not a number none.
+        level = intensity.masked_fill(first, torch.inf).masked_fill(padding, torch.nan)
+        if isinstance(thresholds, Tensor):
+            word_mask = level[:, None] >= thresholds[:, None]
+        else:
+            word_mask = torch.stack([level >= t for t in thresholds], dim=1)
         if emotion_weight is None:
             emotions = correlation.shape[-1]
             emotion_weight = correlation.new_full((batch, emotions), 1.0 / emotions)

@@ -54,18 +54,27 @@ class MultiResolutionEdgeAttention(nn.Module):
 
     def edge_update(self, nodes: Tensor) -> EdgeUpdate:
         """The update of the edges by this layer: queries, keys [B, K, N, d] and gates [B, K, N] of nodes [B, N, D]."""
+        query, key, gate = self._projected(nodes, self.query, self.key, self.gate)
+        return EdgeUpdate(self._heads(query), self._heads(key), gate.mT, self.edge_scale)
+
+    def project(self, nodes: Tensor) -> tuple[EdgeUpdate, Tensor]:
+        """Both :meth:`edge_update` and :meth:`values` of nodes [B, N, D], by one product."""
+        query, key, value, gate = self._projected(nodes, self.query, self.key, self.value, self.gate)
+        update = EdgeUpdate(self._heads(query), self._heads(key), gate.mT, self.edge_scale)
+        return update, self._heads(value)
+
+    def _projected(self, nodes: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
+        """What each layer makes of nodes [B, N, D]."""
         # One product of all weights: alone, each is too small for a GPU, and its two gradients are as well.
-        layers = (self.query, self.key, self.gate)
         width = sum(layer.out_features for layer in layers)
         idle = -width % ALIGNED_COLUMNS  # zeros, so that every row begins where full vectors can be loaded
         zeros = self.query.weight.new_zeros(idle, self.query.in_features)
-        weight = torch.cat([*(layer.weight for layer in layers), zeros])  # [2 * D + K + idle, D]
+        weight = torch.cat([*(layer.weight for layer in layers), zeros])  # [sum of the widths + idle, D]
         bias: Tensor | None = self.query.bias
         if bias is not None:
             bias = torch.cat([*(layer.bias for layer in layers), bias.new_zeros(idle)])
-        together = F.linear(nodes, weight, bias)  # [B, N, 2 * D + K + idle]
-        query, key, gate, _ = together.split([*(layer.out_features for layer in layers), idle], dim=-1)
-        return EdgeUpdate(self._heads(query), self._heads(key), gate.mT, self.edge_scale)
+        together = F.linear(nodes, weight, bias)  # [B, N, sum of the widths + idle]
+        return together.split([*(layer.out_features for layer in layers), idle], dim=-1)[:-1]
 
     def values(self, nodes: Tensor) -> Tensor:
         """Values [B, K, N, d] of nodes [B, N, D]."""
@@ -103,5 +112,5 @@ class MultiResolutionEdgeAttention(nn.Module):
             output: [B, N, D], the heads' results side by side, before any MLP.
             update: what this layer did to the edges, to be appended to ``history``.
         """
-        update = self.edge_update(nodes)
-        return self.attend(update, self.values(nodes), graph, history), update
+        update, values = self.project(nodes)
+        return self.attend(update, values, graph, history), update

@@ -43,7 +43,7 @@ def encode_in_full(model, batch):
     x = x + model.embedding.position[:words] + model.embedding.state(batch.state)
     e = model.embedding.word(model.emotion_words) * config.dim**0.5
     related = model.embedding.word(batch.concepts) * config.dim**0.5 + model.embedding.state.weight[4]
-    memory = model.encoder(torch.cat([x, related], 1), torch.cat([batch.context, batch.concepts], 1) != 0)
+    memory = model.encoder(torch.cat([x, related], 1), torch.cat([batch.context, batch.concepts], 1) != 0)[0]
     mean = (memory[:, :words] * inside).sum(1) / inside.sum(1)
 
     s = model.perceiver.correlation.factor

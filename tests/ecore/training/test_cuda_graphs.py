@@ -207,9 +207,9 @@ def test_padding_changes_neither_losses_nor_gradients(data, tiny, strategy):
 def test_few_shapes_arise(data, tiny, start, graphs, coarse, tmp_path):
     records = Repeater()
     start(tmp_path / "run", replace(graphs, max_steps=20), records)
-    assert records.recorded == 1  # every text here is short
-    # Per epoch 4 whole batches and one of 8 samples, which is none of them: 16 steps, the first of them as it comes.
-    assert records.replayed == 15
+    assert records.recorded == 2  # every text here is short; logged steps have their own
+    # Per epoch 4 whole batches and one of 8 samples, which is none of them: 16 steps, of each kind the first as it is.
+    assert records.replayed == 14
 
 
 # What is recorded
@@ -219,7 +219,7 @@ def test_a_recording_gathers_the_batch_of_the_present_samples(data, coarse):
     """Each time all of it: nothing is left of a longer one before."""
     split, seen = resident(data), Counter()
 
-    def step(batch: Batch, tokens: int) -> Taken:
+    def step(batch: Batch, tokens: int, health: bool) -> Taken:
         seen["Python"] += 1
         return Taken(torch.cat([part.flatten() for part in batch]), {"tokens": torch.tensor(float(tokens))})
 
@@ -246,7 +246,7 @@ def test_the_rate_is_read_at_each_replay(data):
     weight = torch.nn.Parameter(torch.zeros(3))
     optimizer = adam([weight])
 
-    def step(batch, tokens):
+    def step(batch, tokens, health):
         (weight.sum() * batch.lengths.sum()).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -297,7 +297,7 @@ def test_recordings_are_the_steps_bit_for_bit(
     records = Repeater()
     for name, one in (("recorded", records), ("again", Again())):
         start(tmp_path / name, config, one, model_config=replace(tiny, strategy=strategy))
-    assert records.recorded == 3
+    assert records.recorded == 6  # three shapes, of logged steps and of others
     assert records.replayed > 25
     assert_same(tmp_path / "recorded", tmp_path / "again", numbers)
 
@@ -387,8 +387,8 @@ def test_a_shape_that_cannot_be_recorded_goes_step_by_step(
     assert line.endswith("recording failed: operation not permitted when stream is capturing")
     start(tmp_path / "again", config, Again())
     assert "CUDA graphs: batches" not in capsys.readouterr().err
-    assert (records.asked, records.recorded) == (3, 2)
-    assert trainers[0].captured.recorded == 2
+    assert (records.asked, records.recorded) == (6, 5)
+    assert trainers[0].captured.recorded == 5
     assert trainers[0].captured.failures == [line]
     assert trainers[0].optimizer.param_groups[0]["capturable"] is False
     assert_same(tmp_path / "recorded", tmp_path / "again", numbers)
@@ -537,8 +537,8 @@ def test_a_capture_that_fails_costs_its_shape_alone(start, graphs, narrow, monke
     config, trainers, captures = replace(graphs, max_steps=50, **SLOW), [], []
     close, whole_step = Trainer.close, Trainer._whole_step
 
-    def looks(self, batch, tokens):
-        taken = whole_step(self, batch, tokens)
+    def looks(self, batch, tokens, health):
+        taken = whole_step(self, batch, tokens, health)
         if torch.cuda.is_current_stream_capturing():
             captures.append(batch.context.shape)
             if len(captures) == 1:
@@ -577,7 +577,7 @@ def test_a_step_does_not_wait_for_the_gpu(data, tiny, rows):
     optimizer = adam(model.parameters())
     set_rate(optimizer, 1e-3)
 
-    def step(batch, tokens):
+    def step(batch, tokens, health):
         losses = model.loss(batch, True, tokens)
         losses.total.backward()
         optimizer.step()
