@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, overload
 import torch
 from torch import Tensor
 
-from ecore import hub
+from ecore import hub, pretrained
 from ecore.data.batches import MAX_CONTEXT_WORDS
 from ecore.data.dialogues import Dialogue, is_dialogue, read_dialogue
 from ecore.data.text import tokenize
@@ -23,7 +23,6 @@ from ecore.data.vocabulary import EOS
 from ecore.errors import InputError
 from ecore.generation.decoding import Decoding
 from ecore.generation.search import Watch, generate
-from ecore.model import pretrained
 from ecore.model.base import EmpatheticModel
 from ecore.model.edges import GraphEdges, graph_edges, has_graph
 from ecore.model.outputs import expect_finite

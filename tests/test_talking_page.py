@@ -5,11 +5,12 @@ from pathlib import Path
 
 import torch
 
+from ecore import pretrained
 from ecore.config import ModelConfig
 from ecore.data.prepare import prepare
 from ecore.data.prepared import PreparedData
 from ecore.demo import sample_corpus
-from ecore.model import ECore, pretrained
+from ecore.model import ECore
 
 PAGE = Path(__file__).parents[1] / "docs/talking.md"
 

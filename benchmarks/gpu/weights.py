@@ -20,11 +20,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ecore import pretrained
 from ecore.errors import InputError
 from ecore.files import parse_json, read_json, write_json
-from ecore.model import pretrained
-from ecore.model.pretrained import CHECKPOINTS, CONFIG, VOCABULARY, read_config, weights_file
 from ecore.model.weights import read_weights
+from ecore.pretrained import CHECKPOINTS, CONFIG, VOCABULARY, read_config, weights_file
 
 PART_BYTES, MOST_PARTS = 14 * 10**6, 4
 JOINED = "checkpoint-joined"

@@ -53,7 +53,7 @@ def run_generate(arguments: argparse.Namespace) -> int:
     from ecore.data.prepared import PreparedData
     from ecore.evaluation.predictions import write_predictions
     from ecore.generation.decoding import Decoding
-    from ecore.model.pretrained import data_folder
+    from ecore.pretrained import data_folder
 
     folder = arguments.data or data_folder(arguments.folder)
     data = PreparedData.load(folder)

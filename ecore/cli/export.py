@@ -29,7 +29,7 @@ def declare_export(parser: argparse.ArgumentParser) -> None:
 def run_export(arguments: argparse.Namespace) -> int:
     import torch
 
-    from ecore.model import pretrained
+    from ecore import pretrained
 
     dtype = getattr(torch, arguments.dtype)
     weights = pretrained.export(arguments.folder, arguments.out, dtype, arguments.checkpoint)

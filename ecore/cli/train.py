@@ -80,7 +80,7 @@ def run_train(arguments: argparse.Namespace) -> int:
     if arguments.data is None and not arguments.resume:
         raise InputError("--data: expected a folder made by `ecore prepare`")
     from ecore.data.prepared import PreparedData
-    from ecore.model.pretrained import data_folder
+    from ecore.pretrained import data_folder
     from ecore.training import distributed
     from ecore.training.run_folder import read_settings
     from ecore.training.trainer import train

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ecore import pretrained
 from ecore.data.prepared import SPLITS, PreparedData
 from ecore.errors import InputError
 from ecore.evaluation.bleu import INSTALL
@@ -25,9 +26,8 @@ from ecore.evaluation.yardsticks import yardsticks as count_yardsticks
 from ecore.files import expect_folder, make_folder, write_json
 from ecore.generation.decoding import Decoding
 from ecore.metrics import accuracy_by_emotion, accuracy_by_length, perplexity, recall_at
-from ecore.model import pretrained
-from ecore.model.pretrained import data_folder, weights_file
 from ecore.precision import PRODUCTS, float32_products
+from ecore.pretrained import data_folder, weights_file
 
 EXTREMES = 3  # best and worst emotions of the printed table
 

@@ -22,8 +22,8 @@ from torch.optim import Optimizer
 from ecore.errors import InputError
 from ecore.files import parse_json, write_json
 from ecore.model.base import EmpatheticModel
-from ecore.model.pretrained import CHECKPOINTS, weights_file
 from ecore.model.weights import load_weights, read_tensors, save_tensors, save_weights
+from ecore.pretrained import CHECKPOINTS, weights_file
 
 _ADAM = ("exp_avg", "exp_avg_sq", "step")
 

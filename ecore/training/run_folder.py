@@ -16,7 +16,7 @@ from ecore.data.prepared import PreparedData
 from ecore.data.vocabulary import Vocabulary
 from ecore.errors import InputError
 from ecore.files import check_writable, locked, write_json
-from ecore.model.pretrained import CHECKPOINTS, CONFIG, FORMAT, VOCABULARY, read_config, weights_file
+from ecore.pretrained import CHECKPOINTS, CONFIG, FORMAT, VOCABULARY, read_config, weights_file
 from ecore.training.checkpoint import stray_files
 from ecore.training.journal import read_metrics
 

@@ -16,11 +16,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ecore import pretrained
 from ecore.config import ModelConfig, TrainingConfig
 from ecore.data.batches import Batch, ResidentSplit, Split, length_buckets
 from ecore.data.prepared import PreparedData
 from ecore.errors import InputError
-from ecore.model import pretrained
 from ecore.model.base import EmpatheticModel
 from ecore.precision import LowWeights, autocast, float32_products, settle
 from ecore.progress import BARS, tqdm

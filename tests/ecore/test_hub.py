@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from ecore import hub
+from ecore import hub, pretrained
 from ecore.errors import InputError
-from ecore.model import pretrained
 from ecore.pipeline import ECore
 from tests.ecore.generation.dialogues import CONTEXTS, differing_model
 

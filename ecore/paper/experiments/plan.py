@@ -13,8 +13,8 @@ from ecore.data.intensity import FILE_SOURCES
 from ecore.data.prepared import PreparedData
 from ecore.errors import InputError
 from ecore.files import read_json, write_json
-from ecore.model.pretrained import FORMAT
 from ecore.paper.published import HARD, SEEDS, SOFT, TABLES, TRANSFORMER
+from ecore.pretrained import FORMAT
 
 SETTINGS = "settings.json"
 STRATEGIES = {SOFT: "soft", HARD: "hard"}

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ecore import pretrained
 from ecore.data.emotion_words import cooccurrence
 from ecore.data.prepared import SPLITS, PreparedData
 from ecore.errors import InputError
 from ecore.files import expect_folder, make_folder, write_json
-from ecore.model import pretrained
-from ecore.model.pretrained import read_config
 from ecore.paper.figures.aggregation import draw_aggregation
 from ecore.paper.figures.correlation import Correlations, draw_correlations, learned_correlation
 from ecore.paper.figures.dialogue import trace
@@ -20,6 +19,7 @@ from ecore.paper.figures.drawing import NotDrawn, check_matplotlib, save
 from ecore.paper.figures.secondary import draw_secondary, mentions, secondary_shares
 from ecore.paper.figures.training import draw_training, training_curves
 from ecore.paper.figures.word_edges import draw_word_edges
+from ecore.pretrained import read_config
 
 FIGURES = ("training", "2", "4", "5", "6")
 """What there is to draw; the numbers are the paper's."""

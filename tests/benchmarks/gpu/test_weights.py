@@ -7,13 +7,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.gpu import weights
+from ecore import pretrained
 from ecore.config import ModelConfig, TrainingConfig
 from ecore.data.prepare import prepare
 from ecore.data.prepared import PreparedData
 from ecore.demo import sample_corpus
 from ecore.evaluation.report import evaluate_run
-from ecore.model import pretrained
-from ecore.model.pretrained import weights_file
+from ecore.pretrained import weights_file
 from ecore.training.trainer import train
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from ecore import pretrained
 from ecore.data.prepared import PreparedData
 from ecore.data.vocabulary import Vocabulary
 from ecore.errors import InputError
@@ -20,7 +21,7 @@ from ecore.evaluation.report import evaluate_run, format_run, run_metrics
 from ecore.evaluation.yardsticks import yardsticks
 from ecore.files import read_json, write_json
 from ecore.generation.decoding import Decoding
-from ecore.model import ECore, pretrained
+from ecore.model import ECore
 from ecore.model.weights import save_weights
 from ecore.precision import float32_products
 

@@ -9,11 +9,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from ecore import cli
+from ecore import cli, pretrained
 from ecore.data.word_tables import WordTables
 from ecore.errors import InputError
 from ecore.files import read_json, write_json
-from ecore.model import pretrained
 from ecore.model.weights import save_weights
 from ecore.pipeline import ECore
 

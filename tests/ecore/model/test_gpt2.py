@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ecore import pipeline
+from ecore import pipeline, pretrained
 from ecore.cli import main
 from ecore.config import ModelConfig, TrainingConfig
 from ecore.data.prepare import prepare
@@ -20,7 +20,6 @@ from ecore.errors import InputError
 from ecore.files import read_json
 from ecore.generation.decoding import Decoding
 from ecore.generation.search import generate
-from ecore.model import pretrained
 from ecore.training.journal import read_metrics
 from ecore.training.trainer import train
 
@@ -32,7 +31,7 @@ from ecore.data.subwords.alignment import WordIntensity  # noqa: E402
 from ecore.data.subwords.batches import TurnReader, context_batch  # noqa: E402
 from ecore.data.subwords.vocabulary import OFFSET, SubwordVocabulary  # noqa: E402
 from ecore.model.gpt2 import GPT2ECore  # noqa: E402
-from ecore.model.pretrained import build  # noqa: E402
+from ecore.pretrained import build  # noqa: E402
 
 FEELINGS = {
     "afraid": ("A terrible noise scared me", "That sounds frightening, doesn't it?"),

@@ -11,10 +11,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from ecore import pretrained
 from ecore.config import ModelConfig
 from ecore.data.vocabulary import Vocabulary
 from ecore.errors import InputError
-from ecore.model import ECore, pretrained
+from ecore.model import ECore
 
 
 @pytest.mark.parametrize(

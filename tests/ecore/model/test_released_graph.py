@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from ecore import pretrained
 from ecore.config import PRESETS, ModelConfig, from_dict, to_dict
 from ecore.errors import InputError
-from ecore.model import ECore, pretrained
+from ecore.model import ECore
 from ecore.model.losses import ranked_pairs_loss
 from ecore.model.perceiver import SOFT_RELEVANT
 from ecore_kernels import otsu

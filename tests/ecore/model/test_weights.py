@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from safetensors.torch import load_file, save_file
 
-from ecore.model import pretrained
+from ecore import pretrained
 from ecore.model.weights import present_name, read_weights
 
 

@@ -23,10 +23,10 @@ import torch
 for package in ("fastapi", "uvicorn", "prometheus_client"):
     pytest.importorskip(package, reason="the server needs the extra `serve`")
 
+from ecore import pretrained  # noqa: E402
 from ecore.data.vocabulary import EOS  # noqa: E402
 from ecore.errors import InputError  # noqa: E402
 from ecore.generation.decoding import Decoding  # noqa: E402
-from ecore.model import pretrained  # noqa: E402
 from ecore.pipeline import ECore  # noqa: E402
 from ecore.serving.app import LARGEST_BODY  # noqa: E402
 from ecore.serving.batcher import Job  # noqa: E402

@@ -17,12 +17,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ecore import pretrained
 from ecore.config import TrainingConfig
 from ecore.data.batches import Batch, ResidentSplit, Widths
 from ecore.data.vocabulary import PAD
 from ecore.errors import InputError
 from ecore.files import read_json, write_json
-from ecore.model import ECore, pretrained
+from ecore.model import ECore
 from ecore.training import cuda_graphs, trainer
 from ecore.training.cuda_graphs import CapturedStep, CaptureFailed, CudaGraphs, Taken, recorder, widened
 from ecore.training.journal import read_metrics

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ecore.model.pretrained import weights_file
+from ecore.pretrained import weights_file
 from ecore.training import distributed
 from ecore.training.distributed import Parted, parted
 from ecore.training.journal import read_metrics

@@ -14,9 +14,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from ecore import pretrained
 from ecore.config import TrainingConfig
 from ecore.errors import InputError
-from ecore.model import ECore, pretrained
+from ecore.model import ECore
 from ecore.training import checkpoint, run_folder
 from ecore.training.checkpoint import Progress
 from ecore.training.interrupt import Interrupt

@@ -12,12 +12,13 @@ from safetensors import safe_open
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
+from ecore import pretrained
 from ecore.config import TrainingConfig
 from ecore.data.prepare import prepare
 from ecore.data.prepared import PreparedData
 from ecore.errors import InputError
 from ecore.files import read_json
-from ecore.model import ECore, pretrained
+from ecore.model import ECore
 from ecore.precision import float32_products
 from ecore.training import trainer
 from ecore.training.interrupt import Interrupt

@@ -25,12 +25,12 @@ from ecore.data.prepared import PreparedData
 from ecore.data.rescore import with_intensity
 from ecore.demo import sample_corpus
 from ecore.errors import InputError
-from ecore.model.pretrained import FORMAT
 from ecore.paper.experiments import plan, reproduce, runs, tables
 from ecore.paper.experiments.plan import Brought, Run, Settings, Variant
 from ecore.paper.experiments.runs import Outcome
 from ecore.paper.experiments.significance import outperforms
 from ecore.paper.published import CASES, EXPERIMENTS, FIGURES, HARD, SOFT, TABLES
+from ecore.pretrained import FORMAT
 from ecore.training.journal import read_metrics
 
 stats = pytest.importorskip("scipy.stats")

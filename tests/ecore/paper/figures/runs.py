@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 
+from ecore import pretrained
 from ecore.config import ModelConfig
 from ecore.data.prepared import PreparedData
-from ecore.model import ECore, pretrained
+from ecore.model import ECore
 from ecore.model.perceiver import Perceiver
 from ecore.paper.annotation.lexicon import TABLE_12
 
