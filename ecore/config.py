@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 ABLATIONS = ("graph", "co-p", "co-g", "co-loss", "gate-g", "gen-loss")
 """Names of the ablations, as the paper has them (Tables 4 and 8)."""
 
+BASELINES: dict[str, dict[str, Any]] = {
+    "transformer": {},
+}
+"""The paper's rivals that can be trained here, and the settings of their authors' commands beyond sizes."""
+
 WORD_LEVEL = (
     "encoder_blocks",
     "decoder_blocks",
@@ -58,6 +63,9 @@ def setting(
 class ModelConfig:
     """The architecture and its losses; defaults are the paper's (Section 4.2, Appendix D)."""
 
+    model: str = setting(
+        "ecore", "the system: E-CORE, or one of the paper's rivals (docs/baselines.md)", ("ecore", *BASELINES)
+    )
     dim: int = setting(300, "feature dimension D")
     encoder_blocks: int = setting(4, "transformer blocks of the encoder")
     decoder_blocks: int = setting(4, "transformer blocks of the decoder")
@@ -150,6 +158,10 @@ class ModelConfig:
         for name, chosen in (("graph_form", self.released), ("emotion_table", self.own_emotions)):
             if chosen and self.backbone is not None:
                 raise InputError(f"{name}: of no use with a backbone; expected the default")
+        if self.model != "ecore" and not (self.strategy == "none" and self.emotions):
+            raise InputError(
+                f"model: {self.model} has no emotion graph and predicts emotions; expected strategy none with emotions"
+            )
         if self.emotion_start and not self.perceives:
             raise InputError(
                 "emotion_start: strategy none predicts no emotions to start from; emotions adds them"
@@ -164,6 +176,11 @@ class ModelConfig:
     def own_emotions(self) -> bool:
         """Return whether emotions have an embedding table of their own."""
         return self.released if self.emotion_table is None else self.emotion_table
+
+    @property
+    def title(self) -> str:
+        """The system in a few words: ``soft strategy``, ``mime``."""
+        return f"{self.strategy} strategy" if self.model == "ecore" else self.model
 
     @property
     def perceives(self) -> bool:
@@ -246,7 +263,27 @@ PRESETS: dict[str, tuple[ModelConfig, TrainingConfig]] = {
 }
 """The named settings: ``paper``, ``released``, ``baseline`` and ``tiny``."""
 
+PUBLISHED_SIZES = "baseline"
+"""The preset with the sizes at which the authors of the baselines publish them."""
+
 Config = TypeVar("Config", bound="DataclassInstance")
+
+
+def for_model(config: ModelConfig, model: str) -> ModelConfig:
+    """Return the settings of ``model`` at the sizes of ``config``, which is E-CORE's.
+
+    A baseline has no graph, and of the optional parts those that its authors' command turns on.
+    """
+    if model not in BASELINES:
+        return config
+    parts = {"commonsense": False, "copy": False, "emotion_start": False} | BASELINES[model]
+    graphless: dict[str, Any] = {
+        "strategy": "none",
+        "emotions": True,
+        "graph_form": "paper",
+        "emotion_table": None,
+    }
+    return dataclasses.replace(config, model=model, ablations=(), correlation_prior=0.0, **graphless, **parts)
 
 
 def to_dict(config: ModelConfig | TrainingConfig) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ecore.baselines import BASELINES
 from ecore.config import ModelConfig, from_dict, to_dict
 from ecore.data.emotion_words import word_cooccurrence
 from ecore.data.prepared import PreparedData
@@ -187,7 +188,7 @@ def build(config: ModelConfig, data: PreparedData, run: Path) -> EmpatheticModel
     """
     model: EmpatheticModel
     if config.backbone is None:
-        model = ECore(config, data.vocabulary, data.tables, data.embeddings)
+        model = _word_model(config)(config, data.vocabulary, data.tables, data.embeddings)
     elif (run / CHECKPOINTS).exists():
         model = _bare(config, data.vocabulary, data.tables, run)
     else:
@@ -205,5 +206,10 @@ def build(config: ModelConfig, data: PreparedData, run: Path) -> EmpatheticModel
 def _bare(config: ModelConfig, vocabulary: Vocabulary, tables: WordTables, folder: Path) -> EmpatheticModel:
     """Make a model whose weights are still to be loaded, with the backbone that ``folder`` keeps."""
     if config.backbone is None:
-        return ECore(config, vocabulary, tables)
+        return _word_model(config)(config, vocabulary, tables)
     return backbone.restore(config, vocabulary, tables, folder)
+
+
+def _word_model(config: ModelConfig) -> type[ECore]:
+    """Return the class of a model without a backbone."""
+    return BASELINES.get(config.model, ECore)

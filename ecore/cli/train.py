@@ -8,7 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ecore.cli.common import add_device, check_graph_form, device
-from ecore.config import ABLATIONS, PRESETS, WORD_LEVEL, ModelConfig, TrainingConfig, add_arguments, overrides
+from ecore.config import (
+    ABLATIONS,
+    BASELINES,
+    PRESETS,
+    PUBLISHED_SIZES,
+    WORD_LEVEL,
+    ModelConfig,
+    TrainingConfig,
+    add_arguments,
+    for_model,
+    overrides,
+)
 from ecore.errors import InputError
 from ecore.training.tracker import TRACKERS
 
@@ -37,6 +48,8 @@ def declare_train(parser: argparse.ArgumentParser) -> None:
       ecore train --data prepared --out run --ablate co-p co-g
       ecore train --data prepared --out run --precision auto
       ecore train --data prepared --out run --strategy none --emotions --emotion-start     no graph
+      ecore train --data prepared --out run --model transformer              a rival, as its authors publish it
+      ecore train --data prepared --out run --model transformer --preset paper          the same at E-CORE's sizes
       ecore train --data prepared --out run --backbone microsoft/DialoGPT-small \\
           --dropout 0.1 --factor 0.03 --warmup 1000
       ecore train --out run --resume
@@ -49,7 +62,11 @@ def declare_train(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="the run's folder")
     parser.add_argument("--resume", action="store_true", help="go on with RUN; only --max-steps may change")
-    parser.add_argument("--preset", choices=PRESETS, help="named settings to start from (default: paper)")
+    parser.add_argument(
+        "--preset",
+        choices=PRESETS,
+        help=f"named settings to start from (default: paper; with --model of a rival {PUBLISHED_SIZES})",
+    )
     parser.add_argument(
         "--literal-thresholds",
         action="store_true",
@@ -88,12 +105,16 @@ def run_train(arguments: argparse.Namespace) -> int:
     settings = read_settings(arguments.out) if arguments.resume else None
     data = PreparedData.load(arguments.data or data_folder(arguments.out))
     model_config = training = None
+    preset = arguments.preset
     if settings is not None:
         _check_resumed(arguments, settings, data)
     else:
-        model_config, training = PRESETS[arguments.preset or "paper"]
         given = overrides(arguments, ModelConfig)
-        if given.get("strategy") == "none" and not given.get("emotions"):
+        rival = given.get("model") in BASELINES
+        preset = preset or (PUBLISHED_SIZES if rival else "paper")
+        model_config, training = PRESETS[preset]
+        model_config = for_model(model_config, given.get("model", "ecore"))
+        if not rival and given.get("strategy") == "none" and not given.get("emotions"):
             given = {"emotion_start": False} | given  # the preset's would have nothing to start from
         if given.get("backbone") is not None:
             _check_backbone(given)
@@ -116,7 +137,7 @@ def run_train(arguments: argparse.Namespace) -> int:
             device=where,
             resume=arguments.resume,
             max_steps=arguments.max_steps if arguments.resume else None,
-            preset=arguments.preset or "paper",
+            preset=preset,
             processes=processes,
             log_to=arguments.log_to,
         )

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ecore import pretrained
+from ecore.config import BASELINES
 from ecore.data.prepared import SPLITS, PreparedData
 from ecore.errors import InputError
 from ecore.evaluation.bleu import INSTALL
@@ -102,6 +103,7 @@ def evaluate_run(
     metrics = {
         "split": split,
         "checkpoint": weights_file(run, checkpoint).stem,
+        "model": model.config.model,
         "strategy": model.config.strategy,
         "precision": "float32" if kind == "cpu" else precision,
         "vocabulary": {
@@ -161,11 +163,12 @@ def run_metrics(records: Sequence[Record], emotions: Sequence[str]) -> dict[str,
 def format_run(metrics: dict[str, Any]) -> str:
     """:func:`evaluate_run`'s metrics as a table to read."""
     vocabulary, decoding, human = metrics["vocabulary"], metrics["decoding"], metrics["human"]
+    rival = metrics.get("model") in BASELINES
+    system = metrics["model"] if rival else f"{metrics['strategy']} strategy"
     unit, table = ("subwords", " (Table 6)") if vocabulary["kind"] == "subword" else ("words", "")
     lines = [
         f"{metrics['split']}: {metrics['samples']:,} samples, {metrics['checkpoint']}, "
-        f"{metrics['strategy']} strategy, {_decoding(decoding)}{_weights(metrics)}, "
-        f"at most {decoding['max_length']} {unit}",
+        f"{system}, {_decoding(decoding)}{_weights(metrics)}, at most {decoding['max_length']} {unit}",
         f"perplexities are under the {vocabulary['kind']!r} vocabulary of {vocabulary['words']:,} {unit} "
         "and compare only under the same one",
         "",

@@ -188,6 +188,9 @@ class EmpatheticModel(nn.Module, ABC):
                 prior = prior_loss(self.perceiver.correlation(), self.cooccurrence)
                 total = total + self.config.correlation_prior * prior
                 figures["correlation_prior"] = prior.detach()
+        for name, value in self.own_losses(encoding).items():
+            total = total + value
+            figures[name] = value.detach()
         if health and perceived is not None:
             figures |= self._health(batch, encoding)
         return Losses(
@@ -200,6 +203,10 @@ class EmpatheticModel(nn.Module, ABC):
             correct,
             figures if health else {},
         )
+
+    def own_losses(self, encoding: Any) -> dict[str, Tensor]:
+        """Return losses that only this model has, by name: weighted, each averaged over the batch."""
+        return {}
 
     def _health(self, batch: Any, encoding: Any) -> dict[str, Tensor]:
         return health(encoding.perceived, self.context_intensity(batch), batch.lengths)

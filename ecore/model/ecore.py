@@ -60,7 +60,7 @@ class ECore(EmpatheticModel):
         self.encoder = Encoder(config)
         self.perceiver = None
         if config.perceives:
-            self.perceiver = Perceiver(config, emotions) if graph else EmotionHead(config, emotions)
+            self.perceiver = Perceiver(config, emotions) if graph else EmotionHead(config.dim, emotions)
         self.emotion_table: nn.Parameter | None = None
         if graph and config.own_emotions:
             self.emotion_table = nn.Parameter(nn.init.xavier_uniform_(torch.empty(emotions, config.dim)))

@@ -20,12 +20,14 @@ class Encoding(NamedTuple):
         memory_mask: [B, S] bool.
         perceived: their emotions; None where the model predicts none.
         copyable: the context's words for copying, [B, S]; None without.
+        losses: of the encoding itself, by name: weighted batch averages; None where the model has none.
     """
 
     memory: Tensor
     memory_mask: Tensor
     perceived: Perceived | None = None
     copyable: Copyable | None = None
+    losses: dict[str, Tensor] | None = None
 
     @property
     def guidance(self) -> Tensor | None:

@@ -30,7 +30,7 @@ class Context(NamedTuple):
         emotions: [P, D], features of the emotion nodes.
         memory: [B, S, D], h_X.
         memory_mask: [B, S] bool.
-        mean: [B, D], of h_X over each context's words.
+        mean: [B, D], of h_X over each context's words; of a baseline what its emotion head reads.
     """
 
     words: Tensor
@@ -66,16 +66,16 @@ class Perceived(NamedTuple):
 
 
 class EmotionHead(nn.Module):
-    """Emotion categories from the mean of h_X alone: no graph, and nothing that guides the response.
+    """Emotion categories from one vector of a context: no graph, and nothing that guides the response.
 
     Args:
-        config: its strategy is none.
+        dim: of ``Context.mean``, which is the mean of h_X, or what a baseline puts in its place.
         emotions: P.
     """
 
-    def __init__(self, config: ModelConfig, emotions: int) -> None:
+    def __init__(self, dim: int, emotions: int, bias: bool = True) -> None:
         super().__init__()
-        self.main = nn.Linear(config.dim, emotions)
+        self.main = nn.Linear(dim, emotions, bias)
 
     def forward(self, context: Context) -> Perceived:
         """Predict the emotions of ``context``; without a gate h_emo is h^m."""

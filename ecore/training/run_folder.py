@@ -130,7 +130,7 @@ def opening(run: Path, settings: Settings, data: PreparedData, parameters: int, 
     backbone = f" around {model.backbone}" if model.backbone else ""
     thresholds = ", ".join(f"{t:.3g}" for t in model.thresholds)
     return textwrap.fill(
-        f"{run}: {parameters:,} parameters{backbone}{preset}, {model.strategy} strategy{left_out}; "
+        f"{run}: {parameters:,} parameters{backbone}{preset}, {model.title}{left_out}; "
         f"intensity thresholds {thresholds} on {data.meta['intensity']}; "
         f"{len(data.vocabulary):,} words of the {data.meta['vocabulary']} vocabulary; "
         f"{len(data.train):,} training and {len(data.valid):,} validation samples; "
@@ -151,7 +151,7 @@ def summarize(run: Path) -> str:
     folder = settings.data.get("folder") or "of another machine"
     left_out = f", without {', '.join(model.ablations)}" if model.ablations else ""
     shown = [
-        f"run {run}: preset {settings.preset or 'none'}, {model.strategy} strategy{left_out}",
+        f"run {run}: preset {settings.preset or 'none'}, {model.title}{left_out}",
         f"data {folder}: {settings.data.get('vocabulary_size'):,} words of the "
         f"{settings.data.get('vocabulary')} vocabulary, intensities of {settings.data.get('intensity')}",
     ]

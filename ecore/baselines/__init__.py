@@ -1,0 +1,13 @@
+"""The paper's rivals, from their papers' equations, on this package's encoder, decoder, data and training."""
+
+from __future__ import annotations
+
+from ecore.baselines.base import Baseline
+from ecore.baselines.transformer import MultitaskTransformer
+
+BASELINES: dict[str, type[Baseline]] = {
+    "transformer": MultitaskTransformer,
+}
+"""By the name that ``ModelConfig.model`` has for each."""
+
+__all__ = ["BASELINES", "Baseline"]
