@@ -23,6 +23,7 @@ ABLATIONS = ("graph", "co-p", "co-g", "co-loss", "gate-g", "gen-loss")
 
 BASELINES: dict[str, dict[str, Any]] = {
     "transformer": {},
+    "mime": {},
 }
 """The paper's rivals that can be trained here, and the settings of their authors' commands beyond sizes."""
 

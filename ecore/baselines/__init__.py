@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from ecore.baselines.base import Baseline
+from ecore.baselines.mime import MIME
 from ecore.baselines.transformer import MultitaskTransformer
 
 BASELINES: dict[str, type[Baseline]] = {
     "transformer": MultitaskTransformer,
+    "mime": MIME,
 }
 """By the name that ``ModelConfig.model`` has for each."""
 
