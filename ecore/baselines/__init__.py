@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from ecore.baselines.base import Baseline
+from ecore.baselines.kemp import KEMP
 from ecore.baselines.mime import MIME
 from ecore.baselines.transformer import MultitaskTransformer
 
 BASELINES: dict[str, type[Baseline]] = {
     "transformer": MultitaskTransformer,
     "mime": MIME,
+    "kemp": KEMP,
 }
 """By the name that ``ModelConfig.model`` has for each."""
 
