@@ -24,6 +24,7 @@ ABLATIONS = ("graph", "co-p", "co-g", "co-loss", "gate-g", "gen-loss")
 BASELINES: dict[str, dict[str, Any]] = {
     "transformer": {},
     "mime": {},
+    "empdg": {"copy": True, "emotion_start": True},
     "kemp": {"commonsense": True, "copy": True, "emotion_start": True, "graph_dropout": 0.2},
 }
 """The paper's rivals that can be trained here, and the settings of their authors' commands beyond sizes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ecore.baselines.base import Baseline
+from ecore.baselines.empdg import EmpDG
 from ecore.baselines.kemp import KEMP
 from ecore.baselines.mime import MIME
 from ecore.baselines.transformer import MultitaskTransformer
@@ -11,6 +12,7 @@ BASELINES: dict[str, type[Baseline]] = {
     "transformer": MultitaskTransformer,
     "mime": MIME,
     "kemp": KEMP,
+    "empdg": EmpDG,
 }
 """By the name that ``ModelConfig.model`` has for each."""
 
