@@ -31,6 +31,7 @@ def declare_reproduce(parser: argparse.ArgumentParser) -> None:
     examples:
       ecore reproduce table4 --data prepared --out paper --steps 200 --seeds 2
       ecore reproduce all --data prepared --out paper --seeds 5 --jobs 2
+      ecore reproduce table1 --data prepared --out paper --baselines
       ecore reproduce table9 --data prepared --out paper --intensity-file vad=vad.tsv sentiwordnet=swn.tsv.gz
       ecore reproduce table3 --data prepared --out paper --multi-emotion labels.jsonl
       ecore reproduce table6 --data prepared --out paper --backbone microsoft/DialoGPT-small
@@ -82,6 +83,11 @@ def declare_reproduce(parser: argparse.ArgumentParser) -> None:
         help='labels for table3, lines of {"conv_id": ..., "emotions": [true one, ...]}',
     )
     parser.add_argument(
+        "--baselines",
+        action="store_true",
+        help="train table1's other systems, too: as their authors publish them, and at our size",
+    )
+    parser.add_argument(
         "--sample",
         type=int,
         default=0,
@@ -98,7 +104,9 @@ def declare_reproduce(parser: argparse.ArgumentParser) -> None:
     given = "of all runs; each flag overrides the preset; the defaults shown are the preset paper's"
     # What a row of a table is about is not for the user to set; --steps and --seeds stand above.
     add_arguments(
-        parser.add_argument_group("model", given), ModelConfig, skip=("strategy", "emotions", "ablations")
+        parser.add_argument_group("model", given),
+        ModelConfig,
+        skip=("model", "strategy", "emotions", "ablations"),
     )
     add_arguments(parser.add_argument_group("training", given), TrainingConfig, skip=("max_steps", "seed"))
 
@@ -136,6 +144,7 @@ def run_reproduce(arguments: argparse.Namespace) -> int:
         intensity_files=dict(arguments.intensity_file),
         multi_emotion=arguments.multi_emotion,
         backbone=backbone,
+        baselines=arguments.baselines,
         sample=arguments.sample,
         jobs=arguments.jobs,
         device=device(arguments),

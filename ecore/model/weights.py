@@ -121,6 +121,16 @@ def _digest(tensors: Mapping[str, torch.Tensor], notes: Mapping[str, str]) -> st
     return digest.hexdigest()
 
 
+def count_weights(path: Path) -> int:
+    """Return how many trained weights a ``.safetensors`` file of a model holds; tied ones count once.
+
+    Raises:
+        InputError: missing or damaged.
+    """
+    state, _ = read_tensors(path)
+    return sum(state[name].numel() for name in _weights(state))
+
+
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """Read the weights of a ``.safetensors`` file, by the names that they have now.
 

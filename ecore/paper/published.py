@@ -22,6 +22,8 @@ P_SOFT_OVER_CEM = 5.68e-5
 """One-sided Student's t-test of Appendix G."""
 
 SOFT, HARD, TRANSFORMER = "Ours(Soft)", "Ours(Hard)", "Transformer"
+MULTITASK = "Transformer, multi-task"
+"""A row that the paper lacks: its Transformer predicts no emotion."""
 
 Values = tuple[float | None, ...]
 

@@ -8,12 +8,21 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ecore.config import PRESETS, WORD_LEVEL, ModelConfig, TrainingConfig, from_dict, to_dict
+from ecore.config import (
+    PRESETS,
+    PUBLISHED_SIZES,
+    WORD_LEVEL,
+    ModelConfig,
+    TrainingConfig,
+    for_model,
+    from_dict,
+    to_dict,
+)
 from ecore.data.intensity import FILE_SOURCES
 from ecore.data.prepared import PreparedData
 from ecore.errors import InputError
 from ecore.files import read_json, write_json
-from ecore.paper.published import HARD, SEEDS, SOFT, TABLES, TRANSFORMER
+from ecore.paper.published import HARD, MULTITASK, SEEDS, SOFT, TABLES, TRANSFORMER
 from ecore.pretrained import FORMAT
 
 SETTINGS = "settings.json"
@@ -26,6 +35,13 @@ INTENSITIES = {
     " w/o": "none",
 }
 """Table 9's rows by the end of their name, and the source of word intensities that each takes."""
+
+RIVALS = {MULTITASK: "transformer", "MIME": "mime", "EmpDG": "empdg", "KEMP": "kemp"}
+"""Rows of Table 1 that are other systems, and the models that they can be trained as."""
+OUR_SIZE = ", at our size"
+"""End of the name of a rival's second row."""
+SIZES = ("dim", "encoder_blocks", "decoder_blocks", "heads", "attention_dim", "feed_forward", "dropout")
+"""Settings that a rival at its published size has from the preset of these sizes."""
 
 FINE_TUNING: dict[str, Any] = {"dropout": 0.1, "factor": 0.03, "warmup": 1_000}
 """What runs on a backbone take where a setting is the preset's: its learning rate would wash out what the backbone has
@@ -42,10 +58,17 @@ class Variant:
     intensity: str | None = None
     """Source of word intensities; None takes the prepared data's own."""
     backbone: str | None = None
+    model: str = "ecore"
+    published_size: bool = False
+    """A rival has the sizes at which its authors publish it, and not those of all runs."""
 
     @property
     def name(self) -> str:
-        """As in the run's folder: ``soft-without-co-p``, ``transformer``, ``hard-intensity-vad``."""
+        """As in the run's folder: ``soft-without-co-p``, ``transformer``, ``hard-intensity-vad``, ``mime``."""
+        if self.model != "ecore":
+            # A plain Transformer is "transformer" already.
+            name = "multitask-transformer" if self.model == "transformer" else self.model
+            return f"{name}-published" if self.published_size else name
         plain = self.strategy == "none"
         parts = ["transformer" if plain else self.strategy]
         if self.backbone is not None:
@@ -69,12 +92,15 @@ class Brought:
     intensity_files: Mapping[str, Path]
     multi_emotion: Path | None = None
     backbone: str | None = None
+    baselines: bool = False
+    """Whether Table 1's other systems are trained, too."""
 
 
 def rows_of(table: str, brought: Brought) -> dict[str, Variant | str]:
     """The rows of ``table`` that are ours, in its order: what to train for each, or why it cannot be trained.
 
-    Table 8 has rows without commonsense at its end, which the paper leaves out.
+    Table 8 has rows without commonsense at its end, which the paper leaves out; Table 1 with ``baselines`` two rows of
+    each rival.
     """
     rows: dict[str, Variant | str] = {}
     for name in TABLES[table].rows:
@@ -85,10 +111,20 @@ def rows_of(table: str, brought: Brought) -> dict[str, Variant | str]:
             )  # with related words where ours have them: rows differ in the method alone
         elif heading is not None:
             rows[name] = _row(table, STRATEGIES[heading], name.removeprefix(heading), brought)
+    if table == "table1" and brought.baselines:
+        for name, model in RIVALS.items():
+            for ending, published_size in (("", True), (OUR_SIZE, False)):
+                rows[name + ending] = _rival(model, published_size, brought)
     if table == "table8" and brought.relations:
         for heading, strategy in STRATEGIES.items():
             rows[f"{heading} w/o commonsense"] = Variant(strategy, commonsense=False)
     return rows
+
+
+def _rival(model: str, published_size: bool, brought: Brought) -> Variant | str:
+    if model == "kemp" and not brought.relations:
+        return "needs data prepared with --relations FILE"
+    return Variant("none", model=model, published_size=published_size)
 
 
 def _row(table: str, strategy: str, ending: str, brought: Brought) -> Variant | str:
@@ -265,6 +301,11 @@ def configured(variant: Variant, settings: Settings) -> tuple[ModelConfig, Train
         InputError: what is left is at odds with itself.
     """
     model, training = settings.model, settings.training
+    if variant.model != "ecore":
+        if variant.published_size:
+            published = PRESETS[PUBLISHED_SIZES][0]
+            model = replace(model, **{name: getattr(published, name) for name in SIZES})
+        return for_model(model, variant.model), training
     if variant.backbone is not None:
         preset_model, preset_training = PRESETS[settings.preset]
         if model.dropout == preset_model.dropout:

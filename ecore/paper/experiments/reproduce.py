@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import fcntl
 import os
+import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -28,6 +30,7 @@ from ecore.evaluation.predictions import read_predictions, text_metrics
 from ecore.files import atomic_path, expect_folder, read_json, write_json
 from ecore.metrics import perplexity
 from ecore.model.backbone import expect as expect_backbone
+from ecore.model.weights import count_weights
 from ecore.packages import needed
 from ecore.paper.experiments import tables
 from ecore.paper.experiments.drawings import draw, drawn_from
@@ -43,7 +46,9 @@ from ecore.paper.experiments.plan import (
 )
 from ecore.paper.experiments.runs import SCORES, Outcome, commands, execute, is_done
 from ecore.paper.published import EXPERIMENTS, FIGURES, P_SOFT_OVER_CEM, RECALL, STEPS, TABLES
+from ecore.pretrained import weights_file
 from ecore.training.cuda_graphs import recorder
+from ecore.training.journal import read_metrics
 
 
 def reproduce(
@@ -56,6 +61,7 @@ def reproduce(
     intensity_files: Mapping[str, Path] | None = None,
     multi_emotion: Path | None = None,
     backbone: str | None = None,
+    baselines: bool = False,
     sample: int = 0,
     jobs: int = 1,
     device: str = "cpu",
@@ -73,6 +79,7 @@ def reproduce(
         intensity_files: word scores by source, for Table 9.
         multi_emotion: label file of the subset of Table 3.
         backbone: name or folder of the pre-trained model of Table 6.
+        baselines: train Table 1's other systems, too (:mod:`ecore.baselines`).
         sample: the dialogue of Figures 5 and 6: number, from 0, in the test split.
         jobs, device, threads: see :func:`ecore.paper.experiments.runs.execute`.
         plan_only: print the commands of the runs that are not done, and train nothing.
@@ -87,7 +94,9 @@ def reproduce(
     _check_packages(names)
     expect_folder(out)
     prepared = PreparedData.load(data)
-    brought = _brought(prepared, settings, intensity_files or {}, multi_emotion, backbone)
+    brought = replace(
+        _brought(prepared, settings, intensity_files or {}, multi_emotion, backbone), baselines=baselines
+    )
     labels = _labels(prepared, multi_emotion)
     if not 0 <= sample < len(prepared.test):
         raise InputError(f"--sample: expected 0 to {len(prepared.test) - 1:,}, got {sample}")
@@ -263,7 +272,12 @@ def _write_table(
         def measure(run: Run) -> tables.Measured | None:
             return _measure_subset(run, known, settings.limit)
 
-    table = tables.build(name, rows, runs, measure, outcome.failures)
+    rivals = any(isinstance(variant, Variant) and variant.model != "ecore" for variant in rows.values())
+    if rivals:
+        measure = _measure_with_cost
+    table = tables.build(
+        name, rows, runs, measure, outcome.failures, further_columns=tables.COST if rivals else ()
+    )
     notes = _notes(name, [run for run in runs if run.variant in rows.values()], data, settings)
     table |= {"notes": notes, "data": data.meta["fingerprint"], "limit": settings.limit}
     text = tables.markdown(table, notes)
@@ -277,6 +291,16 @@ def _write_table(
 
 def _measure(run: Run) -> tables.Measured | None:
     return tables.measured(read_json(run.folder / SCORES / "metrics.json")) if is_done(run) else None
+
+
+def _measure_with_cost(run: Run) -> tables.Measured | None:
+    """Return the same and :data:`ecore.paper.experiments.tables.COST`."""
+    values = _measure(run)
+    if values is None:
+        return None
+    weights = count_weights(weights_file(run.folder, "last"))
+    seconds = [line["seconds_per_step"] for line in read_metrics(run.folder)]
+    return values | dict(zip(tables.COST, (weights / 1e6, 1.0 / statistics.median(seconds)), strict=True))
 
 
 def _measure_subset(run: Run, labels: Labels, limit: int | None) -> tables.Measured | None:
@@ -326,7 +350,7 @@ def _notes(name: str, runs: Sequence[Run], data: PreparedData, settings: Setting
         notes.append("Dist-n falls as more responses are counted, so on a part of the split it is too high.")
     special = {
         "table1": "Human evaluation is quoted only; `ecore human` makes the sheets for one of your own. Our "
-        "Transformer has related words where ours have them.",
+        "Transformer has related words where ours have them." + _rivals_note(runs),
         "table3": "Ours is on the labels that --multi-emotion gives, at each conversation's last listener turn; "
         "the paper's 739 labelled samples are not public, so compare rows, not papers.",
         "table6": _backbone_note(runs),
@@ -341,6 +365,15 @@ def _notes(name: str, runs: Sequence[Run], data: PreparedData, settings: Setting
         "Rows marked *quoted* are the paper's figures of other systems, not run here. The t-test is Student's, "
         "one-sided, over seeds: two samples against a row of ours, one sample against a quoted number.",
     ]
+
+
+def _rivals_note(runs: Sequence[Run]) -> str:
+    if all(run.variant.model == "ecore" for run in runs):
+        return ""
+    return (
+        " Other systems are trained on the same data with the same optimiser and decoding (docs/baselines.md): at the "
+        "sizes at which their authors publish them, and at our size. Steps/s is the median that a run's log tells."
+    )
 
 
 def _backbone_note(runs: Sequence[Run]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ecore.paper.experiments.plan import Run, Variant, comparisons
@@ -14,6 +14,8 @@ Measured = dict[str, float | None]
 """One run's value in each column of a table; None where it has none."""
 METRIC_OF = {PPL: "ppl_per_sample", "Dist-1": "dist_1", "Dist-2": "dist_2", "Acc": "accuracy"}
 """Where ``metrics.json`` holds a column."""
+COST = ("Parameters, M", "Steps/s")
+"""Columns of ours alone, where Table 1's other systems are trained."""
 NOTHING = "–"
 
 
@@ -28,6 +30,7 @@ def build(
     runs: Sequence[Run],
     measure: Callable[[Run], Measured | None],
     failures: Mapping[str, str],
+    further_columns: Sequence[str] = (),
 ) -> dict[str, Any]:
     """A table as data: every row of the paper, ours beside it, their difference, and the t-tests.
 
@@ -35,15 +38,18 @@ def build(
         rows: what each row of ours was trained as, or why it was not (:func:`ecore.paper.experiments.plan.rows_of`).
         measure: a run's values, or None while it is not done.
         failures: why runs failed, by name.
+        further_columns: of ours, which the paper does not have.
     """
     paper = TABLES[table]
     lines, values = [], {}
-    for name in [*paper.rows, *(name for name in rows if name not in paper.rows)]:
+    for name in _in_order(paper, rows):
         row: dict[str, Any] = {"name": name, "paper": _paper_values(paper, name)}
         if name in paper.spread:
             row["paper_std"] = dict(zip(paper.columns, paper.spread[name], strict=True))
         if name in rows:
-            values[name], ours = _ours(rows[name], runs, measure, failures)
+            variant = rows[name]
+            values[name], ours = _ours(variant, runs, measure, failures)
+            row["rival"] = isinstance(variant, Variant) and variant.model != "ecore"
             row |= ours
             row["difference"] = {
                 column: cell["mean"] - row["paper"][column]
@@ -56,11 +62,22 @@ def build(
     return {
         "table": table,
         "title": f"Table {paper.number}: {paper.title}",
-        "columns": list(paper.columns),
+        "columns": [*paper.columns, *further_columns],
         "lower_is_better": sorted(LOWER_IS_BETTER),
         "rows": lines,
         "tests": [_test(paper, a, b, values) for a, b in comparisons(table, [row["name"] for row in lines])],
     }
+
+
+def _in_order(paper: PaperTable, rows: Iterable[str]) -> list[str]:
+    """Return all rows' names: the paper's in its order, each before its variants ("MIME, at our size")."""
+    names: list[str] = []
+    for name in paper.rows:
+        names += [
+            name,
+            *(other for other in rows if other.startswith(f"{name}, ") and other not in paper.rows),
+        ]
+    return [*names, *(name for name in rows if name not in names)]
 
 
 def _paper_values(paper: PaperTable, name: str) -> dict[str, float | None]:
@@ -147,15 +164,16 @@ def markdown(table: Mapping[str, Any], notes: Sequence[str]) -> str:
     for row in table["rows"]:
         paper, std = row["paper"], row.get("paper_std", {})
         if paper:
-            cells = [_number(paper[c], std.get(c)) for c in columns]
+            cells = [_number(paper.get(c), std.get(c)) for c in columns]
             lines.append(_line(row["name"], "quoted" if row.get("quoted") else "paper", *cells))
+        whose = "trained here" if row.get("rival") else "ours"
         if "ours" in row:
             cells = [_number(**_mean_and_std(row["ours"].get(c))) for c in columns]
             trained = counted(len(row["seeds"]), "seed") if row["seeds"] else _state(row["notes"])
-            lines.append(_line("" if paper else row["name"], f"**ours**, {trained}", *cells))
+            lines.append(_line("" if paper else row["name"], f"**{whose}**, {trained}", *cells))
         if row.get("difference"):
             cells = [_difference(row["difference"].get(c), c in table["lower_is_better"]) for c in columns]
-            lines.append(_line("", "ours − paper", *cells))
+            lines.append(_line("", f"{whose} − paper", *cells))
         remarks += [f"{row['name']}: {note}." for note in row.get("notes", ())]
     lines += [""]
     tests, reasons = _tests(table)

@@ -77,14 +77,24 @@ def test_flags_make_the_very_settings(prepared, tmp_path, capsys, monkeypatch, f
         ),
     )
     trainings, _ = planned(
-        prepared, tmp_path / "out", capsys, "table1", "table4", "table8", flags=flags, small=small
+        prepared,
+        tmp_path / "out",
+        capsys,
+        "table1",
+        "table4",
+        "table8",
+        flags=[*flags, "--baselines"],
+        small=small,
     )
     for line in trainings:
         with pytest.raises(KeyError):  # what it says in the end, it asks of a summary that is none
             main(line[1:])
     assert len(made) == len(trainings) > 20
     assert made == wanted
-    assert {model.graph_form for model, _ in made.values()} == {form}
+    assert {model.graph_form for model, _ in made.values() if model.model == "ecore"} == {form}
+    rivals = [model.model for model, _ in made.values() if model.model != "ecore"]
+    # Each at two sizes with two seeds; KEMP needs relations.
+    assert sorted(rivals) == [name for name in ("empdg", "mime", "transformer") for _ in range(4)]
 
 
 def test_a_run_made_by_hand_counts_as_done(prepared, tmp_path, capsys):

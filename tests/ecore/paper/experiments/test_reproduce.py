@@ -19,7 +19,7 @@ import torch
 
 from ecore.cli import main
 from ecore.cli.reproduce import declare_reproduce, run_reproduce
-from ecore.config import PRESETS, ModelConfig, TrainingConfig, from_dict, to_dict
+from ecore.config import PRESETS, ModelConfig, TrainingConfig, for_model, from_dict, to_dict
 from ecore.data.prepare import prepare
 from ecore.data.prepared import PreparedData
 from ecore.data.rescore import with_intensity
@@ -159,6 +159,51 @@ def test_rows_that_need_more_say_so():
     eight = plan.rows_of("table8", brought)
     assert eight[f"{SOFT} w/o commonsense"].name == "soft-without-commonsense"
     assert f"{SOFT} w/o commonsense" not in plan.rows_of("table8", NOTHING)
+
+
+def test_rivals_are_trained_at_two_sizes():
+    brought = replace(NOTHING, baselines=True)
+    rows = plan.rows_of("table1", brought)
+    assert rows["KEMP"] == "needs data prepared with --relations FILE"
+    assert "SEEK" not in rows
+    assert isinstance(plan.rows_of("table1", replace(brought, relations=True))["KEMP"], Variant)
+    assert "MIME" not in plan.rows_of("table1", NOTHING)
+    settings = Settings("paper", *PRESETS["paper"])
+    published, ours = (plan.configured(rows[name], settings) for name in ("MIME", "MIME, at our size"))
+    assert published == (for_model(PRESETS["baseline"][0], "mime"), PRESETS["baseline"][1])
+    assert ours == (for_model(PRESETS["paper"][0], "mime"), PRESETS["paper"][1])
+    trained = [variant.name for variant in rows.values() if isinstance(variant, Variant)]
+    assert len(set(trained)) == len(trained)  # each has a folder of its own
+
+
+def test_trained_rivals_stand_below_the_quoted(tmp_path):
+    rows = {
+        name: variant
+        for name, variant in plan.rows_of("table1", replace(NOTHING, baselines=True)).items()
+        if isinstance(variant, Variant)
+    }
+    planned = [run for variant in rows.values() for run in fake_runs(variant, 1)]
+    cost = dict(zip(tables.COST, (7.5, 20.0), strict=True))
+    table = tables.build(
+        "table1",
+        rows,
+        planned,
+        lambda run: {"PPL": 36.0, "Acc": 35.0, **cost},
+        {},
+        further_columns=tables.COST,
+    )
+    names = [row["name"] for row in table["rows"]]
+    assert names[:5] == [
+        *("Transformer", "Transformer, multi-task", "Transformer, multi-task, at our size"),
+        *("MIME", "MIME, at our size"),
+    ]
+    lines = tables.markdown(table, []).splitlines()
+    row = lines.index("| MIME | paper | 37.09 | 0.47 | 1.91 | 34.24 | 3.82 | 3.64 | 3.35 | – | – |")
+    assert (
+        lines[row + 1] == "|  | **trained here**, 1 seed | 36.00 | – | – | 35.00 | – | – | – | 7.50 | 20.00 |"
+    )
+    assert lines[row + 3].startswith("| MIME, at our size | **trained here**, 1 seed | 36.00 |")
+    assert "| SEEK | quoted |" in "\n".join(lines)
 
 
 def test_a_backbone_is_fine_tuned():
