@@ -24,6 +24,7 @@ ABLATIONS = ("graph", "co-p", "co-g", "co-loss", "gate-g", "gen-loss")
 BASELINES: dict[str, dict[str, Any]] = {
     "transformer": {},
     "mime": {},
+    "cem": {"label_smoothing": 0.0},
     "empdg": {"copy": True, "emotion_start": True},
     "kemp": {"commonsense": True, "copy": True, "emotion_start": True, "graph_dropout": 0.2},
 }
@@ -135,6 +136,10 @@ class ModelConfig:
         False, "the response starts from the predicted emotions' logits, as in the released code"
     )
     commonsense: bool = setting(True, "append related words where the prepared data has relations")
+    inferences: str | None = setting(
+        None,
+        "file of commonsense inferences about utterances, for model cem (docs/baselines.md has the format)",
+    )
     backbone: str | None = setting(
         None,
         "pre-trained GPT-2 to build on: a folder, or a name on the Hugging Face hub (default: from scratch)",
@@ -165,6 +170,8 @@ class ModelConfig:
             raise InputError(
                 f"model: {self.model} has no emotion graph and predicts emotions; expected strategy none with emotions"
             )
+        if self.inferences is not None and self.model != "cem":
+            raise InputError(f"inferences: of no use with model {self.model}; expected model cem")
         if self.emotion_start and not self.perceives:
             raise InputError(
                 "emotion_start: strategy none predicts no emotions to start from; emotions adds them"

@@ -11,7 +11,14 @@ from ecore.files import read_json
 from ecore.packages import needed
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
-FILES = ("config.json", "vocabulary.json", "checkpoints.json", "*.safetensors", "backbone/*")
+FILES = (
+    "config.json",
+    "vocabulary.json",
+    "checkpoints.json",
+    "*.safetensors",
+    "backbone/*",
+    "inferences.jsonl",
+)
 """All that is loaded of a repository: no code, nothing pickled."""
 _OPTIMISER = "*.state.safetensors"
 SCORES = ("ppl_per_sample", "accuracy", "dist_1", "dist_2")

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 
 from ecore.baselines import BASELINES
+from ecore.baselines.cem import CEM
+from ecore.baselines.inferences import Inferences
 from ecore.config import ModelConfig, from_dict, to_dict
 from ecore.data.emotion_words import word_cooccurrence
 from ecore.data.prepared import PreparedData
@@ -30,6 +32,8 @@ FORMAT = 2
 _NAME = re.compile(r"[\w-][\w.-]*", re.ASCII)
 """Of a checkpoint: no part of it leads out of its folder."""
 CONFIG, VOCABULARY, CHECKPOINTS = "config.json", "vocabulary.json", "checkpoints.json"
+INFERENCES = "inferences.jsonl"
+"""What a folder keeps of CEM's inferences."""
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -141,12 +145,17 @@ def export(run: Path, folder: Path, dtype: torch.dtype, which: str = "best") -> 
 
 
 def save_parts(model: EmpatheticModel, folder: Path) -> None:
-    """Write what ``folder`` needs besides configuration and weights: the vocabulary, and what is kept of a backbone."""
+    """Write what ``folder`` needs besides configuration and weights.
+
+    That is the vocabulary, what is kept of a backbone, and CEM's inferences.
+    """
     if isinstance(model, GPT2ECore):
         model.vocabulary.words.save(folder / VOCABULARY)
         backbone.keep(model, folder)
     else:
         model.vocabulary.save(folder / VOCABULARY)
+    if isinstance(model, CEM):
+        model.inferences.save(folder / INFERENCES)
 
 
 def load(folder: Path, which: str = "best", device: str | torch.device = "cpu") -> EmpatheticModel:
@@ -181,16 +190,24 @@ def load(folder: Path, which: str = "best", device: str | torch.device = "cpu") 
 def build(config: ModelConfig, data: PreparedData, run: Path) -> EmpatheticModel:
     """Make the model of a run: with fresh weights or, where the run has a checkpoint, with weights still to be loaded.
 
-    A backbone comes from where ``config`` says; that of a run with a checkpoint from what the run keeps of it.
+    A backbone and inferences come from where ``config`` says; those of a run with a checkpoint from what the run keeps.
 
     Raises:
-        InputError: the backbone cannot be used; or ``correlation_prior`` where no emotions' words occur together.
+        InputError: the backbone or the inferences cannot be used; or ``correlation_prior`` where no emotions' words
+            occur together.
     """
     model: EmpatheticModel
-    if config.backbone is None:
+    if config.backbone is None and config.model != "cem":
         model = _word_model(config)(config, data.vocabulary, data.tables, data.embeddings)
     elif (run / CHECKPOINTS).exists():
         model = _bare(config, data.vocabulary, data.tables, run)
+    elif config.backbone is None:
+        if config.inferences is None:
+            raise InputError(
+                "inferences: model cem needs them; expected --inferences FILE (docs/baselines.md)"
+            )
+        inferences = Inferences.load(Path(config.inferences))
+        model = CEM(config, data.vocabulary, data.tables, data.embeddings, inferences)
     else:
         model = backbone.build(config, data.vocabulary, data.tables, config.backbone, weights=True)
     if config.correlation_prior:
@@ -205,6 +222,8 @@ def build(config: ModelConfig, data: PreparedData, run: Path) -> EmpatheticModel
 
 def _bare(config: ModelConfig, vocabulary: Vocabulary, tables: WordTables, folder: Path) -> EmpatheticModel:
     """Make a model whose weights are still to be loaded, with the backbone that ``folder`` keeps."""
+    if config.model == "cem":
+        return CEM(config, vocabulary, tables, inferences=Inferences.load(folder / INFERENCES))
     if config.backbone is None:
         return _word_model(config)(config, vocabulary, tables)
     return backbone.restore(config, vocabulary, tables, folder)

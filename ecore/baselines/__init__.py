@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ecore.baselines.base import Baseline
+from ecore.baselines.cem import CEM
 from ecore.baselines.empdg import EmpDG
 from ecore.baselines.kemp import KEMP
 from ecore.baselines.mime import MIME
@@ -13,6 +14,7 @@ BASELINES: dict[str, type[Baseline]] = {
     "mime": MIME,
     "kemp": KEMP,
     "empdg": EmpDG,
+    "cem": CEM,
 }
 """By the name that ``ModelConfig.model`` has for each."""
 

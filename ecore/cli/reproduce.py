@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import sys
 from pathlib import Path
 
@@ -121,7 +122,7 @@ def run_reproduce(arguments: argparse.Namespace) -> int:
 
     model, training = PRESETS[arguments.preset]
     changes = overrides(arguments, ModelConfig)
-    backbone = changes.pop("backbone", None)
+    backbone, inferences = changes.pop("backbone", None), changes.pop("inferences", None)
     training = dataclasses.replace(training, **overrides(arguments, TrainingConfig))
     if training.precision == "auto":
         raise InputError("--precision auto: expected one that all runs have, whenever they are trained")
@@ -145,6 +146,7 @@ def run_reproduce(arguments: argparse.Namespace) -> int:
         multi_emotion=arguments.multi_emotion,
         backbone=backbone,
         baselines=arguments.baselines,
+        inferences=None if inferences is None else os.path.realpath(inferences),
         sample=arguments.sample,
         jobs=arguments.jobs,
         device=device(arguments),

@@ -48,8 +48,8 @@ def declare_train(parser: argparse.ArgumentParser) -> None:
       ecore train --data prepared --out run --ablate co-p co-g
       ecore train --data prepared --out run --precision auto
       ecore train --data prepared --out run --strategy none --emotions --emotion-start     no graph
-      ecore train --data prepared --out run --model transformer              a rival, as its authors publish it
-      ecore train --data prepared --out run --model transformer --preset paper          the same at E-CORE's sizes
+      ecore train --data prepared --out run --model mime              a rival, as its authors publish it
+      ecore train --data prepared --out run --model mime --preset paper          the same at E-CORE's sizes
       ecore train --data prepared --out run --backbone microsoft/DialoGPT-small \\
           --dropout 0.1 --factor 0.03 --warmup 1000
       ecore train --out run --resume

@@ -133,6 +133,8 @@ def _train(
 ) -> dict[str, Any]:
     if processes.first and not resume:
         run_folder.expect_new(run)
+    if settings.training.cuda_graphs and settings.model.model == "cem":
+        raise InputError("--cuda-graphs: not with --model cem, whose batches are not on the GPU")
     captures = recorder(settings.training, settings.model.backbone, device, processes.count, resumed=resume)
     if settings.training.compile and processes.count > 1:
         raise InputError(f"--compile: expected one process, these are {processes.count}")

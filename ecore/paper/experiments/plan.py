@@ -36,7 +36,7 @@ INTENSITIES = {
 }
 """Table 9's rows by the end of their name, and the source of word intensities that each takes."""
 
-RIVALS = {MULTITASK: "transformer", "MIME": "mime", "EmpDG": "empdg", "KEMP": "kemp"}
+RIVALS = {MULTITASK: "transformer", "MIME": "mime", "EmpDG": "empdg", "KEMP": "kemp", "CEM": "cem"}
 """Rows of Table 1 that are other systems, and the models that they can be trained as."""
 OUR_SIZE = ", at our size"
 """End of the name of a rival's second row."""
@@ -59,6 +59,8 @@ class Variant:
     """Source of word intensities; None takes the prepared data's own."""
     backbone: str | None = None
     model: str = "ecore"
+    inferences: str | None = None
+    """File that CEM reads."""
     published_size: bool = False
     """A rival has the sizes at which its authors publish it, and not those of all runs."""
 
@@ -94,6 +96,7 @@ class Brought:
     backbone: str | None = None
     baselines: bool = False
     """Whether Table 1's other systems are trained, too."""
+    inferences: str | None = None
 
 
 def rows_of(table: str, brought: Brought) -> dict[str, Variant | str]:
@@ -124,7 +127,10 @@ def rows_of(table: str, brought: Brought) -> dict[str, Variant | str]:
 def _rival(model: str, published_size: bool, brought: Brought) -> Variant | str:
     if model == "kemp" and not brought.relations:
         return "needs data prepared with --relations FILE"
-    return Variant("none", model=model, published_size=published_size)
+    if model == "cem" and brought.inferences is None:
+        return "needs --inferences FILE"
+    inferences = brought.inferences if model == "cem" else None
+    return Variant("none", model=model, inferences=inferences, published_size=published_size)
 
 
 def _row(table: str, strategy: str, ending: str, brought: Brought) -> Variant | str:
@@ -305,7 +311,10 @@ def configured(variant: Variant, settings: Settings) -> tuple[ModelConfig, Train
         if variant.published_size:
             published = PRESETS[PUBLISHED_SIZES][0]
             model = replace(model, **{name: getattr(published, name) for name in SIZES})
-        return for_model(model, variant.model), training
+        model = replace(for_model(model, variant.model), inferences=variant.inferences)
+        if variant.model == "cem":  # whose batches are not on the GPU
+            training = replace(training, cuda_graphs=False)
+        return model, training
     if variant.backbone is not None:
         preset_model, preset_training = PRESETS[settings.preset]
         if model.dropout == preset_model.dropout:

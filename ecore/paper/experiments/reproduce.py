@@ -62,6 +62,7 @@ def reproduce(
     multi_emotion: Path | None = None,
     backbone: str | None = None,
     baselines: bool = False,
+    inferences: str | None = None,
     sample: int = 0,
     jobs: int = 1,
     device: str = "cpu",
@@ -80,6 +81,7 @@ def reproduce(
         multi_emotion: label file of the subset of Table 3.
         backbone: name or folder of the pre-trained model of Table 6.
         baselines: train Table 1's other systems, too (:mod:`ecore.baselines`).
+        inferences: file that CEM among them reads.
         sample: the dialogue of Figures 5 and 6: number, from 0, in the test split.
         jobs, device, threads: see :func:`ecore.paper.experiments.runs.execute`.
         plan_only: print the commands of the runs that are not done, and train nothing.
@@ -95,7 +97,9 @@ def reproduce(
     expect_folder(out)
     prepared = PreparedData.load(data)
     brought = replace(
-        _brought(prepared, settings, intensity_files or {}, multi_emotion, backbone), baselines=baselines
+        _brought(prepared, settings, intensity_files or {}, multi_emotion, backbone),
+        baselines=baselines,
+        inferences=inferences,
     )
     labels = _labels(prepared, multi_emotion)
     if not 0 <= sample < len(prepared.test):
@@ -104,6 +108,8 @@ def reproduce(
     counts = _counts(names, rows, seeds)
     _check_width(prepared, settings, counts)
     _check_files(brought.intensity_files.values())
+    if inferences is not None and not Path(inferences).is_file():
+        raise InputError(f"--inferences: {inferences}: no such file")
     if not out.exists():
         recorder(settings.training, None, torch.device(device), 1, resumed=False)  # may refuse --cuda-graphs
     settings.agree(out, prepared)

@@ -29,7 +29,7 @@ def test_each_setting_has_its_class():
 @every_baseline
 @torch.no_grad()
 def test_more_padding_changes_nothing(make, name):
-    model, batch = make.model(name).double(), make.batch()
+    model, batch = make.model(name).double(), make.batch(name)
     wider = make.padded(batch, 9)
     output, other = model(batch), model(wider)
     real = batch.response != 0
@@ -46,7 +46,7 @@ def test_more_padding_changes_nothing(make, name):
 @every_baseline
 @torch.no_grad()
 def test_a_batch_of_one_is_its_row(make, name):
-    model, batch = make.model(name).double(), make.batch()
+    model, batch = make.model(name).double(), make.batch(name)
     output, scores = model(batch), model.score(batch)
     for row in range(4):
         alone = make.rows(batch, [row])
@@ -60,7 +60,7 @@ def test_a_batch_of_one_is_its_row(make, name):
 @every_baseline
 @torch.no_grad()
 def test_cached_logits_are_forwards(make, name):
-    model, batch = make.model(name).double(), make.batch()
+    model, batch = make.model(name).double(), make.batch(name)
     output = model(batch)
     words = torch.cat([torch.full((4, 1), BOS), batch.response[:, :-1]], 1)
     cache = model.start(output.encoding, 7)
@@ -86,7 +86,7 @@ def test_batched_decoding_is_single(make, name, decoding):
 @every_baseline
 def test_each_weight_learns_and_the_loss_falls(make, name):
     """On one batch, without dropout; every parameter gets a gradient from the first step on."""
-    model, batch = make.model(name, dropout=0.0, graph_dropout=0.0).train(), make.batch()
+    model, batch = make.model(name, dropout=0.0, graph_dropout=0.0).train(), make.batch(name)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     losses = []
     for step in range(25):
@@ -101,27 +101,30 @@ def test_each_weight_learns_and_the_loss_falls(make, name):
     assert losses[-1] < 0.7 * losses[0]
 
 
-def run_of(name, data, folder, steps, **options):
+def run_of(name, data, folder, steps, inferences, resume=False):
     """Train ``name`` for some steps with dropout; its weights."""
-    if options.get("resume"):
+    if resume:
         train(folder, data, resume=True, max_steps=steps, progress=False)
     else:
         training = TrainingConfig(batch_size=10, max_steps=steps, warmup=4, log_every=1, validate_every=100)
-        train(folder, data, for_model(TINY, name), training, progress=False)
+        config = for_model(TINY, name)
+        if name == "cem":
+            config = dataclasses.replace(config, inferences=str(inferences))
+        train(folder, data, config, training, progress=False)
     return pretrained.load(folder, "last").state_dict()
 
 
 @every_baseline
-def test_resumed_is_as_never_stopped(name, data, tmp_path):
-    whole = run_of(name, data, tmp_path / "whole", 6)
-    run_of(name, data, tmp_path / "parted", 3)
-    parted = run_of(name, data, tmp_path / "parted", 6, resume=True)
+def test_resumed_is_as_never_stopped(name, data, inferences_file, tmp_path):
+    whole = run_of(name, data, tmp_path / "whole", 6, inferences_file)
+    run_of(name, data, tmp_path / "parted", 3, inferences_file)
+    parted = run_of(name, data, tmp_path / "parted", 6, inferences_file, resume=True)
     assert whole.keys() == parted.keys()
     assert [key for key in whole if not torch.equal(whole[key], parted[key])] == []
 
 
 @every_baseline
-def test_every_command_works_with_its_runs(name, prepared_folder, tmp_path, capsys):
+def test_every_command_works_with_its_runs(name, prepared_folder, inferences_file, tmp_path, capsys):
     run, small = tmp_path / "run", ["--dim", "12", "--feed-forward", "16", "--warmup", "5", "--threads", "1"]
     given = [
         "--data",
@@ -136,6 +139,7 @@ def test_every_command_works_with_its_runs(name, prepared_folder, tmp_path, caps
         "2",
         *small,
     ]
+    given += ["--inferences", inferences_file] if name == "cem" else []
     assert cli.main(list(map(str, ["train", *given]))) == 0
     config = json.loads((run / "config.json").read_text())
     assert config["model"]["model"] == name

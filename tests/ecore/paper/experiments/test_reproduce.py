@@ -165,6 +165,11 @@ def test_rivals_are_trained_at_two_sizes():
     brought = replace(NOTHING, baselines=True)
     rows = plan.rows_of("table1", brought)
     assert rows["KEMP"] == "needs data prepared with --relations FILE"
+    assert rows["CEM"] == "needs --inferences FILE"
+    told = plan.rows_of("table1", replace(brought, inferences="file"))
+    cem = plan.configured(told["CEM, at our size"], Settings("paper", *PRESETS["paper"]))[0]
+    assert (cem.model, cem.inferences, cem.label_smoothing) == ("cem", "file", 0.0)
+    assert told["MIME"].inferences is None
     assert "SEEK" not in rows
     assert isinstance(plan.rows_of("table1", replace(brought, relations=True))["KEMP"], Variant)
     assert "MIME" not in plan.rows_of("table1", NOTHING)
