@@ -75,6 +75,22 @@ def upload(folder: Path, name: str, private: bool) -> str:
     return str(address)
 
 
+def _introduction(config: Any) -> tuple[str, str]:
+    """Return a model card's title and first words."""
+    paper = "(Fu et al., EMNLP 2023, arXiv 2311.15016)"
+    if config.model != "ecore":
+        return (
+            f"# An empathetic dialogue model: {config.model}",
+            f"One of the systems that the paper of E-CORE {paper} compares with, on the encoder, decoder and training "
+            "of the package `ecore`; its documentation says what differs from its authors' (docs/baselines.md).",
+        )
+    return (
+        "# An E-CORE model",
+        f"Empathetic dialogue over a multi-resolution emotion graph {paper}, as the package `ecore` implements it. It "
+        "reads a dialogue, perceives its emotions, and answers.",
+    )
+
+
 def card(config: Any, source: Path | None) -> str:
     """Return a model card: what the model is, what it was trained on, how it scores, and its limits.
 
@@ -86,9 +102,7 @@ def card(config: Any, source: Path | None) -> str:
     metrics = _metrics(source)
     sections = [
         "---\nlibrary_name: ecore\npipeline_tag: text-generation\ntags:\n- empathetic-dialogue\n- emotion\n---",
-        "# An E-CORE model",
-        "Empathetic dialogue over a multi-resolution emotion graph (Fu et al., EMNLP 2023, arXiv 2311.15016), as the "
-        "package `ecore` implements it. It reads a dialogue, perceives its emotions, and answers.",
+        *_introduction(config),
         '```python\nfrom ecore import ECore\n\nmodel = ECore.from_pretrained("USER/NAME")\n'
         'print(model.respond("My dog died."))\n```',
         f"Strategy {config.strategy}, dimension {config.dim}, {config.encoder_blocks} encoder and "

@@ -97,7 +97,7 @@ function bars(shares, guides = false) {
 }
 
 function guidance(seen) {
-  if (seen.strategy === "none") return [make("p", {}, "No emotion guides this model's answers.")];
+  if (seen.strategy === "none") return [make("p", {}, "No emotion graph guides this model's answers.")];
   if (seen.strategy === "hard") {
     return [
       make("p", {}, "Hard strategy: Otsu's split keeps these emotions, and the answer hears no other."),

@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 
-from ecore import cli, pipeline, pretrained
+from ecore import cli, hub, pipeline, pretrained
 from ecore.baselines import BASELINES
 from ecore.config import BASELINES as SETTINGS
 from ecore.config import PRESETS, ModelConfig, TrainingConfig, for_model
@@ -184,3 +184,10 @@ def test_settings_of_the_graph_are_refused(name, wrong):
 def test_unknown_model_is_refused():
     with pytest.raises(InputError, match="model: expected"):
         ModelConfig(model="seek")
+
+
+@every_baseline
+def test_its_card_names_it(name):
+    text = hub.card(for_model(ModelConfig(), name), None)
+    assert f"# An empathetic dialogue model: {name}" in text
+    assert "emotion graph" not in text
