@@ -13,10 +13,14 @@ from ecore.config import ModelConfig
 from ecore.data.batches import Batch
 from ecore.data.vocabulary import Vocabulary
 from ecore.data.word_tables import WordTables
+from ecore.model.base import WordLosses, shifted, word_places
+from ecore.model.decoder import Decoded
 from ecore.model.ecore import ECore
+from ecore.model.encoder import Embedding, Encoder
+from ecore.model.losses import vocabulary_losses
 from ecore.model.outputs import Encoding
 from ecore.model.perceiver import Context, EmotionHead
-from ecore.model.pointer import Copyable
+from ecore.model.pointer import Copyable, Copying
 
 
 class Words(NamedTuple):
@@ -83,9 +87,12 @@ class Baseline(ECore):
     def understand(self, words: Words) -> Understanding:
         """Encode contexts for the decoder and for the emotion head."""
 
-    def _encode_words(
-        self, batch: Batch, context: Tensor, concepts: Tensor, emotions: Tensor
-    ) -> tuple[Encoding, Context]:
+    def encode_words(self, batch: Batch) -> tuple[Encoding, Context | None]:
+        """Return the encoding of contexts without their emotions, and what the emotion head reads."""
+        return self._understood(batch, *self.embedding.look_up(batch.context, batch.concepts))
+
+    def _understood(self, batch: Batch, context: Tensor, concepts: Tensor) -> tuple[Encoding, Context]:
+        """Do it from the vectors of the context [B, M, D] and of the related words [B, C, D]."""
         mask = torch.arange(batch.context.shape[1], device=context.device) < batch.lengths[:, None]  # [B, M]
         embedded = self.embedding.place(context, batch.state)  # [B, M, D]
         read = self.understand(Words(batch, context, embedded, mask, concepts))
@@ -96,12 +103,62 @@ class Baseline(ECore):
             mask,
             batch.lengths,
             self.context_intensity(batch),
-            emotions,
+            self.perceiver.main.weight,
             read.memory,
             read.memory_mask,
             read.signal,
         )
 
+    def word_losses(
+        self, batch: Batch, tokens: int | None, label_smoothing: float, scale: float
+    ) -> WordLosses:
+        """Return the losses of every response word."""
+        context, concepts, said = self.embedding.look_up(
+            batch.context, batch.concepts, shifted(batch.response)
+        )
+        encoding = self.perceive(*self._understood(batch, context, concepts))
+        decoded = self._decode(said, encoding)
+        places = word_places(batch.response, tokens)
+        rows = places // batch.response.shape[1]
+        states = decoded.states.flatten(0, 1)[places]  # [T, D]
+        targets = batch.response.flatten()[places]  # [T]
+        copying: Copying | None = None
+        if self.pointer is not None and encoding.copyable is not None and decoded.scores is not None:
+            scores = decoded.scores.flatten(0, 1)[places]
+            copying = self.pointer(states, scores, encoding.copyable.rows(rows))
+        encoding = encoding._replace(losses=self.decoding_losses(batch, encoding, decoded))
+        smoothed, nll, further = self.losses_of_words(states, targets, label_smoothing, scale, copying)
+        if further is not None:
+            encoding = encoding._replace(losses=(encoding.losses or {}) | further)
+        return WordLosses(smoothed, nll, rows, encoding)
+
+    def decoding_losses(self, batch: Batch, encoding: Encoding, decoded: Decoded) -> dict[str, Tensor] | None:
+        """Return the encoding's own losses, and what the decoder's attention adds."""
+        return encoding.losses
+
+    def losses_of_words(
+        self, states: Tensor, targets: Tensor, label_smoothing: float, scale: float, copying: Copying | None
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor] | None]:
+        """Return the scaled loss of T words, their negative log-likelihoods [T], and further losses of them.
+
+        Args:
+            states: [T, D].
+            targets: int64 [T], PAD where there is no word.
+        """
+        weight, bias = self.output.weight, self.output.bias
+        smoothed, nll = vocabulary_losses(states, weight, bias, targets, label_smoothing, scale, copying)
+        return smoothed, nll, None
+
     def own_losses(self, encoding: Any) -> dict[str, Tensor]:
         """Return the losses of the encoding."""
         return encoding.losses or {}
+
+
+def encode(encoder: Encoder, x: Tensor, mask: Tensor) -> Tensor:
+    """Return the encoder's output [B, S, D] for embedded words x [B, S, D]; mask [B, S] bool."""
+    return encoder(x, mask)
+
+
+def dropped(embedding: Embedding, x: Tensor) -> Tensor:
+    """Return embedded words x after the embedding's dropout, as :meth:`Embedding.place` has them."""
+    return embedding.dropout(x)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ecore.baselines.base import Baseline, Understanding, Words
+from ecore.baselines.base import Baseline, Understanding, Words, encode
 from ecore.baselines.inferences import (
     RELATIONS,
     InferenceBatch,
@@ -28,8 +28,9 @@ from ecore.config import ModelConfig
 from ecore.data.batches import Split, context_batch
 from ecore.data.vocabulary import EOS, PAD, Vocabulary
 from ecore.data.word_tables import WordTables
-from ecore.model.base import WordLosses, shifted, word_places
+from ecore.errors import InputError
 from ecore.model.encoder import Encoder
+from ecore.model.pointer import Copying
 
 DIVERSITY_WEIGHT = 1.5
 """Weight of the diversity loss."""
@@ -54,6 +55,8 @@ class CEM(Baseline):
         embeddings: np.ndarray | None = None,
         inferences: Inferences | None = None,
     ) -> None:
+        if config.copy:
+            raise InputError("copy: model cem has no words to copy; expected it to be off")
         super().__init__(config, vocabulary, tables, embeddings)
         self.inferences = inferences or Inferences({}, "no file")
         dim, cognitive = config.dim, len(RELATIONS) - 1
@@ -82,7 +85,7 @@ class CEM(Baseline):
     def understand(self, words: Words) -> Understanding:
         """Encode the words, refine them by each relation, and select what counts of all."""
         batch: Any = words.batch
-        memory = self.encoder(words.embedded, words.mask)  # [B, M, D]
+        memory = encode(self.encoder, words.embedded, words.mask)  # [B, M, D]
         positions = self.embedding.position[: memory.shape[1]]
         affective, cognitive = self.relations(batch)  # [B, D], [B, 4, D]
         felt = self.affective_refiner(memory, affective, positions, words.mask)  # [B, M, D]
@@ -104,35 +107,24 @@ class CEM(Baseline):
         mask = batch.inferences != PAD  # [B, 5, L]
         vectors = self.embedding.look_up(batch.inferences)[0]  # [B, 5, L, D]
         embedded = self.embedding.place(vectors.flatten(0, 1)).view_as(vectors)
-        cognitive = self.cognitive_encoder(embedded[:, :-1].flatten(0, 1), mask[:, :-1].flatten(0, 1))
-        affective = self.affective_encoder(embedded[:, -1], mask[:, -1])  # [B, L, D]
+        cognitive = encode(self.cognitive_encoder, embedded[:, :-1].flatten(0, 1), mask[:, :-1].flatten(0, 1))
+        affective = encode(self.affective_encoder, embedded[:, -1], mask[:, -1])  # [B, L, D]
         seen = mask[:, -1, :, None]
         return (affective * seen).sum(1) / seen.sum(1), cognitive[:, 0].unflatten(0, (len(mask), -1))
 
-    def word_losses(self, batch: Any, tokens: int | None, label_smoothing: float, scale: float) -> WordLosses:
-        """Return the losses of every response word; in training the encoding has the diversity loss."""
+    def losses_of_words(
+        self, states: Tensor, targets: Tensor, label_smoothing: float, scale: float, copying: Copying | None
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor] | None]:
+        """Return the losses of every response word; in training with the diversity loss."""
         if not self.training:
-            return super().word_losses(batch, tokens, label_smoothing, scale)
-        vectors = self.embedding.look_up(
-            batch.context, batch.concepts, self.emotion_words, shifted(batch.response)
-        )
-        encoding = self.perceive(*self._encode_words(batch, *vectors[:3]))
-        places = word_places(batch.response, tokens)
-        targets = batch.response.flatten()[places]  # [T]
-        states = self._decode(vectors[3], encoding).states.flatten(0, 1)[places]  # [T, D]
+            return super().losses_of_words(states, targets, label_smoothing, scale, copying)
         logits = self.output(states).float()  # [T, V]: the most likely words are counted
         options: dict[str, Any] = {"ignore_index": PAD, "reduction": "none"}
         nll = F.cross_entropy(logits, targets, **options)  # [T]
         smoothed = F.cross_entropy(logits, targets, label_smoothing=label_smoothing, **options)
         self._count(logits.detach().argmax(-1), targets)
-        diversity = (diversity_weight(self.predicted)[targets] * nll).sum() / len(batch.response)
-        losses = {"diversity": DIVERSITY_WEIGHT * diversity}
-        return WordLosses(
-            smoothed.sum() * scale,
-            nll.detach(),
-            places // batch.response.shape[1],
-            encoding._replace(losses=losses),
-        )
+        diversity = (diversity_weight(self.predicted)[targets] * nll).sum() * scale
+        return smoothed.sum() * scale, nll.detach(), {"diversity": DIVERSITY_WEIGHT * diversity}
 
     @torch.no_grad()
     def _count(self, words: Tensor, targets: Tensor) -> None:

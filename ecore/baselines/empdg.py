@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ecore.baselines.base import Baseline, Understanding, Words
+from ecore.baselines.base import Baseline, Understanding, Words, dropped, encode
 from ecore.config import ModelConfig
 from ecore.data.batches import Batch
 from ecore.data.vocabulary import PAD, UNK, Vocabulary
@@ -36,12 +36,12 @@ class EmpDG(Baseline):
     def understand(self, words: Words) -> Understanding:
         """Encode all words, and the emotional ones alone."""
         batch = words.batch
-        semantic = self.encoder(words.embedded, words.mask)  # [B, M, D]
+        semantic = encode(self.encoder, words.embedded, words.mask)  # [B, M, D]
         emotional = self.emotional(batch, words.mask)  # [B, M]
         # Positions count emotional words alone: the others are in the tensor, and nobody hears them.
         place = (emotional.cumsum(1) - 1).clamp(min=0)  # [B, M]
-        positioned = self.embedding.dropout(words.vectors + self.embedding.position[place])
-        emotion = self.emotion_encoder(positioned, emotional)  # [B, M, D]
+        positioned = dropped(self.embedding, words.vectors + self.embedding.position[place])
+        emotion = encode(self.emotion_encoder, positioned, emotional)  # [B, M, D]
         return Understanding(
             torch.cat([semantic, emotion], dim=1),
             torch.cat([words.mask, emotional], dim=1),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ecore.baselines.base import encode
 from ecore.config import ModelConfig
 from ecore.model.encoder import Encoder
 
@@ -20,4 +21,4 @@ class JoinedEncoder(nn.Module):
     def forward(self, x: Tensor, y: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
         """Return [B, M, D] from x [B, M, D] and y [B, D]; positions [M, D] are added, mask [B, M] bool."""
         joined = torch.cat([x, y[:, None].expand_as(x)], dim=-1)  # [B, M, 2 D]
-        return self.encoder(self.projection(joined) + positions, mask)
+        return encode(self.encoder, self.projection(joined) + positions, mask)

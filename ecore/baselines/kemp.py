@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ecore.baselines.base import Baseline, Understanding, Words
+from ecore.baselines.base import Baseline, Understanding, Words, dropped, encode
 from ecore.config import ModelConfig
-from ecore.data.batches import Batch
+from ecore.data.batches import RELATED_STATE, Batch
 from ecore.data.vocabulary import PAD, Vocabulary
 from ecore.data.word_tables import WordTables
 from ecore.errors import InputError
-from ecore.model.base import WordLosses, shifted, word_places
-from ecore.model.decoder import Decoder
+from ecore.model.decoder import Decoded, Decoder
 from ecore.model.dropout import Dropout
-from ecore.model.losses import vocabulary_losses
 from ecore.model.outputs import Encoding
 from ecore.model.perceiver import Context
-from ecore.model.transformer import MultiHeadAttention
 
 ATTENTION_WEIGHT = 0.1
 """Weight of the emotional attention loss (gamma 3)."""
@@ -34,7 +32,7 @@ class ConceptGraph(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.attention = MultiHeadAttention(config.dim, 1, config.dim)
+        self.query, self.key, self.value, self.output = (nn.Linear(config.dim, config.dim) for _ in range(4))
         self.dropout = Dropout(config.graph_dropout)
         self.norm = nn.LayerNorm(config.dim)
 
@@ -46,9 +44,11 @@ class ConceptGraph(nn.Module):
             concepts: [B, C, D].
             neighbors: [B, M, M + C] bool, of words among words and concepts; each has one at least.
         """
-        keys, values = self.attention.keys_values(torch.cat([words, concepts], dim=1))
-        heard = self.attention(self.attention.queries(words), keys, values, neighbors[:, None])
-        return self.norm(words + self.dropout(heard))
+        nodes = torch.cat([words, concepts], dim=1)  # [B, M + C, D]
+        heard = F.scaled_dot_product_attention(
+            self.query(words), self.key(nodes), self.value(nodes), attn_mask=neighbors
+        )
+        return self.norm(words + self.dropout(self.output(heard)))
 
 
 class KEMP(Baseline):
@@ -82,9 +82,10 @@ class KEMP(Baseline):
         """Update the words, encode them with the related words, and weigh all of them by intensity."""
         batch = words.batch
         neighbors, node_mask = self.neighbors(batch, words.mask)
-        concepts = self.embedding.related(words.concepts)  # [B, C, D]
+        # A set of words of a state of their own, without positions.
+        concepts = dropped(self.embedding, words.concepts + self.embedding.state.weight[RELATED_STATE])
         updated = self.concept_graph(words.embedded, concepts, neighbors)  # [B, M, D]
-        memory = self.encoder(torch.cat([updated, concepts], dim=1), node_mask)  # [B, M + C, D]
+        memory = encode(self.encoder, torch.cat([updated, concepts], dim=1), node_mask)  # [B, M + C, D]
         weight = self.intensity_weight(batch, node_mask).to(memory.dtype)
         signal = (weight[..., None] * memory).sum(1)  # [B, D], c_e
         return Understanding(memory, node_mask, signal, torch.cat([batch.context, batch.concepts], dim=1))
@@ -115,35 +116,12 @@ class KEMP(Baseline):
         assert context is not None
         return encoding._replace(perceived=self.perceiver(context)._replace(guidance=context.mean))
 
-    def word_losses(
-        self, batch: Batch, tokens: int | None, label_smoothing: float, scale: float
-    ) -> WordLosses:
-        """Return the losses of every response word; the encoding has that of the attention to its nodes."""
-        assert self.pointer is not None
-        vectors = self.embedding.look_up(
-            batch.context, batch.concepts, self.emotion_words, shifted(batch.response)
-        )
-        encoding = self.perceive(*self._encode_words(batch, *vectors[:3]))
-        assert encoding.copyable is not None
-        states, scores = self._decode(vectors[3], encoding)
-        assert scores is not None  # it copies
-        places = word_places(batch.response, tokens)
-        rows = places // batch.response.shape[1]
-        states = states.flatten(0, 1)[places]
-        copying = self.pointer(states, scores.flatten(0, 1)[places], encoding.copyable.rows(rows))
-        smoothed, nll = vocabulary_losses(
-            states,
-            self.output.weight,
-            self.output.bias,
-            batch.response.flatten()[places],
-            label_smoothing,
-            scale,
-            copying,
-        )
+    def decoding_losses(self, batch: Batch, encoding: Encoding, decoded: Decoded) -> dict[str, Tensor] | None:
+        """Return the loss of the response's attention to the nodes."""
+        assert decoded.scores is not None  # it copies
         weight = self.intensity_weight(batch, encoding.memory_mask)
-        attention = attention_loss(scores, batch.response != PAD, weight, encoding.memory_mask)
-        losses = {"emotional_attention": ATTENTION_WEIGHT * attention}
-        return WordLosses(smoothed, nll, rows, encoding._replace(losses=losses))
+        attention = attention_loss(decoded.scores, batch.response != PAD, weight, encoding.memory_mask)
+        return {"emotional_attention": ATTENTION_WEIGHT * attention}
 
 
 def attention_loss(scores: Tensor, words: Tensor, weight: Tensor, node_mask: Tensor) -> Tensor:

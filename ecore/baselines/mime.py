@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ecore.baselines.base import Baseline, Understanding, Words
+from ecore.baselines.base import Baseline, Understanding, Words, encode
 from ecore.baselines.joined import JoinedEncoder
 from ecore.config import ModelConfig
 from ecore.data.vocabulary import Vocabulary
@@ -135,7 +135,7 @@ class MIME(Baseline):
 
     def understand(self, words: Words) -> Understanding:
         """Encode the words, and refine them by the emotions of both polarities."""
-        memory = self.encoder(words.embedded, words.mask)  # [B, M, D]
+        memory = encode(self.encoder, words.embedded, words.mask)  # [B, M, D]
         context = memory[:, 0]  # [B, D]
         signal = self.query(context)  # [B, D]
         hidden = F.relu(self.hidden(context))  # [B, D]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ecore.baselines.base import Baseline, Understanding, Words
+from ecore.baselines.base import Baseline, Understanding, Words, encode
 
 
 class MultitaskTransformer(Baseline):
@@ -10,5 +10,5 @@ class MultitaskTransformer(Baseline):
 
     def understand(self, words: Words) -> Understanding:
         """Encode the words alone."""
-        memory = self.encoder(words.embedded, words.mask)  # [B, M, D]
+        memory = encode(self.encoder, words.embedded, words.mask)  # [B, M, D]
         return Understanding(memory, words.mask, memory[:, 0], words.batch.context)

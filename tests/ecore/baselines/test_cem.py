@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from ecore import pretrained
+from ecore.baselines.base import encode
 from ecore.baselines.cem import diversity_weight
 from ecore.baselines.inferences import RELATIONS, Inferences, InferenceSplit
 from ecore.config import ModelConfig, TrainingConfig, for_model
@@ -19,7 +20,7 @@ from tests.ecore.training.conftest import TINY
 
 
 def encoded(encoder, x):
-    return encoder(x[None], torch.ones(1, len(x), dtype=torch.bool))[0]
+    return encode(encoder, x[None], torch.ones(1, len(x), dtype=torch.bool))[0]
 
 
 @torch.no_grad()
@@ -136,6 +137,8 @@ def test_what_it_needs(data, inferences_file, tmp_path):
     with pytest.raises(InputError, match=r"nowhere.jsonl: no such file"):
         train(tmp_path / "run", data, absent, TrainingConfig(max_steps=1), progress=False)
     assert not (tmp_path / "run").exists()
+    with pytest.raises(InputError, match=r"copy: model cem"):
+        train(tmp_path / "run", data, dataclasses.replace(absent, inferences=str(inferences_file), copy=True))
     with pytest.raises(InputError, match=r"inferences: of no use with model ecore"):
         ModelConfig(inferences="x")
     graphs = TrainingConfig(max_steps=1, cuda_graphs=True)

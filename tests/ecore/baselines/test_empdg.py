@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from ecore.baselines.base import encode
+
 
 @torch.no_grad()
 def test_equations(make):
@@ -18,9 +20,13 @@ def test_equations(make):
         everything = torch.ones(1, length, dtype=torch.bool)
         vectors = model.embedding.word.weight[ids] * 24**0.5
         state = model.embedding.state.weight[batch.state[row, :length]]
-        semantic = model.encoder((vectors + model.embedding.position[:length] + state)[None], everything)[0]
-        emotion = model.emotion_encoder(
-            (vectors[kept] + model.embedding.position[: len(kept)])[None], everything[:, : len(kept)]
+        semantic = encode(
+            model.encoder, (vectors + model.embedding.position[:length] + state)[None], everything
+        )[0]
+        emotion = encode(
+            model.emotion_encoder,
+            (vectors[kept] + model.embedding.position[: len(kept)])[None],
+            everything[:, : len(kept)],
         )[0]
         torch.testing.assert_close(encoding.memory[row, :length], semantic)
         torch.testing.assert_close(encoding.memory[row, words:][kept], emotion)

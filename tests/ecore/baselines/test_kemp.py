@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ecore.baselines.base import encode
 from ecore.baselines.kemp import KEMP, attention_loss
 from ecore.config import for_model
 from ecore.errors import InputError
@@ -41,7 +42,7 @@ def test_equations(make):
     encoding = model.encode(batch)
     vectors, _ = model.embedding.look_up(batch.context, batch.concepts)
     embedded = model.embedding.place(vectors, batch.state)
-    related = model.embedding.related(model.embedding.look_up(batch.concepts)[0])
+    related = model.embedding.look_up(batch.concepts)[0] + model.embedding.state.weight[4]
     neighbors, _ = model.neighbors(batch, batch.context != 0)
     graph, words = model.concept_graph, batch.context.shape[1]
     for row, length in enumerate(batch.lengths.tolist()):
@@ -50,15 +51,15 @@ def test_equations(make):
         sees = torch.cat(
             [neighbors[row, :length, :length], neighbors[row, :length, words : words + count]], 1
         )
-        query = linear(nodes[:length], graph.attention.query)
-        key, value = linear(nodes, graph.attention.key), linear(nodes, graph.attention.value)
+        query = linear(nodes[:length], graph.query)
+        key, value = linear(nodes, graph.key), linear(nodes, graph.value)
         share = (query @ key.T / 24**0.5).exp() * sees
-        heard = linear(share / share.sum(1, keepdim=True) @ value, graph.attention.output)
+        heard = linear(share / share.sum(1, keepdim=True) @ value, graph.output)
         new = torch.nn.functional.layer_norm(
             nodes[:length] + heard, (24,), graph.norm.weight, graph.norm.bias
         )
-        memory = model.encoder(
-            torch.cat([new, nodes[length:]])[None], torch.ones(1, len(nodes), dtype=torch.bool)
+        memory = encode(
+            model.encoder, torch.cat([new, nodes[length:]])[None], torch.ones(1, len(nodes), dtype=torch.bool)
         )
         eta = (
             2 * model.intensity[torch.cat([batch.context[row, :length], batch.concepts[row, :count]])].sqrt()

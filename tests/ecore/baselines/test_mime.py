@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ecore import cli
+from ecore.baselines.base import encode
 from ecore.baselines.mime import MIME, POSITIVE_EMOTIONS, Gaussian
 from ecore.config import for_model
 from ecore.errors import InputError
@@ -25,7 +26,7 @@ def written_out(model, batch, noise, labels):
     positive = torch.tensor([name in POSITIVE_EMOTIONS for name in EMOTIONS])
     for row, length in enumerate(batch.lengths.tolist()):
         embedded = model.embedding(batch.context[row : row + 1, :length], batch.state[row : row + 1, :length])
-        h = model.encoder(embedded, torch.ones(1, length, dtype=torch.bool))[0]  # [M, D]
+        h = encode(model.encoder, embedded, torch.ones(1, length, dtype=torch.bool))[0]  # [M, D]
         context = h[0]
         logits = table @ (model.query.weight @ context)
         hidden = linear(context, model.hidden).clamp(min=0)
@@ -43,7 +44,7 @@ def written_out(model, batch, noise, labels):
         for encoder, emotion in zip((model.mimicking, model.other), ordered, strict=True):
             joined = torch.cat([h, emotion.expand(length, -1)], 1) @ encoder.projection.weight.T
             joined = joined + model.embedding.position[:length]
-            refined.append(encoder.encoder(joined[None], torch.ones(1, length, dtype=torch.bool))[0])
+            refined.append(encode(encoder.encoder, joined[None], torch.ones(1, length, dtype=torch.bool))[0])
         both = torch.cat(refined, 1)
         fused = linear(torch.sigmoid(linear(both, model.fusion.gate)) * both, model.fusion.output)
         divergence = 0.0
