@@ -70,6 +70,10 @@ def test_training_counts_predictions_and_weighs_by_them(make):
     torch.testing.assert_close(losses.health["diversity"], diversity.detach())
     torch.testing.assert_close(losses.generation, nll.sum() / 4)  # without label smoothing
     torch.testing.assert_close(losses.total, losses.generation + losses.emotion + diversity)
+    with torch.no_grad():
+        model.output.bias[EOS] = 1e3
+    model.loss(batch)
+    assert torch.equal(model.predicted, count)  # the end of a response is no word
     model.eval().loss(batch)
     model.score(batch)
     assert torch.equal(model.predicted, count)  # validation counts nothing
