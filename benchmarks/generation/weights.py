@@ -18,7 +18,7 @@ from ecore.data.prepared import PreparedData
 from ecore.errors import InputError
 from ecore.generation.decoding import Decoding
 from ecore.generation.search import generate
-from ecore.model import pretrained
+from ecore import pretrained
 from ecore.model.base import EmpatheticModel
 
 BATCH = 50

@@ -16,7 +16,7 @@ from ecore.data.word_tables import WordTables
 from ecore.model.base import WordLosses, shifted, word_places
 from ecore.model.decoder import Decoded
 from ecore.model.ecore import ECore
-from ecore.model.encoder import Embedding, Encoder
+from ecore.model.encoder import Encoder
 from ecore.model.losses import vocabulary_losses
 from ecore.model.outputs import Encoding
 from ecore.model.perceiver import Context, EmotionHead
@@ -155,10 +155,5 @@ class Baseline(ECore):
 
 
 def encode(encoder: Encoder, x: Tensor, mask: Tensor) -> Tensor:
-    """Return the encoder's output [B, S, D] for embedded words x [B, S, D]; mask [B, S] bool."""
-    return encoder(x, mask)
-
-
-def dropped(embedding: Embedding, x: Tensor) -> Tensor:
-    """Return embedded words x after the embedding's dropout, as :meth:`Embedding.place` has them."""
-    return embedding.dropout(x)
+    """Return the encoder's output [B, S, D] for embedded words x [B, S, D], before their dropout; mask [B, S] bool."""
+    return encoder(x, mask)[0]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ecore.baselines.base import Baseline, Understanding, Words, dropped, encode
+from ecore.baselines.base import Baseline, Understanding, Words, encode
 from ecore.config import ModelConfig
 from ecore.data.batches import Batch
 from ecore.data.vocabulary import PAD, UNK, Vocabulary
@@ -40,7 +40,7 @@ class EmpDG(Baseline):
         emotional = self.emotional(batch, words.mask)  # [B, M]
         # Positions count emotional words alone: the others are in the tensor, and nobody hears them.
         place = (emotional.cumsum(1) - 1).clamp(min=0)  # [B, M]
-        positioned = dropped(self.embedding, words.vectors + self.embedding.position[place])
+        positioned = words.vectors + self.embedding.position[place]
         emotion = encode(self.emotion_encoder, positioned, emotional)  # [B, M, D]
         return Understanding(
             torch.cat([semantic, emotion], dim=1),

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ecore.baselines.base import Baseline, Understanding, Words, dropped, encode
+from ecore.baselines.base import Baseline, Understanding, Words, encode
 from ecore.config import ModelConfig
 from ecore.data.batches import RELATED_STATE, Batch
 from ecore.data.vocabulary import PAD, Vocabulary
@@ -83,7 +83,7 @@ class KEMP(Baseline):
         batch = words.batch
         neighbors, node_mask = self.neighbors(batch, words.mask)
         # A set of words of a state of their own, without positions.
-        concepts = dropped(self.embedding, words.concepts + self.embedding.state.weight[RELATED_STATE])
+        concepts = words.concepts + self.embedding.state.weight[RELATED_STATE]
         updated = self.concept_graph(words.embedded, concepts, neighbors)  # [B, M, D]
         memory = encode(self.encoder, torch.cat([updated, concepts], dim=1), node_mask)  # [B, M + C, D]
         weight = self.intensity_weight(batch, node_mask).to(memory.dtype)
