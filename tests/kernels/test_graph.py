@@ -98,6 +98,18 @@ def test_a_screened_out_word_neither_sends_nor_receives():
     assert not neighbors[0, 1, :, 2].any()
 
 
+def test_thresholds_in_a_tensor():
+    given = torch.tensor([[0.3, 0.2, 0.1, 0.9]]), torch.tensor([3])
+    listed, held = (
+        EmotionGraph.from_intensity(*given, thresholds, torch.eye(2)).word_mask
+        for thresholds in ((0.0, 0.15), torch.tensor([0.0, 0.15]))
+    )
+    assert torch.equal(listed, held)
+    assert held.tolist() == [[[True, True, True, False], [True, True, False, False]]]
+    with pytest.raises(ValueError, match=r"thresholds: expected \[K\], got \[1, 2\]"):
+        EmotionGraph.from_intensity(*given, torch.zeros(1, 2), torch.eye(2))
+
+
 def test_participants(make):
     graph = make.graph(masked=True)
     expected = torch.cat([graph.word_mask, graph.emotion_mask[:, None].expand(-1, 3, -1)], 2)
