@@ -3,15 +3,20 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ecore.pipeline import Conversation, ECore
+    from ecore.conversation import Conversation
+    from ecore.pipeline import ECore
 
 __all__ = ["Conversation", "ECore"]
 
 
 def __getattr__(name: str) -> Any:
     # On demand: importing torch takes seconds, and `ecore --help` should not.
-    if name in __all__:
-        from ecore import pipeline
+    if name == "ECore":
+        from ecore.pipeline import ECore
 
-        return getattr(pipeline, name)
+        return ECore
+    if name == "Conversation":
+        from ecore.conversation import Conversation
+
+        return Conversation
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

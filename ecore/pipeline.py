@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import queue
-import re
 import tempfile
 import threading
 from collections.abc import Collection, Generator, Iterator, Sequence
@@ -19,10 +18,10 @@ from ecore import hub, pretrained
 from ecore.data.batches import MAX_CONTEXT_WORDS
 from ecore.data.dialogues import Dialogue, is_dialogue, read_dialogue
 from ecore.data.text import tokenize
-from ecore.data.vocabulary import EOS
 from ecore.errors import InputError
 from ecore.generation.decoding import Decoding
 from ecore.generation.search import Watch, generate
+from ecore.generation.word_stream import WordStream
 from ecore.model.base import EmpatheticModel
 from ecore.model.edges import GraphEdges, graph_edges, has_graph
 from ecore.model.outputs import expect_finite
@@ -368,104 +367,6 @@ class ECore:
         """
         self.model.quantize(weights)
         return self
-
-
-class Conversation:
-    """A dialogue with a model that keeps its turns.
-
-    Args:
-        model: answers.
-        **decoding: as for :meth:`ECore.respond`, for every answer.
-
-    Attributes:
-        turns: what was said so far, the user's first and then in turn.
-        replies: the model's turns, with their emotions.
-
-    Raises:
-        InputError: a decoding option out of range.
-    """
-
-    def __init__(self, model: ECore, **decoding: Any) -> None:
-        Decoding(**decoding)  # what is out of range should be said before anything is
-        self.model, self.decoding = model, decoding
-        self.turns: list[str] = []
-        self.replies: list[Reply] = []
-
-    def say(self, text: str) -> Reply:
-        """Say something and return the answer. Where that fails, nothing was said.
-
-        Raises:
-            InputError: as for :meth:`ECore.respond`.
-        """
-        reply = self.model.respond([*self.turns, text], **self.decoding)
-        self._keep(text, reply)
-        return reply
-
-    def stream(self, text: str) -> Generator[str, None, Reply]:
-        """Say something and return the answer word by word, as :meth:`ECore.stream`; it is kept once it is complete.
-
-        Raises:
-            InputError: as for :meth:`ECore.respond`.
-        """
-        words = self.model.stream([*self.turns, text], **self.decoding)
-        return self._streamed(text, words)
-
-    def _streamed(self, text: str, words: Generator[str, None, Reply]) -> Generator[str, None, Reply]:
-        reply = yield from words
-        self._keep(text, reply)
-        return reply
-
-    def _keep(self, text: str, reply: Reply) -> None:
-        self.turns += [text, str(reply)]
-        self.replies.append(reply)
-
-    def undo(self) -> str | None:
-        """Take the last exchange back; returns what the user had said in it, None where there is nothing."""
-        if not self.replies:
-            return None
-        self.replies.pop()
-        text, _ = self.turns[-2:]
-        del self.turns[-2:]
-        return text
-
-    def reset(self) -> None:
-        """Forget all that was said."""
-        self.turns, self.replies = [], []
-
-
-class WordStream:
-    """An answer's text while it grows, handed out in whole words.
-
-    A word's text may depend on the next one (":" and ")" are a smiley, a subword goes on), so a word is handed out
-    when the next one has begun.
-    """
-
-    def __init__(self, vocabulary: Any) -> None:
-        self._vocabulary = vocabulary
-        self._ids: list[int] = []
-        self._sent = ""
-
-    @property
-    def begun(self) -> bool:
-        """True once a word was handed out."""
-        return bool(self._sent)
-
-    def add(self, word: int) -> list[str]:
-        """Add a word's id; returns the words of the text that are complete now, each with the space before it."""
-        if word == EOS or (self._ids and self._ids[-1] == EOS):
-            return []
-        self._ids.append(word)
-        text = self._vocabulary.text(self._ids)
-        return self._send(text[: text.rfind(" ") + 1].rstrip())
-
-    def rest(self, answer: str) -> list[str]:
-        """Return the words of the complete ``answer`` that were not handed out yet."""
-        return self._send(answer)
-
-    def _send(self, text: str) -> list[str]:
-        new = text[len(self._sent) :]
-        self._sent += new
-        return re.findall(r"\s*\S+\s*$|\s*\S+", new)
 
 
 def _dialogues(values: Any, where: str, dialogue_expected: bool = False) -> list[list[str]]:

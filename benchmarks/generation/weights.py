@@ -12,13 +12,13 @@ import numpy as np
 import torch
 
 from benchmarks import harness
+from ecore import pretrained
 from ecore.config import WEIGHTS
 from ecore.data.batches import Split
 from ecore.data.prepared import PreparedData
 from ecore.errors import InputError
 from ecore.generation.decoding import Decoding
 from ecore.generation.search import generate
-from ecore import pretrained
 from ecore.model.base import EmpatheticModel
 
 BATCH = 50

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ecore.cli.common import shown
+from ecore.conversation import Conversation
 from ecore.errors import InputError
 from ecore.generation.decoding import METHODS, Decoding
-from ecore.pipeline import Conversation, ECore, Reply
+from ecore.pipeline import ECore, Reply
 
 EMOTIONS = 8
 """Emotions that /emotions shows."""

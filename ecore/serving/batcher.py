@@ -12,7 +12,8 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, NamedTuple
 
 from ecore.generation.decoding import Decoding
-from ecore.pipeline import ECore, Perception, Reply, WordStream
+from ecore.generation.word_stream import WordStream
+from ecore.pipeline import ECore, Perception, Reply
 from ecore.serving.settings import Serving
 
 if TYPE_CHECKING:

@@ -17,8 +17,9 @@ from ecore.data.vocabulary import EOS
 from ecore.errors import InputError
 from ecore.generation.decoding import Decoding
 from ecore.generation.search import generate
+from ecore.generation.word_stream import WordStream
 from ecore.model import ECore as Model
-from ecore.pipeline import BATCH, WordStream
+from ecore.pipeline import BATCH
 from tests.ecore.generation.dialogues import CONTEXTS, real_batch
 from tests.ecore.generation.table import Table, make_batch
 
