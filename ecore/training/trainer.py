@@ -107,9 +107,10 @@ def train(
         training = training or TrainingConfig()
         if max_steps is not None:
             training = replace(training, max_steps=max_steps)
-        # One process measures for all, who must agree.
-        measured = settle(training.precision, device) if processes.first else None
-        precision, notice = next(found for found in processes.gather(measured) if found is not None)
+        found = settle(training.precision, device) if processes.first else None
+        if training.precision == "auto":  # one process measures for all, who must agree
+            found = next(one for one in processes.gather(found) if one is not None)
+        precision, notice = found or (training.precision, None)
         training = replace(training, precision=precision)
         if notice is not None and processes.first:
             print(notice, file=sys.stderr)
