@@ -73,6 +73,12 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True)
+def no_trial(monkeypatch):
+    """The precision that a test names needs no seconds of measurement."""
+    monkeypatch.setattr("ecore.training.trainer.settle", lambda precision, device: (precision, None))
+
+
 @pytest.fixture
 def settings():
     """Two epochs and a bit of 48 samples in batches of 10, with every interval at odds with the others."""
