@@ -225,7 +225,9 @@ def dropout_add_layer_norm(
     at = _seed_tensor(seed, x.device) if training and p > 0.0 else None
     shape, size = x.shape, x.shape[-1]
     rows = x.reshape(-1, size), residual.reshape(-1, size)
-    if backends.differentiates_forward():
+    # An exported program of the reference is PyTorch's own operations: it runs where this package is not.
+    plain = chosen == "reference" and torch.compiler.is_exporting()
+    if plain or backends.differentiates_forward():
         normed, total = reference.dropout_add_layer_norm(*rows, weight, bias, at, p, eps)
         kind = common_type(x, residual)
         return normed.to(kind).view(shape), total.to(kind).view(shape)
