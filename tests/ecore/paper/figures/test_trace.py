@@ -13,6 +13,7 @@ matplotlib = pytest.importorskip("matplotlib", reason="figures need the extra `f
 from ecore.data.batches import MAX_CONTEXT_WORDS, context_batch  # noqa: E402
 from ecore.errors import InputError  # noqa: E402
 from ecore.model import ECore  # noqa: E402
+from ecore.model.transformer import SublayerEnds
 from ecore.paper.figures import (  # noqa: E402
     NotDrawn,
     trace,
@@ -46,7 +47,8 @@ def test_trace_has_the_edges_of_the_papers_recurrence(model: ECore) -> None:
                 update.query, update.key, layer.attention.values(nodes), edge, neighbors,
                 gate=update.gate, edge_scale=update.edge_scale, scale=layer.attention.scale,
             )  # fmt: skip
-            nodes = layer.finish(nodes, out.transpose(1, 2).flatten(2))
+            end = SublayerEnds(0, layer.dropout, nodes)
+            nodes = layer.finish(nodes, out.transpose(1, 2).flatten(2), end)
         count = batch.context.shape[1]
         total = edge.sum(1)[0].numpy()
         encoding = model.encode(batch)
