@@ -13,7 +13,7 @@ matplotlib = pytest.importorskip("matplotlib", reason="figures need the extra `f
 from ecore.data.batches import MAX_CONTEXT_WORDS, context_batch  # noqa: E402
 from ecore.errors import InputError  # noqa: E402
 from ecore.model import ECore  # noqa: E402
-from ecore.model.transformer import SublayerEnds
+from ecore.model.transformer import SublayerEnds  # noqa: E402
 from ecore.paper.figures import (  # noqa: E402
     NotDrawn,
     trace,
