@@ -4,6 +4,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from ecore_kernels.tracing import constant_result
 
 MODEL_PACKAGES = (
     "ecore",
@@ -71,3 +74,20 @@ def test_operators_run_without_the_models_packages(code):
     command = [sys.executable, "-c", code.format(missing=MODEL_PACKAGES)]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+def test_importing_leaves_torchs_compiler_alone():
+    """It takes as long to import as all else together; who compiles, pays."""
+    code = "import sys, ecore_kernels, ecore.pipeline, ecore.training.trainer; print('torch._dynamo' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["False"]
+
+
+def test_a_constant_result_is_marked_as_torch_marks_it():
+    def ours():
+        pass
+
+    def torchs():
+        pass
+
+    assert vars(constant_result(ours)) == vars(torch.compiler.assume_constant_result(torchs))

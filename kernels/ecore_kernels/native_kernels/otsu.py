@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from ecore_kernels import native
+from ecore_kernels.tracing import constant_result
 
 
-@torch.compiler.assume_constant_result  # torch.compile cannot trace into the extension
+@constant_result  # torch.compile cannot trace into the extension
 def _cuda_refusal(device: int) -> str:
     """Return the reason against the extension's CUDA kernels on that device, or ""."""
     return _asked_cuda_refusal(device)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ecore_kernels.operators.checks import check_saveable
+from ecore_kernels.tracing import constant_result
 
 _PACKAGES = {
     "triton": "ecore_kernels.triton_kernels",
@@ -40,7 +41,7 @@ def kernels(backend: str, operator: str) -> ModuleType:
     return importlib.import_module(f"{_PACKAGES[backend]}.{operator}")
 
 
-@torch.compiler.assume_constant_result  # torch.compile cannot trace the question
+@constant_result  # torch.compile cannot trace the question
 def _matmul_precision() -> str:
     """Return the precision of float32 products on a GPU: that of torch's own."""
     # Since torch 2.9 this knows both ways to ask for tf32; ``get_float32_matmul_precision`` raises after the newer one.
@@ -54,7 +55,7 @@ def precision(backend: str) -> str:
     return "ieee" if backend == "native" else _matmul_precision()
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def _inside_torch_func() -> bool:
     return torch._C._are_functorch_transforms_active()
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ecore_kernels.dtypes import node_type
 from ecore_kernels.refusals import no_gradient_to_words, not_inside_torch_func
+from ecore_kernels.tracing import constant_result
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """True if Triton's interpreter replaces a GPU: it runs the kernels on CPU tensors, for tests."""
@@ -44,12 +45,12 @@ def _version() -> tuple[int, ...]:
     return tuple(map(int, triton.__version__.split(".")[:2]))
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def _lacks_float64() -> bool:
     return _version() < OLDEST_TRITON_FOR_FLOAT64
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def unavailable_reason() -> str:
     """Return the reason why no kernel can run in this installation; empty if they can."""
     return _unavailable_reason()
@@ -80,7 +81,7 @@ def _driver_refusal() -> str:
     return ""
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def _device_refusal(index: int) -> str:
     return _asked_device_refusal(index)
 
