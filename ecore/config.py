@@ -46,7 +46,7 @@ WORD_LEVEL = (
 """Settings of the word-level encoder and decoder, which a backbone has no use for."""
 
 WEIGHTS = ("float32", "bfloat16", "int8")
-"""What a model may generate with."""
+"""Number formats of the weights that a model may generate with."""
 PAPER_GRAPH = ("graph_norm", "own_weight", "graph_bias", "score_scale")
 """Settings of the graph form ``paper``, which ``released`` has no use for."""
 

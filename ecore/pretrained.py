@@ -33,7 +33,7 @@ _NAME = re.compile(r"[\w-][\w.-]*", re.ASCII)
 """Of a checkpoint: no part of it leads out of its folder."""
 CONFIG, VOCABULARY, CHECKPOINTS = "config.json", "vocabulary.json", "checkpoints.json"
 INFERENCES = "inferences.jsonl"
-"""What a folder keeps of CEM's inferences."""
+"""File of a run folder that holds CEM's inferences."""
 
 
 def read_config(folder: Path) -> dict[str, Any]:

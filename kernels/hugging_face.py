@@ -20,7 +20,7 @@ PACKAGE = "ecore_kernels"
 SOURCES = Path(__file__).resolve().parent / PACKAGE
 NAME, VERSION, LICENSE = "ecore-kernels", 1, "apache-2.0"
 LEFT_OUT = ("verify", "ahead_of_time", "info.py", "problems.py")
-"""What checks the package and compiles for devices that are not there: nothing else imports it."""
+"""Modules left out, which check the package or compile for absent devices: nothing else imports them."""
 BACKENDS = {"torch-universal": "cpu", "torch-cpu": "cpu", "torch-cuda": "cuda"}
 """Build variants, and the backend that each declares: the universal one the least that it needs."""
 

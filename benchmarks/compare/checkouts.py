@@ -15,7 +15,7 @@ from ecore.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILT_FROM = ("csrc", "CMakeLists.txt", "setup.py")
-"""What the compiled extension depends on."""
+"""Paths that determine the compiled extension; where they do not differ, one build serves both commits."""
 
 
 def git(*arguments: str) -> str:

@@ -1,4 +1,4 @@
-"""What the baselines share: E-CORE's words in and words out, around another understanding of the context."""
+"""Base class of the rival systems: E-CORE's embedding and decoder around another encoding of the context."""
 
 from __future__ import annotations
 

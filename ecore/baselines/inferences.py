@@ -23,7 +23,7 @@ RELATIONS = ("xIntent", "xNeed", "xWant", "xEffect", "xReact")
 MAX_INFERENCE_WORDS = 63
 """Words that are kept of all inferences by one relation."""
 _NONE = "none"
-"""What COMET says where it infers nothing."""
+"""COMET's word for an empty inference."""
 
 
 class InferenceBatch(NamedTuple):

@@ -24,7 +24,7 @@ MOST_CONCEPTS = 10
 """Related words kept for a word, and shown with a context."""
 
 NEUTRAL_PREFERENCE = 0.2
-"""What a neutral word keeps of a relation's weight; one with the strongest emotion keeps 1.2 times it."""
+"""Share of a relation's weight that a neutral word keeps; one with the strongest emotion keeps 1.2 times it."""
 
 # Relations that tell of form or place, or deny what they link: KEMP leaves them out as well.
 EXCLUDED_RELATIONS = frozenset(

@@ -148,7 +148,7 @@ TABLES = {f"table{t.number}": t for t in (TABLE_1, TABLE_3, TABLE_4, TABLE_6, TA
 FIGURES = ("figure2", "figure4", "figure5", "figure6")
 CASES = "cases"
 EXPERIMENTS = (*TABLES, *FIGURES, CASES)
-"""What `ecore reproduce` makes."""
+"""Tables and figures that `ecore reproduce` makes."""
 APPENDIX_H = {
     "conversations": 2547,
     "several": 1536,

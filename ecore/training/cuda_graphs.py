@@ -33,7 +33,7 @@ from ecore.data.batches import Batch, ResidentSplit, Widths
 from ecore.errors import InputError
 
 LEAST_CONTEXT, LEAST_RESPONSE, LEAST_TOKENS = 16, 64, 64
-"""What contexts and responses, and the words of a batch's responses, are padded to at least.
+"""Least padded sizes of contexts, of responses, and of the words of a batch's responses.
 
 Padding of contexts goes through encoder and graph, and that of all words through the decoder. Responses' own is only
 attended over, the least of a step's work: they are wide, for the sake of few shapes.

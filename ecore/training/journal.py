@@ -25,7 +25,7 @@ METRICS = "metrics.jsonl"
 TERMS = ("generation", "emotion", "correlation", "total")
 """The losses, parts before their sum: the first that is not finite is the one to name."""
 SUMS = (*TERMS, "nll", "tokens", "correct")
-"""What is added up for the log: means over a batch, then sums over it."""
+"""Values added up for the log: means over a batch, then sums over it."""
 
 
 def sums(losses: Losses, share: float) -> Tensor:

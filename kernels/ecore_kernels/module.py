@@ -64,7 +64,7 @@ class MultiResolutionEdgeAttention(nn.Module):
         return update, self._heads(value)
 
     def _projected(self, nodes: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
-        """What each layer makes of nodes [B, N, D]."""
+        """Return each layer's output for nodes [B, N, D]."""
         # One product of all weights: alone, each is too small for a GPU, and its two gradients are as well.
         width = sum(layer.out_features for layer in layers)
         idle = -width % ALIGNED_COLUMNS  # zeros, so that every row begins where full vectors can be loaded

@@ -11,7 +11,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 def constant_result(function: _Function) -> _Function:
     """Mark ``function`` as ``torch.compiler.assume_constant_result`` does: torch.compile calls it and takes its result.
 
-    That one imports ``torch._dynamo``, half of the time that every command would take to start.
+    That one imports ``torch._dynamo``, a third of the CPU time that the package would take to import.
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function

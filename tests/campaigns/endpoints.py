@@ -88,7 +88,7 @@ MODES: dict[str, bytes | Callable[[socket.socket], None]] = {
     "dripping body": lambda connection: _for_ever(connection, b"HTTP/1.1 200 OK\r\n\r\n", b" ", 0.05),
     "endless body": lambda connection: _for_ever(connection, b"HTTP/1.1 200 OK\r\n\r\n", b" " * 65536, 0),
 }
-"""What is sent for a request, or done with its connection."""
+"""The reply sent to a request, or the fate of its connection."""
 
 
 def _reset(connection: socket.socket) -> None:

@@ -21,7 +21,7 @@ from ecore.paper.human.sheets import read_text
 COLUMNS = ("sample", "conv_id", "dialogue", "true_emotion", "emotion", "strike")
 
 Strikes = dict[tuple[str, str], bool]
-"""Whether each label, by conv_id and emotion, was struck."""
+"""True for each label, by conv_id and emotion, that was struck."""
 
 
 def write_sheet(path: Path, conversations: Sequence[Conversation], labels: Labels) -> None:

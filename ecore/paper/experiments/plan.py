@@ -44,8 +44,8 @@ SIZES = ("dim", "encoder_blocks", "decoder_blocks", "heads", "attention_dim", "f
 """Settings that a rival at its published size has from the preset of these sizes."""
 
 FINE_TUNING: dict[str, Any] = {"dropout": 0.1, "factor": 0.03, "warmup": 1_000}
-"""What runs on a backbone take where a setting is the preset's: its learning rate would wash out what the backbone has
-learned. Other values, which the user has set, stay."""
+"""Settings of runs on a backbone where the user set none: the preset's learning rate would wash out what the
+backbone has learned."""
 
 
 @dataclass(frozen=True)
@@ -90,12 +90,12 @@ class Brought:
     intensity: str
     """Source of word intensities of the prepared data."""
     relations: bool
-    """Whether the prepared data has commonsense relations, and runs use them."""
+    """True if the prepared data has commonsense relations; runs then use them."""
     intensity_files: Mapping[str, Path]
     multi_emotion: Path | None = None
     backbone: str | None = None
     baselines: bool = False
-    """Whether Table 1's other systems are trained, too."""
+    """True if Table 1's other systems are trained, too."""
     inferences: str | None = None
 
 

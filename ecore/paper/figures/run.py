@@ -22,7 +22,7 @@ from ecore.paper.figures.word_edges import draw_word_edges
 from ecore.pretrained import read_config
 
 FIGURES = ("training", "2", "4", "5", "6")
-"""What there is to draw; the numbers are the paper's."""
+"""Figures that can be drawn, by the paper's numbers."""
 
 
 def draw_run(

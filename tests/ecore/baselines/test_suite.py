@@ -1,4 +1,4 @@
-"""What their own code lacks, for each baseline: padding changes nothing, a batch decodes as its rows do, and so on."""
+"""Properties that their own code lacks, for each baseline: padding changes nothing, a batch decodes as its rows do."""
 
 from __future__ import annotations
 

@@ -56,7 +56,8 @@ def operator(row: dict[str, Any]) -> str:
 
 EVERYWHERE = os.environ.get("ECORE_COMPILE_EVERYWHERE") == "1"
 SHOWN = ARCHITECTURES if EVERYWHERE else {"sm_86": 86}
-"""What the whole table is compiled for: by default the scarcest architecture; all four take four times as long."""
+"""Architectures that the whole table is compiled for: by default the one with least memory;
+all four take four times as long."""
 
 
 class Proof(NamedTuple):
