@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -44,6 +45,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+def settings_of_process() -> dict[str, object]:
+    """What a caller of the package may have set for the whole process, and must find as it was."""
+    return {
+        "default dtype": torch.get_default_dtype(),
+        "threads": torch.get_num_threads(),
+        "matmul precision": torch.get_float32_matmul_precision(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "gradients": torch.is_grad_enabled(),
+        "torch.compile": torch._dynamo.config.get_hash(),
+    }
+
+
+@pytest.fixture(autouse=True)
+def _settings_stay() -> Iterator[None]:
+    """Fail the test that leaves a setting of the process changed; a later one would fail for it."""
+    before = settings_of_process()
+    yield
+    assert settings_of_process() == before
 
 
 @pytest.fixture

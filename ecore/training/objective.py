@@ -29,9 +29,9 @@ def objective(model: EmpatheticModel, compiled: bool, processes: int) -> Any:
     """An :class:`Objective` through torch.compile, or with gradients averaged over ``processes`` if there are more."""
     module = Objective(model)
     if compiled:
-        # The operators' scales are constants; where torch.compile makes symbols of them, it fails on those.
-        torch._dynamo.config.specialize_float = True
-        return torch.compile(module, dynamic=True)
+        # The operators' scales are constants; torch.compile shall not make symbols of them. The setting is the whole
+        # process's, so it holds for these calls alone.
+        return torch._dynamo.config.patch(specialize_float=True)(torch.compile(module, dynamic=True))
     if processes == 1:
         return module
     return DistributedDataParallel(
