@@ -227,8 +227,8 @@ class Inputs(Campaign):
             child.kill()
             child.wait()
             return Verdict(f"{kind}: {argv[0]}", "at work")
-        told = " ".join(argv).encode("utf-8", "backslashreplace").decode()
-        return _judged(f"{kind}: {argv[0]}", told[:300], child.wait(), place, before, (0, 1, 2))
+        shown = " ".join(argv).encode("utf-8", "backslashreplace").decode()
+        return _judged(f"{kind}: {argv[0]}", shown[:300], child.wait(), place, before, (0, 1, 2))
 
     def _endpoint(self, mode: int, place: Path) -> Verdict:
         url = f"http://127.0.0.1:{self._port}/mode-{mode}/v1"

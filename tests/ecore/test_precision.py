@@ -64,12 +64,12 @@ def torchs_settings():
 
     def read():
         try:
-            told = torch.get_float32_matmul_precision()
+            older = torch.get_float32_matmul_precision()
         except RuntimeError:
-            told = None
+            older = None
         backends = (torch.backends.cuda, torch.backends.mkldnn)
         matmuls = [getattr(backend, "matmul", None) for backend in backends]
-        return told, [getattr(matmul, "fp32_precision", None) for matmul in matmuls]
+        return older, [getattr(matmul, "fp32_precision", None) for matmul in matmuls]
 
     before = read()
     yield read
@@ -79,7 +79,7 @@ def torchs_settings():
             backend.matmul.fp32_precision = value
 
 
-@pytest.mark.parametrize("told", ["untouched", "highest", "high", "medium", "tf32", "ieee"])
+@pytest.mark.parametrize("torch_setting", ["untouched", "highest", "high", "medium", "tf32", "ieee"])
 @pytest.mark.parametrize(
     "device, precision, expected",
     [
@@ -91,16 +91,16 @@ def torchs_settings():
     ],
 )
 def test_products_are_what_the_precision_says_whatever_torch_is_set_to(
-    torchs_settings, told, device, precision, expected
+    torchs_settings, torch_setting, device, precision, expected
 ):
     """By torch's older setting, or by its newer one, after which the older may refuse to be read."""
-    if told in ("highest", "high", "medium"):
-        torch.set_float32_matmul_precision(told)
-    elif told != "untouched":
+    if torch_setting in ("highest", "high", "medium"):
+        torch.set_float32_matmul_precision(torch_setting)
+    elif torch_setting != "untouched":
         if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):
             pytest.skip("needs torch 2.9")
         torch.set_float32_matmul_precision("highest")
-        torch.backends.cuda.matmul.fp32_precision = told
+        torch.backends.cuda.matmul.fp32_precision = torch_setting
     before = torchs_settings()
     seen = []
 
@@ -146,8 +146,8 @@ def test_auto_takes_the_fastest(device, seconds, best):
     assert "\n" not in line
     assert len(measure.asked) == 1
     for name, taken in seconds.items():
-        told = f"{name} takes {taken / seconds[best]:.1f} times as long"
-        assert (told in line) == (name != best)
+        comparison = f"{name} takes {taken / seconds[best]:.1f} times as long"
+        assert (comparison in line) == (name != best)
 
 
 def test_a_precision_that_loses_is_said_so():

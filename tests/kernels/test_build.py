@@ -23,7 +23,7 @@ def configure(build: Path, *arguments: str, **environment: str) -> subprocess.Co
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
 
 
-def told(result: subprocess.CompletedProcess) -> list[str]:
+def reported_errors(result: subprocess.CompletedProcess) -> list[str]:
     """Return the lines that setup.py shows of a failed build."""
     assert result.returncode != 0
     lines = (result.stdout + result.stderr).splitlines()
@@ -47,7 +47,7 @@ def test_build_record():
 
 @needs_build_tools
 def test_a_missing_compiler_is_said_in_one_line(tmp_path):
-    (line,) = told(configure(tmp_path, CXX=str(tmp_path / "no-such-compiler")))
+    (line,) = reported_errors(configure(tmp_path, CXX=str(tmp_path / "no-such-compiler")))
     assert "no working C++ compiler" in line
     assert "ECORE_NATIVE=OFF" in line
 
@@ -58,9 +58,9 @@ def test_cuda_is_left_out_unless_it_was_asked_for(tmp_path):
     broken = str(tmp_path / "no-such-nvcc")
     automatic = configure(tmp_path / "auto", "-DECORE_CUDA=AUTO", CUDACXX=broken)
     assert automatic.returncode == 0, automatic.stdout + automatic.stderr
-    (line,) = told(configure(tmp_path / "on", "-DECORE_CUDA=ON", CUDACXX=broken))
+    (line,) = reported_errors(configure(tmp_path / "on", "-DECORE_CUDA=ON", CUDACXX=broken))
     assert line == f"ECORE_CUDA=ON, but {broken} does not compile a trial program"
-    (line,) = told(configure(tmp_path / "typo", "-DECORE_CUDA=YES"))
+    (line,) = reported_errors(configure(tmp_path / "typo", "-DECORE_CUDA=YES"))
     assert "AUTO, ON or OFF" in line
 
 

@@ -21,10 +21,10 @@ def uninitialized_memory():
 
 def test_the_first_cases(capsys):
     code = fuzz.main(["--cases", "200"])
-    told = capsys.readouterr().out
-    assert code == 0, told
+    printed = capsys.readouterr().out
+    assert code == 0, printed
     for operator in cases.OPERATORS:
-        (row,) = re.findall(rf"^\| +{operator} \|.*", told, re.MULTILINE)
+        (row,) = re.findall(rf"^\| +{operator} \|.*", printed, re.MULTILINE)
         *kernels, plain = (int(number) for number in re.findall(r"(\d+) right", row))
         assert plain >= 10
         assert sum(kernels) >= 10 or not native.available()
@@ -72,9 +72,9 @@ def test_an_error_of_a_few_roundings_is_found(monkeypatch):
 def test_a_wrong_case_is_told_with_the_line_that_runs_it_again(monkeypatch, capsys):
     monkeypatch.setattr(fuzz.Worker, "verdicts", lambda self, index: {"reference": "output 0: it is wrong"})
     assert fuzz.main(["--seed", "7", "--case", "12", "--backend", "reference"]) == 1
-    told = capsys.readouterr().out
-    assert "python -m tests.fuzz --seed 7 --case 12 --backend reference  # output 0: it is wrong\n" in told
-    assert "1 WRONG" in told
+    printed = capsys.readouterr().out
+    assert "python -m tests.fuzz --seed 7 --case 12 --backend reference  # output 0: it is wrong\n" in printed
+    assert "1 WRONG" in printed
 
 
 def test_a_process_that_dies_is_told(capfd):

@@ -156,14 +156,14 @@ def test_float32_is_multiplied_as_torch_is_told_to():
     before = settings.fp32_precision
     nodes = torch.randn(1, 1, 5, 4)
     try:
-        for told, expected in (("tf32", "tf32"), ("ieee", "ieee"), (before, "ieee")):
-            settings.fp32_precision = told
+        for setting, expected in (("tf32", "tf32"), ("ieee", "ieee"), (before, "ieee")):
+            settings.fp32_precision = setting
             assert registration._matmul_precision() == expected
             edge_attention(nodes, nodes, nodes, torch.ones(5, 5))
     finally:
         settings.fp32_precision = before
-    for told, expected in (("high", "tf32"), ("medium", "tf32"), ("highest", "ieee")):
-        torch.set_float32_matmul_precision(told)
+    for setting, expected in (("high", "tf32"), ("medium", "tf32"), ("highest", "ieee")):
+        torch.set_float32_matmul_precision(setting)
         assert registration._matmul_precision() == expected
 
 

@@ -49,7 +49,7 @@ def test_plot_of_what_was_kept(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "complaint"),
     [
         (None, "no such file"),
         ("{", "Expecting"),
@@ -57,11 +57,11 @@ def test_plot_of_what_was_kept(tmp_path) -> None:
         (json.dumps({"benchmark": "generation", "results": [{}] * 4}), "at most 3 results, got 4"),
     ],
 )
-def test_what_cannot_be_drawn(tmp_path, capsys: pytest.CaptureFixture[str], text, told) -> None:
+def test_what_cannot_be_drawn(tmp_path, capsys: pytest.CaptureFixture[str], text, complaint) -> None:
     kept, image = tmp_path / "kept.json", tmp_path / "image.svg"
     if text is not None:
         kept.write_text(text)
     with pytest.raises(SystemExit):
         main(["--from", str(kept), "--plot", str(image)])
-    assert told in capsys.readouterr().err.splitlines()[-1]
+    assert complaint in capsys.readouterr().err.splitlines()[-1]
     assert not image.exists()

@@ -79,7 +79,7 @@ def test_a_failure_has_its_last_words(session, python):
 
 
 @pytest.fixture
-def told(session):
+def summary_with(session):
     """The summary with a result file."""
 
     def write(name, document):
@@ -90,7 +90,7 @@ def told(session):
     return write
 
 
-def test_tables(told):
+def test_tables(summary_with):
     timing = {"minimum": 0.01, "median": 0.012, "p20": 0.011, "p80": 0.013, "measurements": 7, "calls": 1}
     row = {
         "configuration": "all, CUDA graphs",
@@ -101,15 +101,15 @@ def test_tables(told):
     document = {"preset": "paper", "device": "cuda", "data": "made up", "growth": []}
     document |= {"configurations": [row | {"peak_memory_mib": 900.0, "warm_up_seconds": 4.0}]}
     document["parts"] = {"plain": {"optimiser": 0.1}, "all": {"optimiser": 0.2}}
-    (line,) = [line for line in told("steps", {"results": [document]}).splitlines() if "CUDA" in line]
+    (line,) = [line for line in summary_with("steps", {"results": [document]}).splitlines() if "CUDA" in line]
     assert [cell.strip() for cell in line.split("|")[1:4]] == ["all, CUDA graphs", "12.5 ms", "12 ms"]
 
     compared = {"precision": "tf32", "compared": "recorded / single", "steps": 48, "passed": False}
-    text = told("losses", {"results": [{**compared, "failed": "recorded: out of memory"}]})
+    text = summary_with("losses", {"results": [{**compared, "failed": "recorded: out of memory"}]})
     assert "recorded: out of memory" in text
 
     otsu = {"rows": 16, "timings": {"native": timing, "reference": timing}, "reference_over_native": 1.0}
-    assert "12 ms (11 ms – 13 ms)" in told("otsu", {"results": [otsu]})
+    assert "12 ms (11 ms – 13 ms)" in summary_with("otsu", {"results": [otsu]})
 
 
 def test_trainings_are_told(session):
@@ -121,9 +121,9 @@ def test_trainings_are_told(session):
     assert "step 50, loss 4, best valid_ppl_per_sample 60" in (session.folder / "summary.md").read_text()
 
 
-def test_a_table_that_fails_loses_nothing(told, session):
+def test_a_table_that_fails_loses_nothing(summary_with, session):
     session.leave_out("there is none")
-    text = told("steps", {"results": [{}]})
+    text = summary_with("steps", {"results": [{}]})
     assert "- stage: stage: left out: there is none" in text
     assert "steps: KeyError: 'preset'" in text
 

@@ -65,13 +65,13 @@ def test_training_is_the_command_line(session, commands, tmp_path):
     stages.run(session, plan, {"train": 0.2})
     train = commands["train soft"]
     assert train.command[2:4] == ["ecore", "train"]
-    told = {
+    expected_flags = {
         "--data": str(tmp_path / "prepared"),
         "--strategy": "soft",
         "--max-steps": "70",
         "--precision": "tf32",
     }
-    for flag, expected in told.items():
+    for flag, expected in expected_flags.items():
         assert value(train, flag) == expected
     assert "--cuda-graphs" in train.command
     assert train.patience >= 30.0  # for a checkpoint
@@ -161,7 +161,7 @@ def test_tests_run_with_what_is_installed(session, commands, monkeypatch):
 
 
 def test_processes_import_this_checkout(session, python, monkeypatch):
-    """And are not told to interpret kernels that are to run on a GPU."""
+    """The caller's TRITON_INTERPRET does not reach them: their kernels run on a GPU."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     session.environment = environment(session.scratch, ROOT / "kernels")
     code = "import os, ecore_kernels, benchmarks; print(ecore_kernels.__file__, os.environ.get('TRITON_INTERPRET'))"

@@ -95,9 +95,9 @@ def test_a_wrong_candidate_gets_no_time(monkeypatch, spoil, what):
     assert "timing" not in ours
     assert result["ratios"] == {}
     assert "timing" in result["candidates"]["reference"]
-    told = report([result])
-    assert "fused: wrong" in told
-    assert "LOST" not in told
+    text = report([result])
+    assert "fused: wrong" in text
+    assert "LOST" not in text
 
 
 def test_a_failing_candidate_does_not_stop_the_others(monkeypatch):
@@ -140,8 +140,8 @@ def test_losses_are_marked():
     assert cells[-1] == "LOST to compiled"
     assert cells[5:10] == ["2 ms (2 ms – 2 ms)", "–", "25.0 % (memory)", "1", "1 MiB"]
     assert cells[10:14] == ["4.00 (3.90); 6.00 (7.00)", "0.50 (1.10)", "–", "8.0"]
-    told = report([result])
-    assert "- flex: out of memory [17 all ieee forward depth 1]" in told
+    text = report([result])
+    assert "- flex: out of memory [17 all ieee forward depth 1]" in text
 
 
 def test_no_time_left():

@@ -22,9 +22,9 @@ def test_report(small, tmp_path, monkeypatch, capsys):
     )
     out, image = tmp_path / "training.json", tmp_path / "training.svg"
     command.main(["--rounds", "2", "--out", str(out), "--plot", str(image)])
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for name in configurations(False):
-        assert name in told
+        assert name in printed
     kept = json.loads(out.read_text())["results"][0]
     assert [row["configuration"] for row in kept["configurations"]] == list(configurations(False))
     assert kept["configurations"][0]["speedup_median"] == 1.0

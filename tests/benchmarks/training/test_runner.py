@@ -39,5 +39,5 @@ def test_a_configuration_that_fails_or_has_no_time_is_told(small, monkeypatch):
     late = runner.compare_passes(small, {"all": []}, passes=2, device="cpu")
     assert late[0]["speedup_median"] is None
     document = {"preset": "paper", "device": "cuda", "data": "made up"}
-    told = report(document | {"configurations": [*late, *rows]})
-    assert "- plain PyTorch: no time was left" in told
+    text = report(document | {"configurations": [*late, *rows]})
+    assert "- plain PyTorch: no time was left" in text

@@ -54,7 +54,7 @@ def test_each_improvement_is_taken_out(small, monkeypatch):
 
 
 def test_tf32_is_of_the_step_alone(small, monkeypatch):
-    for parts, told in (([*WITHOUT, "tf32"], "high"), ([*WITHOUT], "highest"), (["bfloat16"], "highest")):
+    for parts, setting in (([*WITHOUT, "tf32"], "high"), ([*WITHOUT], "highest"), (["bfloat16"], "highest")):
         seen, one = [], Steps(small, parts)
         loss, one.device = one.loss, "cuda"  # for its precision alone: on a CPU there is nothing to set
         monkeypatch.setattr(steps, "autocast", lambda *_, **__: contextlib.nullcontext())
@@ -65,7 +65,7 @@ def test_tf32_is_of_the_step_alone(small, monkeypatch):
 
         one.loss = watched
         one.take_number(0)
-        assert seen == [told]
+        assert seen == [setting]
         assert torch.get_float32_matmul_precision() == "highest"
 
 

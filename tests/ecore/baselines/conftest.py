@@ -119,7 +119,7 @@ def prepared_folder(tmp_path_factory):
 def inferences_file(tmp_path_factory):
     """Of most last utterances of the corpus's contexts."""
     path = tmp_path_factory.mktemp("inferences") / "inferences.jsonl"
-    told = (
+    utterances = (
         "a terrible noise scared me .",
         "someone broke my awful car .",
         "it was bad.",
@@ -127,7 +127,7 @@ def inferences_file(tmp_path_factory):
     )
     lines = [
         {"text": text, "xReact": ["scared", "sad"], "xIntent": ["none"], "xWant": ["to call someone", "help"]}
-        for text in told
+        for text in utterances
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path

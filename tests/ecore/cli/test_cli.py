@@ -172,7 +172,7 @@ def test_precision_that_is_measured(prepared, capsys, tmp_path, monkeypatch):
         lambda precision, device: settle(precision, device, lambda _, names: {n: seconds[n] for n in names}),
     )
     new = ["train", "--data", str(prepared), *SMALL, "--max-steps", "1", "--out"]
-    for precision, kept, told in (
+    for precision, kept, message in (
         ("auto", "float32", "--precision auto: float32 has the fastest products here"),
         (
             "bfloat16",
@@ -182,7 +182,7 @@ def test_precision_that_is_measured(prepared, capsys, tmp_path, monkeypatch):
     ):
         out = tmp_path / precision
         assert cli.main([*new, str(out), "--precision", precision]) == 0
-        assert told in capsys.readouterr().err
+        assert message in capsys.readouterr().err
         assert json.loads((out / "config.json").read_text())["training"]["precision"] == kept
     again = ["train", "--out", str(tmp_path / "auto"), "--resume", "--precision", "auto", "--max-steps", "2"]
     assert cli.main(again) == 0
@@ -427,10 +427,10 @@ def test_the_plain_transformer_all_the_way(prepared, tmp_path, capsys):
     assert cli.main(["evaluate", str(run)]) == 0
     assert cli.main(["generate", str(run), "--text", "A noise scared me."]) == 0
     assert cli.main(["info", str(run)]) == 0
-    told = capsys.readouterr().out
-    assert "ppl_per_sample" in told
-    assert "Acc" not in told
-    assert "perceived" not in told
+    printed = capsys.readouterr().out
+    assert "ppl_per_sample" in printed
+    assert "Acc" not in printed
+    assert "perceived" not in printed
     ablated = ["--ablate", "co-p", "--strategy", "none", "--out", str(tmp_path / "other")]
     assert cli.main(["train", "--data", str(prepared), *ablated]) == 2
 
@@ -445,8 +445,8 @@ def test_evaluate_multi_emotion(run, tmp_path, capsys):
     assert "multi-emotion subset: 1 conversations" in capsys.readouterr().out
     kept = json.loads((copied / "evaluation-test" / "metrics.json").read_text())["multi_emotion"]
     assert kept["ceiling_at"] == {"1": 1.0, "3": 2.0, "5": 2.0}
-    told = str(copied / "evaluation-test" / "predictions.jsonl")
-    assert cli.main(["evaluate", "--predictions", told, "--multi-emotion", str(labels)]) == 0
+    predictions = str(copied / "evaluation-test" / "predictions.jsonl")
+    assert cli.main(["evaluate", "--predictions", predictions, "--multi-emotion", str(labels)]) == 0
     assert cli.main(["evaluate", str(copied), "--multi-emotion", str(labels), "--limit", "2"]) == 2
     labels.write_text(json.dumps({"conv_id": "nobody", "emotions": ["afraid", "sad"]}) + "\n")
     assert cli.main(["evaluate", str(copied), "--multi-emotion", str(labels)]) == 2

@@ -169,7 +169,7 @@ def test_emotion_that_training_does_not_have(jsonl_folder, csv_folder):
 @pytest.mark.parametrize(
     "number, change, match, turns",
     [
-        # A torn line; what is left of its conversation after it cannot be told apart any more.
+        # A torn line; after it, the rest of its conversation cannot be recognised.
         (4, lambda line: line[:20], "torn line: expected 8 fields", [2, 2, 3, 1]),
         (4, lambda line: line + ",x,y", "torn line: expected 8 fields.* got 10", [2, 2, 3, 1]),
         (4, lambda line: line.replace("t:0,3", "t:0,x"), "torn line", [2, 2, 3, 1]),

@@ -161,7 +161,7 @@ def test_matched_thresholds_to_the_word():
 
 
 def test_sentiwordnet_of_nltk(tmp_path, monkeypatch):
-    """Without a file NLTK's corpus is read, where its downloader has put it; else both ways are told."""
+    """Without a file NLTK's corpus is read, where its downloader has put it; else the error names both ways."""
     monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
     with pytest.raises(InputError, match=r"--intensity-file.*nltk\.downloader sentiwordnet"):
         word_intensity(["good"], "sentiwordnet")

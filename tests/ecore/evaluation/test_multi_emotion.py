@@ -89,8 +89,8 @@ def test_a_predictions_file_tells_the_true_emotions_itself(tmp_path):
     record |= {"predicted_emotion": "sad", "emotions": [["sad", 0.9], ["joyful", 0.1]]}
     (tmp_path / "p.jsonl").write_text(json.dumps(record) + "\n", encoding="utf-8-sig")
     write_labels(tmp_path / "l.jsonl", {"a": ["sad", "joyful"]})
-    told = evaluate_file(tmp_path / "p.jsonl", tmp_path / "l.jsonl")["multi_emotion"]
-    assert told["recall_at"] == {"1": 1.0, "3": 2.0, "5": 2.0}
+    scores = evaluate_file(tmp_path / "p.jsonl", tmp_path / "l.jsonl")["multi_emotion"]
+    assert scores["recall_at"] == {"1": 1.0, "3": 2.0, "5": 2.0}
     write_labels(tmp_path / "l.jsonl", {"a": ["joyful", "sad"]})
     with pytest.raises(
         InputError, match=r"l\.jsonl:1: the first emotion is 'joyful'; expected the true one of a"

@@ -84,8 +84,10 @@ def test_another_decoding_and_the_last_checkpoint(run: Path, capsys: pytest.Capt
     assert last["rep_3"] == 0.0
 
 
-@pytest.mark.parametrize("precision, told", [("float32", "highest"), ("tf32", "high")])
-def test_precision_of_products(run: Path, monkeypatch: pytest.MonkeyPatch, precision: str, told: str) -> None:
+@pytest.mark.parametrize("precision, setting", [("float32", "highest"), ("tf32", "high")])
+def test_precision_of_products(
+    run: Path, monkeypatch: pytest.MonkeyPatch, precision: str, setting: str
+) -> None:
     """As on a GPU, but for the device; on a CPU the two are the same, and the file says so."""
     seen = set()
     for name in ("score", "step"):
@@ -102,7 +104,7 @@ def test_precision_of_products(run: Path, monkeypatch: pytest.MonkeyPatch, preci
     seen.clear()
     monkeypatch.setattr(report, "float32_products", lambda _, precision: float32_products("cuda", precision))
     evaluate_run(run, **options)
-    assert seen == {("score", told), ("step", told)}
+    assert seen == {("score", setting), ("step", setting)}
     assert torch.get_float32_matmul_precision() == "highest"
     with pytest.raises(InputError, match="precision: expected one of float32, tf32, got 'bfloat16'"):
         evaluate_run(run, **options | {"precision": "bfloat16"})
@@ -170,7 +172,7 @@ def test_metrics_and_table_by_hand() -> None:
     assert metrics["emotions"]["b"]["accuracy"] == 0.0
     assert metrics["emotions"]["d"]["accuracy"] is None
 
-    told = {
+    described = {
         "split": "valid",
         "checkpoint": "checkpoint-000400",
         "strategy": "hard",
@@ -178,7 +180,7 @@ def test_metrics_and_table_by_hand() -> None:
         "decoding": {"method": "greedy", "max_length": 30},
         "yardsticks": {"unigram": 4.9, "kneser_ney_bigram": 5.0, "naive_bayes_accuracy": 66.7},
     }
-    table = format_run(metrics | told)
+    table = format_run(metrics | described)
     rows = {line.split("  ")[0]: line for line in table.splitlines()}
     assert "'train' vocabulary of 1,234 words" in table
     assert "comparable with the papers' numbers" in rows["ppl_per_sample"]

@@ -251,9 +251,9 @@ def test_the_loss_needs_no_count_of_words(make, more):
     """Told how many words there are, or only that there are no more than that, nothing changes."""
     model, batch = make.model(), make.batch()
     tokens = int((batch.response != 0).sum()) + more
-    for told, counted in zip(model.loss(batch, tokens=tokens), model.loss(batch), strict=True):
-        if isinstance(told, torch.Tensor):
-            torch.testing.assert_close(told, counted)
+    for given, counted in zip(model.loss(batch, tokens=tokens), model.loss(batch), strict=True):
+        if isinstance(given, torch.Tensor):
+            torch.testing.assert_close(given, counted)
     torch.testing.assert_close(model.score(batch, tokens).nll, model.score(batch).nll)
 
 
@@ -343,17 +343,17 @@ def test_a_new_model_is_healthy(make, strategy):
 @torch.no_grad()
 def test_health_by_hand(make):
     model, batch = make.model(), make.batch()
-    told, encoding = model.loss(batch, health=True).health, model.encode(batch)
+    health, encoding = model.loss(batch, health=True).health, model.encode(batch)
     dead = [
         float(model.intensity[word]) == 0.0
         for context, length in zip(batch.context, batch.lengths, strict=True)
         for word in context[1:length]
     ]
-    assert told["dead_edges"].item() == pytest.approx(sum(dead) / len(dead))
-    torch.testing.assert_close(told["perception_std"], encoding.perceived.global_signal.std())
-    assert 0 < told["perception_context"] < 1
-    torch.testing.assert_close(told["gate_mean"], encoding.perceived.gate.mean())
-    torch.testing.assert_close(told["gate_std"], encoding.perceived.gate.std())
+    assert health["dead_edges"].item() == pytest.approx(sum(dead) / len(dead))
+    torch.testing.assert_close(health["perception_std"], encoding.perceived.global_signal.std())
+    assert 0 < health["perception_context"] < 1
+    torch.testing.assert_close(health["gate_mean"], encoding.perceived.gate.mean())
+    torch.testing.assert_close(health["gate_std"], encoding.perceived.gate.std())
 
 
 @torch.no_grad()

@@ -60,8 +60,13 @@ def data(tmp_path_factory):
             if split == "test" and i == 0:
                 turns[0] = " "
             said_by = [{"speaker": ("speaker", "listener")[t % 2], "text": x} for t, x in enumerate(turns)]
-            told = {"conv_id": f"{split}:{i}", "emotion": emotion, "situation": said, "utterances": said_by}
-            lines.append(json.dumps(told) + "\n")
+            dialogue = {
+                "conv_id": f"{split}:{i}",
+                "emotion": emotion,
+                "situation": said,
+                "utterances": said_by,
+            }
+            lines.append(json.dumps(dialogue) + "\n")
         (folder / "corpus" / f"{split}.jsonl").write_text("".join(lines))
     prepare(folder / "corpus", folder / "prepared", progress=False)
     return PreparedData.load(folder / "prepared")
@@ -149,8 +154,8 @@ def test_split_holds_the_texts_as_subwords(make, data):
         assert context[0] == CLS
         assert len(context) == batch.lengths[row] == split.context_lengths[row]
         turns = [" ".join(turn.split()) for turn in text["context"]]
-        told = decode([0 if i == EOS else i - OFFSET for i in context[1:]])
-        assert told == (eos.join(turns) or eos)
+        decoded = decode([0 if i == EOS else i - OFFSET for i in context[1:]])
+        assert decoded == (eos.join(turns) or eos)
         response = [i for i in batch.response[row].tolist() if i != PAD]
         assert len(response) == split.response_lengths[row]
         assert model.vocabulary.text(response) == " ".join(text["response"].split())
@@ -342,10 +347,10 @@ def test_dropout_reaches_the_backbone(make):
 
 def test_emotions_are_the_mean_of_their_words_subwords(make):
     model = make()
-    told = model.vocabulary.encode([" joyful"])[0][0]
-    assert len(told) > 1
+    subword_ids = model.vocabulary.encode([" joyful"])[0][0]
+    assert len(subword_ids) > 1
     row = model.vocabulary.emotions.index("joyful")
-    mean = model.gpt2.wte(torch.tensor(told) - OFFSET).mean(0)
+    mean = model.gpt2.wte(torch.tensor(subword_ids) - OFFSET).mean(0)
     mixed = (model.gpt2.wte(model.emotion_words[row]) * model.emotion_share[row][:, None]).sum(0)
     torch.testing.assert_close(mixed, mean)
 
@@ -413,11 +418,11 @@ def test_commands(data, gpt2_folder, tmp_path, capsys):
     flags = ["--preset", "tiny", "--max-steps", "3", "--device", "cpu", "--backbone", str(gpt2_folder)]
     assert main(["train", "--data", prepared, "--out", run, *flags]) == 0
     assert main(["evaluate", run, "--device", "cpu"]) == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     size = OFFSET + len(transformers.AutoTokenizer.from_pretrained(gpt2_folder))
-    assert f"'subword' vocabulary of {size} subwords" in told
-    assert "Kneser-Ney" not in told
-    assert "naive Bayes" in told
+    assert f"'subword' vocabulary of {size} subwords" in printed
+    assert "Kneser-Ney" not in printed
+    assert "naive Bayes" in printed
     assert main(["generate", run, "--text", "My dog died.", "--device", "cpu"]) == 0
     assert "perceived:" in capsys.readouterr().out
     assert main(["train", "--data", prepared, "--out", run + "2", *flags, "--heads", "2"]) == 2

@@ -16,9 +16,9 @@ from ecore.paper.experiments.drawings import PAPERS_CASES
 
 def record(conv: int, turn: int, emotion: str, **more: object) -> dict:
     context = [f"turn {t} of {conv}" for t in range(turn)]
-    told = {"conv_id": f"c{conv}", "turn": turn, "context": context, "reference": f"human {conv} {turn}"}
-    told |= {"prediction": f"answer {conv} {turn}", "emotion": emotion, "predicted_emotion": "sad"}
-    return told | {"emotions": [["sad", 0.6], [emotion, 0.25], ["proud", 0.1], ["angry", 0.01]]} | more
+    fields = {"conv_id": f"c{conv}", "turn": turn, "context": context, "reference": f"human {conv} {turn}"}
+    fields |= {"prediction": f"answer {conv} {turn}", "emotion": emotion, "predicted_emotion": "sad"}
+    return fields | {"emotions": [["sad", 0.6], [emotion, 0.25], ["proud", 0.1], ["angry", 0.01]]} | more
 
 
 def write(path: Path, records: list[dict]) -> Path:
@@ -153,9 +153,9 @@ def test_written_as_markdown_and_json(soft: Path, tmp_path: Path) -> None:
     drawn = cases({"soft": soft}, number=2)
     write_cases(tmp_path / "out", drawn)
     assert (tmp_path / "out" / "cases.md").read_text() == format_cases(drawn)
-    told = json.loads((tmp_path / "out" / "cases.json").read_text())
-    assert [t["conv_id"] for t in told] == [case.conv_id for case in drawn]
-    assert told[0]["answers"]["soft"]["attention"][0] == ["sad", 0.6]
+    written = json.loads((tmp_path / "out" / "cases.json").read_text())
+    assert [t["conv_id"] for t in written] == [case.conv_id for case in drawn]
+    assert written[0]["answers"]["soft"]["attention"][0] == ["sad", 0.6]
 
 
 def test_refusals(soft: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints: everything comes back, only what counts stays, and damage is told in one line."""
+"""Checkpoints: everything comes back, only what counts stays, and damage gets one line."""
 
 from dataclasses import replace
 

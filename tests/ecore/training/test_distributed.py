@@ -194,9 +194,9 @@ sys.exit(ecore.cli.main(["train", "--data", "nowhere" + os.environ["RANK"], "--o
 """)
     result = torchrun(2, str(script))
     assert result.returncode != 0
-    told = [line for line in result.stderr.splitlines() if line.startswith("ecore: error:")]
-    assert len(told) == 1
-    assert ("nowhere0" if fails == "both" else "nowhere1") in told[0]
+    errors = [line for line in result.stderr.splitlines() if line.startswith("ecore: error:")]
+    assert len(errors) == 1
+    assert ("nowhere0" if fails == "both" else "nowhere1") in errors[0]
 
 
 def test_another_process_that_is_gone_is_one_kind_of_error():

@@ -260,11 +260,11 @@ def test_products_of_steps_and_validations_alike(
 ):
     """As on a GPU, but for the device: what is set there is left unset on a CPU."""
     seen = {"loss": set(), "score": set()}
-    for name, told in seen.items():
+    for name, settings_seen in seen.items():
         method = getattr(ECore, name)
 
-        def watched(*arguments, method=method, told=told):
-            told.add(torch.get_float32_matmul_precision())
+        def watched(*arguments, method=method, settings_seen=settings_seen):
+            settings_seen.add(torch.get_float32_matmul_precision())
             return method(*arguments)
 
         monkeypatch.setattr(ECore, name, watched)
@@ -272,8 +272,8 @@ def test_products_of_steps_and_validations_alike(
     quiet_train(tmp_path / "cpu", settings)
     assert seen == {"loss": {"highest"}, "score": {"highest"}}
     monkeypatch.setattr(trainer, "float32_products", lambda _, precision: float32_products("cuda", precision))
-    for told in seen.values():
-        told.clear()
+    for settings_seen in seen.values():
+        settings_seen.clear()
     with monkeypatch.context() as patched:
         at_call(patched, "loss", 3, interrupt)
         quiet_train(tmp_path / "run", settings)

@@ -166,9 +166,9 @@ def test_a_host_that_is_lost_ends_the_other_and_the_run_goes_on(
         _, said = agents[1 - victim].communicate(timeout=120)
         assert time.monotonic() - begin < WITHIN
         assert agents[1 - victim].returncode != 0
-        told = [line for line in said.splitlines() if "ecore: error:" in line]
-        assert len(told) == 1, said
-        assert re.search(complaint, told[0])
+        errors = [line for line in said.splitlines() if "ecore: error:" in line]
+        assert len(errors) == 1, said
+        assert re.search(complaint, errors[0])
     finally:
         for agent in agents:
             die(agent)

@@ -463,7 +463,7 @@ def test_the_key_comes_from_the_environment(tmp_path, stub, monkeypatch, capsys)
     flags = f"run --data {tmp_path} --limit 2 --annotator endpoint --url {stub.url} --model m --jobs 1"
     assert run_annotate(parser.parse_args([*flags.split(), "--out", str(tmp_path / "out")])) == 0
     assert [headers["Authorization"] for *_, headers in stub.requests] == ["Bearer k3y"] * 2
-    told = capsys.readouterr().out
-    assert "1 names in the answers are no known emotion" in told
-    assert "1 dialogues without an annotation, 1 first: refused with 400: filtered" in told
-    assert "the same command asks for them again" in told
+    printed = capsys.readouterr().out
+    assert "1 names in the answers are no known emotion" in printed
+    assert "1 dialogues without an annotation, 1 first: refused with 400: filtered" in printed
+    assert "the same command asks for them again" in printed

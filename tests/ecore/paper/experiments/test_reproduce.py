@@ -166,10 +166,10 @@ def test_rivals_are_trained_at_two_sizes():
     rows = plan.rows_of("table1", brought)
     assert rows["KEMP"] == "needs data prepared with --relations FILE"
     assert rows["CEM"] == "needs --inferences FILE"
-    told = plan.rows_of("table1", replace(brought, inferences="file"))
-    cem = plan.configured(told["CEM, at our size"], Settings("paper", *PRESETS["paper"]))[0]
+    with_inferences = plan.rows_of("table1", replace(brought, inferences="file"))
+    cem = plan.configured(with_inferences["CEM, at our size"], Settings("paper", *PRESETS["paper"]))[0]
     assert (cem.model, cem.inferences, cem.label_smoothing) == ("cem", "file", 0.0)
-    assert told["MIME"].inferences is None
+    assert with_inferences["MIME"].inferences is None
     assert "SEEK" not in rows
     assert isinstance(plan.rows_of("table1", replace(brought, relations=True))["KEMP"], Variant)
     assert "MIME" not in plan.rows_of("table1", NOTHING)
@@ -441,8 +441,8 @@ def test_settings_that_contradict_are_refused(prepared, tmp_path):
     scores.write_text("happy\t0.95\n")
     with pytest.raises(InputError, match=r"^--data: .* was begun with"):
         settings.agree(tmp_path / "out", with_intensity(data, tmp_path / "skep", "skep", scores))
-    told = tmp_path / "out" / "settings.json"
-    told.write_text(json.dumps(json.loads(told.read_text()) | {"format": 1}))
+    settings_file = tmp_path / "out" / "settings.json"
+    settings_file.write_text(json.dumps(json.loads(settings_file.read_text()) | {"format": 1}))
     with pytest.raises(InputError, match=r"its runs are of format 1, those of now of .* take another --out$"):
         settings.agree(tmp_path / "out", data)
     (tmp_path / "mine").mkdir()
@@ -574,9 +574,11 @@ def test_interrupted_and_gone_on_with(command, prepared, tmp_path, monkeypatch, 
     assert kept != "checkpoint-000150"
     assert not (out / "runs/hard-seed0").exists()
 
-    told = json.loads((out / "settings.json").read_text())
+    kept_settings = json.loads((out / "settings.json").read_text())
     settings = Settings(
-        "tiny", from_dict(ModelConfig, told["model"]), from_dict(TrainingConfig, told["training"])
+        "tiny",
+        from_dict(ModelConfig, kept_settings["model"]),
+        from_dict(TrainingConfig, kept_settings["training"]),
     )
     one = plan.plan_runs({Variant("soft"): 1}, out, settings, {None: PreparedData.load(prepared)})
     outcome = runs.execute(one, out / "logs", preset="tiny", limit=8, threads=1, progress=False)

@@ -91,7 +91,7 @@ def test_figure_5_shows_every_word_and_weight(words: int) -> None:
 def test_figure_6_has_one_row_an_emotion_through_all_panels() -> None:
     seen = made_up_trace(30)
     figure = draw_aggregation(seen)
-    first, middle, second, told = figure.axes[:4]
+    first, middle, second, shift = figure.axes[:4]
     order = np.argsort(-seen.perceived)
     assert [label.get_text() for label in first.get_yticklabels()] == [EMOTIONS[i] for i in order]
     assert [label.get_text() for label in middle.get_xticklabels()] == [EMOTIONS[i] for i in order]
@@ -106,7 +106,7 @@ def test_figure_6_has_one_row_an_emotion_through_all_panels() -> None:
     own = np.eye(len(order), dtype=bool)
     np.testing.assert_allclose(shown[~own], seen.emotion_edges[np.ix_(order, order)][~own])
     assert np.ma.getmaskarray(shown)[own].all() or np.isnan(shown[own]).all()
-    without, with_it = (line.get_xdata() for line in told.lines)
+    without, with_it = (line.get_xdata() for line in shift.lines)
     np.testing.assert_allclose(without, 100 * seen.perceived_before[order])
     np.testing.assert_allclose(with_it, 100 * seen.perceived[order])
     assert all(axes.yaxis_inverted() for axes in figure.axes[:4])

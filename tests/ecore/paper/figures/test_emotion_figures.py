@@ -80,8 +80,8 @@ def test_rank_correlation_is_spearmans() -> None:
 def test_agreement_of_the_two_graphs() -> None:
     a, b = np.zeros((2, 4, 4))
     a[0, 1] = a[1, 0] = a[2, 3] = a[3, 2] = b[0, 1] = b[1, 0] = 1
-    told = Correlations(tuple("abcd"), a, b, 3).agreement()
-    assert told == {
+    agreement = Correlations(tuple("abcd"), a, b, 3).agreement()
+    assert agreement == {
         "shared_edges": 1,
         "expected_shared": 2 / 6,
         "rank_correlation": pytest.approx(0.632, abs=1e-3),

@@ -86,20 +86,20 @@ def test_every_figure_of_a_run_the_same_bytes_every_time(
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
     assert b"CreationDate" not in (tmp_path / "a" / "figure5.pdf").read_bytes()
 
-    told = {path.stem: json.loads(path.read_text()) for path in written if path.suffix == ".json"}
+    drawn = {path.stem: json.loads(path.read_text()) for path in written if path.suffix == ".json"}
     talk = PreparedData.load(prepared).test.texts(0)
     seen = trace(model, talk["context"], talk["emotion"])
-    assert told["figure5"]["words"] == list(seen.words)
-    np.testing.assert_allclose(told["figure5"]["word_edges"], seen.word_edges)
-    assert told["figure6"]["emotion"] == talk["emotion"]
-    assert told["figure4"]["dialogues"] == 3 * len(FEW) == told["figure2"]["dialogues"]
+    assert drawn["figure5"]["words"] == list(seen.words)
+    np.testing.assert_allclose(drawn["figure5"]["word_edges"], seen.word_edges)
+    assert drawn["figure6"]["emotion"] == talk["emotion"]
+    assert drawn["figure4"]["dialogues"] == 3 * len(FEW) == drawn["figure2"]["dialogues"]
     found = [
         m.found | {m.emotion} for m in mentions(PreparedData.load(prepared).conversations(), progress=False)
     ]
     counted = cooccurrence(found, model.vocabulary.emotions)
-    assert told["figure4"]["data"]["weights"] == counted.tolist()
+    assert drawn["figure4"]["data"]["weights"] == counted.tolist()
     assert counted.max() >= 3
-    assert told["training"]["loss"] == [[1, 89.0], [9, 81.0]]
+    assert drawn["training"]["loss"] == [[1, 89.0], [9, 81.0]]
 
 
 def test_only_what_was_asked_for_and_a_dialogue_of_ones_own(
@@ -107,9 +107,9 @@ def test_only_what_was_asked_for_and_a_dialogue_of_ones_own(
 ) -> None:
     assert command(run, "--out", tmp_path, "--only", "5", "--text", "I am afraid.", "--text", "Why?") == 0
     assert {path.name for path in tmp_path.iterdir()} == {"figure5.pdf", "figure5.png", "figure5.json"}
-    told = json.loads((tmp_path / "figure5.json").read_text())
-    assert told["words"] == ["[CLS]", "i", "am", "afraid", ".", "why", "?"]
-    assert told["emotion"] is None
+    figure5 = json.loads((tmp_path / "figure5.json").read_text())
+    assert figure5["words"] == ["[CLS]", "i", "am", "afraid", ".", "why", "?"]
+    assert figure5["emotion"] is None
     assert command(run, "--out", tmp_path, "--only", "6", "--split", "valid", "--sample", "5") == 0
     record = json.loads((tmp_path / "figure6.json").read_text())
     assert record["emotion"] == PreparedData.load(prepared).valid.texts(5)["emotion"]
@@ -140,14 +140,14 @@ def test_a_run_without_graph_has_its_other_figures(prepared: Path, tmp_path: Pat
 
 
 def test_refusals(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for arguments, told in (
+    for arguments, complaint in (
         (("--sample", 99), "sample: expected 0 to 15 of the test split, got 99"),
         (("--sample", -1), "got -1"),
         (("--text", "Hi.", "--sample", 0), "either --text or --sample"),
         (("--text", " "), "dialogue: expected"),
         (("--data", tmp_path / "none"), "no such folder"),
     ):
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=complaint):
             command(run, "--out", tmp_path / "out", *arguments)
         assert not (tmp_path / "out").exists()
     with pytest.raises(InputError, match="expected one that `ecore train` wrote"):

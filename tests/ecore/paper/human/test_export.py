@@ -107,8 +107,8 @@ def test_the_command(files: dict[str, Path], tmp_path: Path, capsys: pytest.Capt
     bravo = next(line for line in table.splitlines() if line.startswith("Bravo"))
     assert f"{relevance['mean']:.2f} ± {relevance['sd']:.2f}" in bravo
     charly = [line for line in table.splitlines() if line.startswith("Charly")][1].split()
-    told = [f"{pair[outcome]:.1f}" for outcome in ("win", "loss", "tie")]
-    assert charly == ["Charly", *told, "12", str(pair["same_answer"]), f"{pair['kappa']:.2f}"]
+    outcomes = [f"{pair[outcome]:.1f}" for outcome in ("win", "loss", "tie")]
+    assert charly == ["Charly", *outcomes, "12", str(pair["same_answer"]), f"{pair['kappa']:.2f}"]
     assert command("score", out, *sheets[:1], "--out", tmp_path / "s.json") == 0
     assert json.loads((tmp_path / "s.json").read_text())["rating"]["raters"] == [1]
     for kept in (out / "key.json", sheets[0]):

@@ -72,22 +72,22 @@ const [data, logic] = JSON.parse(require("fs").readFileSync(0, "utf8"));
 const createSheet = new Function(logic + "; return createSheet;")();
 const kept = {};
 const storage = { getItem: (k) => kept[k] ?? null, setItem: (k, v) => { kept[k] = v; } };
-const study = JSON.parse(data), told = [];
+const study = JSON.parse(data), seen = [];
 let sheet = createSheet(study, storage);
-told.push(sheet.open().length === sheet.total, sheet.csv());
+seen.push(sheet.open().length === sheet.total, sheet.csv());
 study.rows.forEach((_, row) => study.questions.forEach(([question, values], i) => {
   if (row === 3) sheet = createSheet(study, storage);  // the page was closed and opened again
   sheet.set(row, question, values[(row + i) % values.length]);
 }));
-told.push(sheet.open().length, sheet.csv());
+seen.push(sheet.open().length, sheet.csv());
 kept[Object.keys(kept)[0]] = JSON.stringify([{ fluency: "9", choice: "C" }, null]);
-told.push(createSheet(study, storage).open().length === sheet.total);
+seen.push(createSheet(study, storage).open().length === sheet.total);
 kept[Object.keys(kept)[0]] = "torn {";
-told.push(createSheet(study, storage).open().length === sheet.total);
+seen.push(createSheet(study, storage).open().length === sheet.total);
 const full = { getItem() { throw new Error(); }, setItem() { throw new Error(); } };
-told.push(createSheet(study, full).set(0, study.questions[0][0], study.questions[0][1][0]));
-told.push(createSheet(study, null).set(0, study.questions[0][0], study.questions[0][1][0]));
-console.log(JSON.stringify(told));
+seen.push(createSheet(study, full).set(0, study.questions[0][0], study.questions[0][1][0]));
+seen.push(createSheet(study, null).set(0, study.questions[0][0], study.questions[0][1][0]));
+console.log(JSON.stringify(seen));
 """
 
 
