@@ -63,7 +63,8 @@ def run_human(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from ecore.paper.human.study import KEY, export
+    from ecore.paper.human.key import KEY
+    from ecore.paper.human.study import export
 
     systems: dict[str, Path] = {}
     for given in arguments.systems:
@@ -85,7 +86,8 @@ def _export(arguments: argparse.Namespace) -> int:
 
 def _score(arguments: argparse.Namespace) -> int:
     from ecore.files import expect_file, write_json
-    from ecore.paper.human.study import KEY, format_scores, score
+    from ecore.paper.human.key import KEY
+    from ecore.paper.human.study import format_scores, score
 
     out = arguments.out or arguments.folder / "scores.json"
     if os.path.realpath(out) in map(os.path.realpath, (arguments.folder / KEY, *arguments.sheets)):

@@ -1,7 +1,7 @@
-"""Human evaluation (Section 4 and Appendix I of the paper): sheets for raters, and what the finished sheets say.
+"""Human evaluation (Section 4 and Appendix I of the paper): write a study's sheets, score the finished ones.
 
-A study is a folder with a subfolder of sheets for each rater, and ``key.json``, which raters never get: it tells which
-system gave which response, and the checksum of every text.
+A study is a folder with a subfolder of sheets for each rater, and ``key.json``, which raters never get: it says which
+system gave which response, and has the checksum of every text.
 """
 
 from __future__ import annotations
@@ -9,35 +9,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, combinations
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
 from ecore.errors import InputError
-from ecore.files import expect_new_folder, new_folder, numbered_lines, read_json, write_json
-from ecore.packages import needed
+from ecore.files import expect_new_folder, new_folder, numbered_lines, write_json
+from ecore.paper.human.key import FORMAT, KEY, Record, read_key
 from ecore.paper.human.page import write_page
-from ecore.paper.human.sheets import (
-    ASPECTS,
-    KINDS,
-    TEXTS,
-    Item,
-    Sheet,
-    checksum,
-    clean,
-    read_sheet,
-    write_sheet,
-)
+from ecore.paper.human.scores import count_choices, count_ratings, fleiss_kappa, format_scores, spearman
+from ecore.paper.human.sheets import KINDS, Item, Sheet, checksum, clean, read_sheet, write_sheet
 
-KEY = "key.json"
-FORMAT = 1
-OUTCOMES = ("win", "loss", "tie")
+__all__ = ["export", "fleiss_kappa", "format_scores", "score", "spearman"]
 
-Record = dict[str, Any]
 T = TypeVar("T")
 
 
@@ -69,7 +52,7 @@ def export(
     Args:
         systems: predictions files by name (see :mod:`ecore.evaluation.predictions`), which answer the same contexts
             line by line. They are matched by ``conv_id`` and ``turn``, or else by ``context``; at least one
-            file has to tell ``context``. A/B choice is between the first system and each other.
+            file must have ``context``. A/B choice is between the first system and each other.
         out: folder of the study.
         contexts: how many to draw; the paper takes 100.
         raters: how many; the paper has three.
@@ -150,7 +133,7 @@ def _questions(
             for context in _shuffled(drawn, *where)
             for text in _shuffled([*context.answers], *where, context.line)
         ]
-    # Choices of one context are apart, not in a row: what they share would tell the first system.
+    # Choices of one context are apart, not in a row: what they share would give away the first system.
     pairs = []
     for context in drawn:
         own = next(text for text, names in context.answers.items() if first in names)
@@ -161,7 +144,7 @@ def _questions(
 
 
 def _shuffled(values: Sequence[T], *where: object) -> list[T]:
-    """``values`` in an order that depends on ``where`` alone: the same under every version of every library."""
+    """Return ``values`` in an order that depends on ``where`` alone, the same under every version of every library."""
     order = sorted(range(len(values)), key=lambda i: hashlib.sha256(f"{where}{i}".encode()).digest())
     return [values[i] for i in order]
 
@@ -214,7 +197,7 @@ def _check_same(one: list[tuple[str, int, Record]], other: list[tuple[str, int, 
 
 
 def _turns(where: str, record: Record) -> list[str] | None:
-    """The context's turns as they are shown; None where the record tells none."""
+    """Return the context's turns as raters see them; None where the record has none."""
     if "context" not in record:
         return None
     context = record["context"]
@@ -237,7 +220,7 @@ def score(folder: Path | str, sheets: Sequence[Path | str]) -> Record:
             :func:`~ecore.paper.human.sheets.read_sheet`), one rater's sheet twice, no key, or no SciPy where
             two raters rated.
     """
-    key = _read_key(Path(folder) / KEY)
+    key = read_key(Path(folder) / KEY)
     if not sheets:
         raise InputError("sheets: expected at least one finished sheet")
     read: dict[str, tuple[Path | str, Sheet]] = {}
@@ -247,213 +230,8 @@ def score(folder: Path | str, sheets: Sequence[Path | str]) -> Record:
             raise InputError(f"{file}:1: sheet {sheet.name} was read already, from {read[sheet.name][0]}")
         read[sheet.name] = (file, sheet)
     result: Record = {"systems": [*key["systems"]], "contexts": len(key["contexts"])}
-    for kind, count in (("rating", _count_ratings), ("ab", _count_choices)):
+    for kind, count in (("rating", count_ratings), ("ab", count_choices)):
         of_kind = sorted((s for _, s in read.values() if s.kind == kind), key=lambda sheet: sheet.rater)
         if of_kind:
             result[kind] = {"raters": [sheet.rater for sheet in of_kind], **count(key, of_kind)}
     return result
-
-
-def _read_key(path: Path) -> Record:
-    """
-    Raises:
-        InputError: it is damaged, or no key of a study.
-    """
-    key = read_json(path)
-    if not isinstance(key, dict) or key.get("format") != FORMAT:
-        raise InputError(f"{path}: expected the key of a study, format {FORMAT}")
-    parts: list[Any] = [key.get(name) for name in ("systems", "contexts", "sheets")]
-    systems, contexts, sheets = parts
-    wanted = {
-        "systems": isinstance(systems, dict) and len(systems) > 0,
-        "contexts": isinstance(contexts, dict),
-        "sheets": isinstance(sheets, dict) and all(isinstance(sheet, dict) for sheet in sheets.values()),
-    }
-    for name, right in wanted.items():
-        if not right:
-            raise InputError(f"{path}: {name}: expected an object as `ecore human export` writes it")
-    asked: dict[str, tuple[str, list[Any]]] = {}
-    for name, sheet in sheets.items():
-        kind, items = sheet.get("kind"), sheet.get("items")
-        if kind not in KINDS or not isinstance(sheet.get("rater"), int) or not isinstance(items, dict):
-            raise InputError(
-                f"{path}: {name}: expected a sheet's kind ({' or '.join(KINDS)}), rater and items"
-            )
-        for item, entry in items.items():
-            if not _is_item(entry, kind, [*systems], contexts):
-                raise InputError(
-                    f"{path}: {item}: expected its context, systems and sha256 as `ecore human export` writes them"
-                )
-        # Raters are asked the same, each in an order of their own.
-        content = sorted(
-            (entry["context"], sorted(map(sorted, entry["systems"]))) for entry in items.values()
-        )
-        of, expected = asked.setdefault(kind, (name, content))
-        if content != expected:
-            raise InputError(f"{path}: {name}: expected the contexts and systems of {of}")
-    for name, content in (asked[kind] for kind in asked if kind == "rating"):
-        rated = [
-            (str(context), system) for context, groups in content for group in groups for system in group
-        ]
-        if sorted(rated) != sorted((context, system) for context in contexts for system in systems):
-            raise InputError(f"{path}: {name}: expected every system once for every context")
-    return key
-
-
-def _is_item(entry: Any, kind: str, systems: Sequence[str], contexts: Record) -> bool:
-    """Check an item of the key: every text has a checksum, every response the systems that gave it."""
-    if not isinstance(entry, dict) or not all(isinstance(entry.get(n), list) for n in ("systems", "sha256")):
-        return False
-    groups, context = entry["systems"], entry.get("context")
-    if not all(
-        isinstance(group, list) and group and all(name in systems for name in group) for group in groups
-    ):
-        return False
-    named = [*chain.from_iterable(groups)]
-    return (
-        type(context) is int
-        and str(context) in contexts
-        and len(groups) + 1 == len(entry["sha256"]) == len(TEXTS[kind])
-        and len(set(named)) == len(named)
-        and (kind == "rating" or sum(systems[0] in group for group in groups) == 1)
-    )
-
-
-def _count_ratings(key: Record, sheets: Sequence[Sheet]) -> Record:
-    # By context and the systems that gave the answer, which are the same for each rater.
-    tables = {}
-    for sheet in sheets:
-        items = key["sheets"][sheet.name]["items"]
-        rows = [(items[item]["context"], items[item]["systems"][0], item) for item in sheet.answers]
-        tables[sheet.rater] = [
-            (names, [int(v) for v in sheet.answers[item]]) for _, names, item in sorted(rows)
-        ]
-    systems: Record = {}
-    for name in key["systems"]:
-        given = [values for table in tables.values() for names, values in table if name in names]
-        systems[name] = {
-            aspect: {
-                "mean": fmean(values),
-                "sd": stdev(values) if len(values) > 1 else None,
-                "ratings": len(values),
-            }
-            for aspect, values in zip(ASPECTS, zip(*given, strict=True), strict=True)
-        }
-    pairs: list[Record] = [
-        {
-            "raters": [one, other],
-            **{
-                aspect: spearman([v[i] for _, v in tables[one]], [v[i] for _, v in tables[other]])
-                for i, aspect in enumerate(ASPECTS)
-            },
-        }
-        for one, other in combinations(tables, 2)
-    ]
-    means = {aspect: _mean([pair[aspect] for pair in pairs]) for aspect in ASPECTS}
-    all_pairs = _mean([pair[aspect] for pair in pairs for aspect in ASPECTS])
-    return {"systems": systems, "spearman": {"pairs": pairs, "mean": {**means, "all": all_pairs}}}
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    """The mean of those that are defined."""
-    defined = [value for value in values if value is not None]
-    return fmean(defined) if defined else None
-
-
-def spearman(one: Sequence[float], other: Sequence[float]) -> float | None:
-    """Spearman's rank correlation, equal values sharing their mean rank; None where either never varies.
-
-    Raises:
-        InputError: SciPy is not installed.
-    """
-    stats = needed("scipy.stats", "the raters' Spearman agreement", "'ecore[experiments]'")
-    if len(set(one)) < 2 or len(set(other)) < 2:
-        return None
-    return float(stats.spearmanr(one, other).statistic)
-
-
-def _count_choices(key: Record, sheets: Sequence[Sheet]) -> Record:
-    first, *others = key["systems"]
-    contexts = len(key["contexts"])
-    # [wins, losses, ties] of the first system, by context and other system.
-    counts: dict[str, dict[int, list[int]]] = {name: {} for name in others}
-    for sheet in sheets:
-        for item, (choice,) in sheet.answers.items():
-            entry = key["sheets"][sheet.name]["items"][item]
-            own = next(side for side, names in enumerate(entry["systems"]) if first in names)
-            outcome = 2 if choice == "tie" else int("AB".index(choice) != own)
-            for name in entry["systems"][1 - own]:
-                counts[name].setdefault(entry["context"], [0, 0, 0])[outcome] += 1
-    pairs = []
-    for name in others:
-        asked = np.array([*counts[name].values()], dtype=np.int64).reshape(-1, 3)
-        same = contexts - len(asked)
-        total = asked.sum(0) + np.array([0, 0, same * len(sheets)])
-        percent = (100.0 * total / total.sum()).tolist()
-        pairs.append(
-            {
-                "first": first,
-                "other": name,
-                **dict(zip(OUTCOMES, percent, strict=True)),
-                "choices": int(total.sum()),
-                "same_answer": same,
-                "kappa": fleiss_kappa(asked),
-            }
-        )
-    return {"pairs": pairs}
-
-
-def fleiss_kappa(counts: npt.ArrayLike) -> float | None:
-    """Fleiss' kappa of ``counts`` [items, categories]: how many raters put each item in each category.
-
-    1 is perfect agreement, 0 that of chance. None without items or with one rater, and where all chose one category
-    throughout, which leaves nothing that chance could explain.
-    """
-    counts = np.asarray(counts, dtype=np.float64)
-    raters = counts[0].sum() if len(counts) else 0
-    if raters < 2:
-        return None
-    agreed = float(((counts**2).sum(1) - raters).mean() / (raters * (raters - 1)))
-    chance = float((counts.sum(0) ** 2).sum() / counts.sum() ** 2)
-    return (agreed - chance) / (1 - chance) if chance < 1 else None
-
-
-def format_scores(result: Record) -> str:
-    """:func:`score`'s result as tables to read."""
-    lines = [f"{result['contexts']:,} contexts, systems {', '.join(result['systems'])}"]
-    width = max(len("average"), *(len(name) for name in result["systems"]))
-    if "rating" in result:
-        rating = result["rating"]
-        lines += ["", f"Rating from 1 to 5, mean ± standard deviation, {_raters(rating)}"]
-        lines.append(
-            f"{'':<{width}}" + "".join(f"{aspect.title():>16}" for aspect in ASPECTS) + f"{'ratings':>10}"
-        )
-        for name, aspects in rating["systems"].items():
-            cells = [f"{_number(a['mean'])} ± {_number(a['sd'])}" for a in aspects.values()]
-            count = next(iter(aspects.values()))["ratings"]
-            lines.append(f"{name:<{width}}" + "".join(f"{cell:>16}" for cell in cells) + f"{count:>10,}")
-        if rating["spearman"]["pairs"]:
-            average = rating["spearman"]["mean"]
-            lines += ["", f"Spearman correlation between raters, average {_number(average['all'])}"]
-            rows = [("{} and {}".format(*pair["raters"]), pair) for pair in rating["spearman"]["pairs"]]
-            for name, row in [*rows, ("average", average)]:
-                lines.append(
-                    f"{name:<{width}}" + "".join(f"{_number(row[aspect]):>16}" for aspect in ASPECTS)
-                )
-    if "ab" in result:
-        lines += ["", f"A/B choice, {result['systems'][0]} against each other, {_raters(result['ab'])}"]
-        titles = ("Win %", "Loss %", "Tie %", "choices", "same answer", "Fleiss' kappa")
-        lines.append(f"{'':<{width}}" + "".join(f"{title:>14}" for title in titles))
-        for pair in result["ab"]["pairs"]:
-            cells = [f"{pair[outcome]:.1f}" for outcome in OUTCOMES]
-            cells += [f"{pair['choices']:,}", f"{pair['same_answer']:,}", _number(pair["kappa"])]
-            lines.append(f"{pair['other']:<{width}}" + "".join(f"{cell:>14}" for cell in cells))
-    return "\n".join(lines)
-
-
-def _raters(part: Record) -> str:
-    return f"rater{'s' if len(part['raters']) > 1 else ''} {', '.join(map(str, part['raters']))}"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"

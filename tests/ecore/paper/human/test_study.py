@@ -12,8 +12,9 @@ import pytest
 from scipy.stats import spearmanr
 
 from ecore.errors import InputError
+from ecore.paper.human.scores import fleiss_kappa, spearman
 from ecore.paper.human.sheets import ASPECTS, KINDS
-from ecore.paper.human.study import export, fleiss_kappa, format_scores, score, spearman
+from ecore.paper.human.study import export, format_scores, score
 from tests.ecore.paper.human.raters import (
     CONTEXTS,
     SYSTEMS,
