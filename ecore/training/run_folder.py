@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -120,24 +119,6 @@ def describe(data: PreparedData) -> dict[str, Any]:
     """Return what ``config.json`` says of the data."""
     names = ("fingerprint", "vocabulary", "vocabulary_fingerprint", "vocabulary_size", "intensity", "glove")
     return {"folder": os.path.realpath(data.folder)} | {key: data.meta[key] for key in names}
-
-
-def opening(run: Path, settings: Settings, data: PreparedData, parameters: int, step: int, where: str) -> str:
-    """Return a training's opening words: with so many parameters, from ``step`` on, on what machine."""
-    model, config = settings.model, settings.training
-    preset = f" (preset {settings.preset})" if settings.preset else ""
-    left_out = f", without {', '.join(model.ablations)}" if model.ablations else ""
-    backbone = f" around {model.backbone}" if model.backbone else ""
-    thresholds = ", ".join(f"{t:.3g}" for t in model.thresholds)
-    return textwrap.fill(
-        f"{run}: {parameters:,} parameters{backbone}{preset}, {model.title}{left_out}; "
-        f"intensity thresholds {thresholds} on {data.meta['intensity']}; "
-        f"{len(data.vocabulary):,} words of the {data.meta['vocabulary']} vocabulary; "
-        f"{len(data.train):,} training and {len(data.valid):,} validation samples; "
-        f"steps {step:,} to {config.max_steps:,} of {config.batch_size} × {config.accumulate} "
-        f"samples; {config.precision} on {where}.",
-        width=100,
-    )
 
 
 def summarize(run: Path) -> str:

@@ -23,9 +23,9 @@ from ecore.data.prepared import PreparedData
 from ecore.errors import InputError
 from ecore.model.base import EmpatheticModel
 from ecore.precision import LowWeights, autocast, float32_products, settle
-from ecore.progress import BARS, tqdm
 from ecore.training import checkpoint, run_folder, validation
 from ecore.training.checkpoint import Progress
+from ecore.training.console import Console, opening
 from ecore.training.cuda_graphs import CapturedStep, Recorder, Taken, recorder
 from ecore.training.distributed import Processes
 from ecore.training.graph_watch import GraphWatch
@@ -177,8 +177,7 @@ class Trainer:
         tracker: Tracker | None,
     ) -> None:
         self.folder, self.data, self.model, self.device = run, data, model, device
-        self.settings, self.config, self.show_progress = settings, settings.training, show_progress
-        self.processes = processes
+        self.settings, self.config, self.processes = settings, settings.training, processes
         self.train_split = model.view(data.train, show_progress)
         self.valid_split = model.view(data.valid, show_progress)
         self.low_weights = LowWeights(model, self.config.precision)
@@ -193,7 +192,7 @@ class Trainer:
         reopened = self._reopen_last_line()
         self.journal.open()
         self.interrupt = Interrupt()
-        self.bar = self._new_bar()
+        self.console = Console(show_progress, self.state.step, self.config.max_steps)
         self.batches = self._epoch_batches()
         # On a GPU the data set lies on the device, and the host sends nothing but the samples' numbers.
         self.source = self._source(self.train_split, device.type == "cuda" or captures is not None)
@@ -241,27 +240,19 @@ class Trainer:
             self.journal.note(line or {"step": state.step})  # the first process's is what is logged
         return reopened
 
-    def _new_bar(self) -> Any:
-        return tqdm(
-            total=self.config.max_steps,
-            initial=self.state.step,
-            unit="step",
-            dynamic_ncols=True,
-            **self._bar_style(),
-        )
-
     def _capturing(self, captures: Recorder) -> CapturedStep:
         return CapturedStep(
-            self.source, self.config.batch_size, self._whole_step, self.optimizer, captures, self._notice
+            self.source,
+            self.config.batch_size,
+            self._whole_step,
+            self.optimizer,
+            captures,
+            self.console.notice,
         )
 
     def run(self) -> Summary:
         """Train until the last step, the end of patience or an interruption."""
-        self._print(self._opening())
-        if not BARS:
-            self._print("no progress bar: tqdm is not installed (pip install tqdm)")
-        if self.journal.no_events:
-            self._print(f"no events for TensorBoard: {self.journal.no_events} (pip install tensorboard)")
+        self.console.open(self._opening(), self.journal.no_events)
         began = time.perf_counter()
         self.journal.restart_clock()
         with self.interrupt, float32_products(self.device.type, self.config.precision):
@@ -287,7 +278,7 @@ class Trainer:
     def close(self) -> None:
         """Close the log and the progress bar."""
         self.journal.close()
-        self.bar.close()
+        self.console.close()
 
     def _interrupted(self) -> bool:
         return self.processes.any(self.interrupt.requested)
@@ -316,7 +307,7 @@ class Trainer:
             with self.low_weights():
                 health = self._accumulated_step(logs)
         self.journal.count(steps=1)
-        self.bar.update()
+        self.console.advance()
         if logs:
             self._settle()
             line = self._line() | {f"health_{name}": float(v) for name, v in health.items()}
@@ -324,8 +315,8 @@ class Trainer:
             batch, _ = self._share(self.batches[state.batches - 1])
             warning = self.graph_watch.look(line, len(batch))
             if warning is not None and self.processes.first:
-                self._notice(warning)
-            self.bar.set_postfix({k: f"{line[k]:.2f}" for k in ("loss", "emotion")}, refresh=False)
+                self.console.notice(warning)
+            self.console.show_losses(line)
             # The last step may log early; should the run be prolonged, its next regular line must not notice.
             if regular:
                 self.journal.begin_window()
@@ -478,7 +469,7 @@ class Trainer:
         size = (16 if self.device.type == "cuda" else 4) * self.config.batch_size
         batches = length_buckets(self.valid_split, size, seed=0, epoch=0, limit=self.config.validate_limit)
         mine = batches[self.processes.rank :: self.processes.count]
-        shown = tqdm(mine, "validating", leave=False, unit="batch", **self._bar_style())
+        shown = self.console.validating(mine)
         with torch.no_grad(), self.low_weights():
             scored = validation.score(
                 self.model,
@@ -509,11 +500,7 @@ class Trainer:
             state.best, state.best_step, state.stale = value, state.step, 0
         elif state.step % self.config.validate_every == 0:  # should the run be prolonged, no other counts
             state.stale += 1
-        self._print(
-            f"step {state.step}: validation perplexity {results['valid_ppl']:.2f} per token, {value:.2f} per "
-            f"sample{' (best so far)' if better else ''}"
-            + "".join(f", emotion accuracy {v:.2f} %" for k, v in results.items() if k.endswith("accuracy"))
-        )
+        self.console.show_validation(state.step, results, better)
 
     def _save(self) -> None:
         self._settle()
@@ -526,20 +513,6 @@ class Trainer:
             checkpoint.save(self.folder, self.model, self.optimizer, self.state, random)
         self.saved_step, self.saved_at = self.state.step, clock()
         self.journal.restart_clock()
-
-    # What the user sees
-
-    def _bar_style(self) -> dict[str, Any]:
-        # A file or a pipe keeps every refresh of the bar.
-        return {"disable": not self.show_progress, "mininterval": 0.2 if sys.stderr.isatty() else 15.0}
-
-    def _print(self, text: str) -> None:
-        if self.show_progress:
-            self._notice(text)
-
-    def _notice(self, text: str) -> None:
-        """Write a line that is for everybody, who wants to see progress or not."""
-        self.bar.write(text, file=sys.stderr)
 
     def _opening(self) -> str:
         options = [
@@ -554,6 +527,6 @@ class Trainer:
         several = f"{self.processes.count} processes, each " if self.processes.count > 1 else ""
         where = f"{several}{self.device}, {torch.get_num_threads()} CPU threads"
         parameters = sum(p.numel() for p in self.model.parameters())
-        return run_folder.opening(
+        return opening(
             self.folder, self.settings, self.data, parameters, self.state.step, ", ".join([where, *options])
         )
