@@ -7,9 +7,7 @@ import shlex
 import pytest
 
 from ecore.cli import main
-from ecore.data.prepare import prepare
 from ecore.data.prepared import PreparedData
-from ecore.demo import sample_corpus
 from ecore.paper.experiments import runs
 from ecore.paper.experiments.plan import Run, Variant
 from ecore.training import trainer
@@ -30,13 +28,6 @@ SMALL = (
         "cpu",
     ),
 )
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("plan") / "prepared"
-    prepare(sample_corpus(), folder, vocabulary="train", progress=False)
-    return folder
 
 
 def planned(prepared, out, capsys, *what, flags=(), small=SMALL):

@@ -1,368 +1,34 @@
-"""The paper's experiments: what is planned, what survives interruption and failure, and the tables' arithmetic."""
+"""`ecore reproduce`: its data and settings, and what survives interruption and failure."""
 
-import argparse
 import json
-import math
 import os
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from ecore.cli import main
-from ecore.cli.reproduce import declare_reproduce, run_reproduce
-from ecore.config import PRESETS, ModelConfig, TrainingConfig, for_model, from_dict, to_dict
+from ecore.config import PRESETS, ModelConfig, TrainingConfig, from_dict, to_dict
 from ecore.data.prepare import prepare
 from ecore.data.prepared import PreparedData
 from ecore.data.rescore import with_intensity
 from ecore.demo import sample_corpus
 from ecore.errors import InputError
-from ecore.paper.experiments import plan, reproduce, runs, tables
-from ecore.paper.experiments.plan import Brought, Run, Settings, Variant
+from ecore.paper.experiments import plan, reproduce, runs
+from ecore.paper.experiments.plan import Run, Settings, Variant
 from ecore.paper.experiments.runs import Outcome
-from ecore.paper.experiments.significance import outperforms
-from ecore.paper.published import CASES, EXPERIMENTS, FIGURES, HARD, SOFT, TABLES
+from ecore.paper.published import HARD, SOFT
 from ecore.pretrained import FORMAT
 from ecore.training.journal import read_metrics
+from tests.ecore.paper.experiments.made_up import fake_runs
 
-stats = pytest.importorskip("scipy.stats")
-
-SMALL = (
-    *("--preset", "tiny", "--dim", "12", "--feed-forward", "16", "--log-every", "5", "--limit", "8"),
-    *("--threads", "1", "--device", "cpu"),
-)
-NOTHING = Brought("vader", False, {})
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("experiments") / "prepared"
-    prepare(sample_corpus(), folder, vocabulary="train", progress=False)
-    return folder
-
-
-@pytest.fixture
-def command(prepared, monkeypatch):
-    """Run ``ecore reproduce`` on the sample corpus; processes that it starts find this package."""
-    root = Path(__file__).parents[4]
-    path = os.pathsep.join([str(root), str(root / "kernels"), os.environ.get("PYTHONPATH", "")])
-    monkeypatch.setenv("PYTHONPATH", path)
-    monkeypatch.setattr(runs, "POLL", 0.02)
-    threads = torch.get_num_threads()
-
-    def call(*arguments):
-        parser = argparse.ArgumentParser()
-        declare_reproduce(parser)
-        given = [*map(str, arguments), "--data", str(prepared), *SMALL]
-        return run_reproduce(parser.parse_args(given))
-
-    yield call
-    torch.set_num_threads(threads)
-
-
-def fake_runs(variant, seeds):
-    model, training = PRESETS["tiny"]
-    return [
-        Run(variant, s, Path(f"runs/{variant.name}-seed{s}"), Path("data"), model, replace(training, seed=s))
-        for s in range(seeds)
-    ]
-
-
-# The paper's numbers
-
-
-def test_transcription_agrees_with_the_papers_sentences():
-    """Section 5.1 tells gains in words; they follow from the tables' numbers alone."""
-    one = TABLES["table1"].rows
-    best = {column: i for i, column in enumerate(TABLES["table1"].columns)}
-    ppl, dist_2, accuracy = best["PPL"], best["Dist-2"], best["Acc"]
-    assert one["CEM"][ppl] - one[HARD][ppl] == pytest.approx(3.08)
-    assert 100 * 3.08 / one["CEM"][ppl] == pytest.approx(8.53, abs=0.005)
-    assert one[HARD][dist_2] - one["SEEK"][dist_2] == pytest.approx(0.36)
-    assert 100 * 0.36 / one["SEEK"][dist_2] == pytest.approx(11.5, abs=0.05)
-    assert one[HARD][accuracy] - one["KEMP"][accuracy] == pytest.approx(3.28)
-    assert 100 * 3.28 / one["KEMP"][accuracy] == pytest.approx(8.34, abs=0.005)
-    three = TABLES["table3"]
-    recall = three.columns.index("R@3")
-    assert 100 * (three.rows[SOFT][recall] / three.rows["KEMP"][recall] - 1) == pytest.approx(44.1, abs=0.05)
-
-
-def test_transcription_of_rows():
-    assert TABLES["table1"].rows["Transformer"] == (37.73, 0.47, 2.04, None, 3.76, 3.32, 3.14)
-    assert TABLES["table4"].rows["Ours(Hard) w/o co-g"] == (35.45, 0.54, 2.70, 42.00)
-    assert TABLES["table8"].rows["Ours(Soft) w/o gen-loss"] == (34.40, 0.61, 2.73, 39.37)
-    assert TABLES["table9"].rows["Ours(Hard) w/o"] == (34.91, 0.57, 3.06, 40.12)
-    assert TABLES["table7"].spread == {SOFT: (0.22, 0.01, 0.02, 0.13), HARD: (0.24, 0.02, 0.04, 0.09)}
-
-
-def test_tables_are_whole():
-    sizes = {name: len(table.rows) for name, table in TABLES.items()}
-    assert list(sizes.values()) == [8, 7, 9, 4, 2, 6, 10]
-    for table in TABLES.values():
-        assert all(len(values) == len(table.columns) for values in table.rows.values())
-        # Every table prints the whole models alike.
-        for name, other in ((SOFT, f"{SOFT}-SKEP"), (HARD, f"{HARD}-SKEP")):
-            values = table.rows.get(name, table.rows.get(other))
-            if values is not None and table.number != 3:
-                assert values[:4] == TABLES["table1"].rows[name][:4]
-    assert (*TABLES, *FIGURES, CASES) == EXPERIMENTS
-
-
-# The plan
-
-
-def test_a_run_of_several_tables_is_planned_once(prepared, tmp_path):
-    asked = ["table1", "table4", "table7", "table8", "table9"]
-    rows = {table: plan.rows_of(table, NOTHING) for table in asked}
-    assert rows["table1"][SOFT] == rows["table4"][SOFT] == rows["table9"][f"{SOFT}-VADER"] == Variant("soft")
-    assert rows["table4"][f"{HARD} w/o co-g"] == Variant("hard", ("co-g",))
-    counts = plan.seeds_of(asked, rows, None)
-    # Soft and hard; 7 ablations of Table 4, 4 of Table 8, none of intensities twice; and the Transformer.
-    assert len(counts) == 2 + 7 + 4 + 2 + 1
-    assert counts[Variant("soft")] == 5  # as Table 7 has it
-    assert counts[Variant("soft", ("co-p",))] == 1
-    assert set(plan.seeds_of(asked, rows, 3).values()) == {3}
-
-    del counts[Variant("none")]
-    data = PreparedData.load(prepared)
-    settings = Settings("tiny", *PRESETS["tiny"])
-    planned = plan.plan_runs(counts, tmp_path, settings, {None: data, "none": data})
-    assert len({run.name for run in planned}) == len(planned) == 2 * 5 + 13
-    first = {run.name: run for run in planned}["hard-without-gate-g-seed0"]
-    assert (first.model.strategy, first.model.ablations) == ("hard", ("gate-g",))
-    assert first.model.thresholds == data.thresholds((0.0, 0.075, 0.15)) != (0.0, 0.075, 0.15)
-    assert [run.training.seed for run in planned if run.variant == Variant("soft")] == [0, 1, 2, 3, 4]
-    assert [run.seed for run in planned] == sorted(run.seed for run in planned)
-
-
-def test_rows_that_need_more_say_so():
-    assert plan.rows_of("table3", NOTHING) == dict.fromkeys((SOFT, HARD), "needs --multi-emotion FILE")
-    assert set(plan.rows_of("table6", NOTHING).values()) == {"needs --backbone NAME"}
-    nine = plan.rows_of("table9", NOTHING)
-    assert nine[f"{SOFT}-SKEP"] == "needs --intensity-file skep=FILE"
-    assert nine[f"{SOFT} w/o"] == Variant("soft", intensity="none")
-    brought = Brought("skep", True, {"vad": Path("v")}, Path("labels"), "org/GPT")
-    nine = plan.rows_of("table9", brought)
-    assert nine[f"{HARD}-SKEP"] == Variant("hard")
-    assert nine[f"{HARD}-VAD"] == Variant("hard", intensity="vad")
-    assert nine[f"{HARD}-VADER"].name == "hard-intensity-vader"
-    assert plan.rows_of("table6", brought)[f"{HARD}-DialoGPT"].name == "hard-GPT"
-    assert plan.rows_of("table3", brought) == {SOFT: Variant("soft"), HARD: Variant("hard")}
-    eight = plan.rows_of("table8", brought)
-    assert eight[f"{SOFT} w/o commonsense"].name == "soft-without-commonsense"
-    assert f"{SOFT} w/o commonsense" not in plan.rows_of("table8", NOTHING)
-
-
-def test_rivals_are_trained_at_two_sizes():
-    brought = replace(NOTHING, baselines=True)
-    rows = plan.rows_of("table1", brought)
-    assert rows["KEMP"] == "needs data prepared with --relations FILE"
-    assert rows["CEM"] == "needs --inferences FILE"
-    with_inferences = plan.rows_of("table1", replace(brought, inferences="file"))
-    cem = plan.configured(with_inferences["CEM, at our size"], Settings("paper", *PRESETS["paper"]))[0]
-    assert (cem.model, cem.inferences, cem.label_smoothing) == ("cem", "file", 0.0)
-    assert with_inferences["MIME"].inferences is None
-    assert "SEEK" not in rows
-    assert isinstance(plan.rows_of("table1", replace(brought, relations=True))["KEMP"], Variant)
-    assert "MIME" not in plan.rows_of("table1", NOTHING)
-    settings = Settings("paper", *PRESETS["paper"])
-    published, ours = (plan.configured(rows[name], settings) for name in ("MIME", "MIME, at our size"))
-    assert published == (for_model(PRESETS["baseline"][0], "mime"), PRESETS["baseline"][1])
-    assert ours == (for_model(PRESETS["paper"][0], "mime"), PRESETS["paper"][1])
-    trained = [variant.name for variant in rows.values() if isinstance(variant, Variant)]
-    assert len(set(trained)) == len(trained)  # each has a folder of its own
-
-
-def test_trained_rivals_stand_below_the_quoted(tmp_path):
-    rows = {
-        name: variant
-        for name, variant in plan.rows_of("table1", replace(NOTHING, baselines=True)).items()
-        if isinstance(variant, Variant)
-    }
-    planned = [run for variant in rows.values() for run in fake_runs(variant, 1)]
-    cost = dict(zip(tables.COST, (7.5, 20.0), strict=True))
-    table = tables.build(
-        "table1",
-        rows,
-        planned,
-        lambda run: {"PPL": 36.0, "Acc": 35.0, **cost},
-        {},
-        further_columns=tables.COST,
-    )
-    names = [row["name"] for row in table["rows"]]
-    assert names[:5] == [
-        *("Transformer", "Transformer, multi-task", "Transformer, multi-task, at our size"),
-        *("MIME", "MIME, at our size"),
-    ]
-    lines = tables.markdown(table, []).splitlines()
-    row = lines.index("| MIME | paper | 37.09 | 0.47 | 1.91 | 34.24 | 3.82 | 3.64 | 3.35 | – | – |")
-    assert (
-        lines[row + 1] == "|  | **trained here**, 1 seed | 36.00 | – | – | 35.00 | – | – | – | 7.50 | 20.00 |"
-    )
-    assert lines[row + 3].startswith("| MIME, at our size | **trained here**, 1 seed | 36.00 |")
-    assert "| SEEK | quoted |" in "\n".join(lines)
-
-
-def test_a_backbone_is_fine_tuned():
-    settings = Settings("paper", *PRESETS["paper"])
-    plain, _ = plan.configured(Variant("hard", ("co-p",)), settings)
-    assert plain == replace(settings.model, strategy="hard", ablations=("co-p",))
-    model, training = plan.configured(Variant("soft", backbone="GPT"), settings)
-    assert (model.backbone, model.dropout) == ("GPT", 0.1)
-    assert (training.factor, training.warmup) == (0.03, 1000)
-    chosen = replace(settings, training=replace(settings.training, factor=0.01))
-    assert plan.configured(Variant("soft", backbone="GPT"), chosen)[1].factor == 0.01
-
-
-def test_comparisons():
-    names = list(TABLES["table4"].rows)
-    pairs = plan.comparisons("table4", names)
-    assert pairs[0] == (SOFT, f"{SOFT} w/o graph")
-    assert all(a in (SOFT, HARD) and b.startswith(a) for a, b in pairs)
-    assert len(pairs) == 7
-    assert (HARD, "Transformer") in plan.comparisons("table1", list(TABLES["table1"].rows))
-    assert plan.comparisons("table7", [SOFT, HARD]) == [(SOFT, "CEM"), (HARD, "CEM")]
-    assert plan.comparisons("table9", list(TABLES["table9"].rows))[3] == (
-        f"{SOFT}-SentiWordNet",
-        f"{SOFT} w/o",
-    )
-
-
-# Tables
-
-
-def table4(values, failures=None):
-    """Table 4 with soft and without graph only, from each seed's perplexity and accuracy (None: not done)."""
-    rows = {SOFT: Variant("soft"), f"{SOFT} w/o graph": Variant("soft", ("graph",))}
-    planned = [run for name, variant in rows.items() for run in fake_runs(variant, len(values[name]))]
-
-    def measure(run):
-        name = SOFT if run.variant == Variant("soft") else f"{SOFT} w/o graph"
-        found = values[name][run.seed]
-        return found and {"PPL": found[0], "Dist-1": 0.5, "Dist-2": 3.0, "Acc": found[1]}
-
-    return tables.build("table4", rows, planned, measure, failures or {})
-
-
-def test_means_deviations_and_differences_by_hand():
-    table = table4({SOFT: [(30.0, 40.0), (34.0, 43.0)], f"{SOFT} w/o graph": [(35.0, None), (39.0, None)]})
-    soft, without = table["rows"][:2]
-    assert soft["ours"]["PPL"] == {"mean": 32.0, "std": pytest.approx(math.sqrt(8)), "values": [30.0, 34.0]}
-    assert soft["difference"]["PPL"] == pytest.approx(32.0 - 33.04)
-    assert soft["difference"]["Acc"] == pytest.approx(41.5 - 42.57)
-    assert "Acc" not in without["ours"]
-    assert soft["seeds"] == [0, 1]
-    assert not any("quoted" in row for row in table["rows"][:2])
-    test = table["tests"][0]
-    assert (test["a"], test["b"]) == (SOFT, f"{SOFT} w/o graph")
-    assert test["columns"]["PPL"]["ours"] == pytest.approx(5.0)  # lower by 5 is better by 5
-    assert test["columns"]["PPL"]["paper"] == pytest.approx(36.42 - 33.04)
-    assert test["columns"]["Acc"]["paper"] == pytest.approx(42.57 - 40.36)
-    # t = 5 / sqrt(8 · (1/2 + 1/2)) with 2 degrees of freedom, whose distribution has a closed form.
-    t = 5 / math.sqrt(8)
-    assert test["columns"]["PPL"]["p"] == pytest.approx(0.5 - t / (2 * math.sqrt(2 + t * t)))
-    assert test["columns"]["Acc"] == {"paper": pytest.approx(2.21), "ours": None, "p": None}
-    assert test["columns"]["Dist-1"]["why_no_p"] == "the seeds do not differ"
-
-    text = tables.markdown(table, ["a note"])
-    lines = text.splitlines()
-    row = lines.index("| Ours(Soft) | paper | 33.04 | 0.68 | 3.38 | 42.57 |")
-    assert (
-        lines[row + 1] == "|  | **ours**, 2 seeds | 32.00 ± 2.83 | 0.50 ± 0.00 | 3.00 ± 0.00 | 41.50 ± 2.12 |"
-    )
-    assert lines[row + 2] == "|  | ours − paper | -1.04 better | -0.18 worse | -0.38 worse | -1.07 worse |"
-    assert "| Ours(Hard) | quoted |" in text  # not asked for here
-    assert "- a note" in lines
-    json.dumps(table)
-
-
-def test_one_seed_has_no_test_and_no_deviation():
-    table = table4({SOFT: [(30.0, 40.0)], f"{SOFT} w/o graph": [(35.0, 39.0)]})
-    assert table["rows"][0]["ours"]["PPL"]["std"] is None
-    assert table["tests"][0]["columns"]["PPL"]["p"] is None
-    text = tables.markdown(table, [])
-    assert "| **ours**, 1 seed | 30.00 | 0.50 | 3.00 | 40.00 |" in text
-    assert "No p: needs at least two seeds." in text
-
-
-def test_rows_tell_what_failed_and_what_is_not_done():
-    table = table4(
-        {SOFT: [(30.0, 40.0), None], f"{SOFT} w/o graph": [None, None]},
-        {"soft-without-graph-seed0": "no memory", "soft-without-graph-seed1": "no memory"},
-    )
-    text = tables.markdown(table, [])
-    assert "| **ours**, 1 seed | 30.00 |" in text
-    assert "- Ours(Soft): soft-seed1 not done." in text
-    assert "| **ours**, failed | – | – | – | – |" in text
-    failed = "soft-without-graph-seed0, soft-without-graph-seed1 failed: no memory"
-    assert f"- Ours(Soft) w/o graph: {failed}." in text
-
-
-def test_a_quoted_row_is_tested_as_one_number():
-    rows = {SOFT: Variant("soft"), HARD: "needs something"}
-    measure = {0: 35.0, 1: 34.0, 2: 34.5}
-    table = tables.build(
-        "table7",
-        rows,
-        fake_runs(Variant("soft"), 3),
-        lambda run: {"PPL": measure[run.seed], "Acc": None},
-        {},
-    )
-    test = table["tests"][0]
-    assert test["b_is_quoted"]
-    assert test["columns"]["PPL"]["ours"] == pytest.approx(36.11 - 34.5)  # CEM stands in Table 1
-    t = (34.5 - 36.11) / (statistics.stdev(measure.values()) / math.sqrt(3))
-    assert test["columns"]["PPL"]["p"] == pytest.approx(stats.t.cdf(t, 2))
-    text = tables.markdown(table, [])
-    assert "| Ours(Soft) | paper | 33.04 ± 0.22 | 0.68 ± 0.01 |" in text
-    assert "Ours(Soft) over CEM (quoted)" in text
-    assert "- Ours(Hard): not trained: needs something." in text
-
-
-def test_student_not_welch_and_the_right_side():
-    a, b = [30.0, 31.0, 32.5], [33.0, 35.5, 34.0, 41.0]
-    lower = outperforms(a, b, lower_is_better=True)
-    assert lower == pytest.approx(stats.ttest_ind(a, b, alternative="less").pvalue)
-    assert lower != pytest.approx(stats.ttest_ind(a, b, alternative="less", equal_var=False).pvalue)
-    assert outperforms(a, b, lower_is_better=False) == pytest.approx(1 - lower)
-    assert outperforms(b, a, lower_is_better=False) == pytest.approx(lower)
-    assert outperforms(a, 36.11, True) == pytest.approx(
-        stats.ttest_1samp(a, 36.11, alternative="less").pvalue
-    )
-    assert outperforms([1.0], b, True) == outperforms(a, [1.0], True) == "needs at least two seeds"
-
-
-def test_table_3_is_of_the_labelled_conversations_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(reproduce, "is_done", lambda run: True)
-    run = replace(fake_runs(Variant("soft"), 1)[0], folder=tmp_path)
-    (tmp_path / "scores").mkdir()
-    ranked = [["joyful", 0.5], ["angry", 0.3], ["sad", 0.2]]
-    records = [
-        {"conv_id": name, "turn": turn, "prediction": "i am sorry", "reference": "oh", "emotion": "sad"}
-        | {"predicted_emotion": "sad" if turn == 3 else "angry", "emotions": ranked, "nll": nll, "tokens": 2}
-        for name, turn, nll in (("a", 1, 9.0), ("a", 3, 4.0), ("b", 1, 7.0))
-    ]
-    lines = "".join(json.dumps(record) + "\n" for record in records)
-    (tmp_path / "scores/predictions.jsonl").write_text(lines)
-    labels = {"a": ("sad", "joyful"), "c": ("sad", "angry")}
-    values = reproduce._measure_subset(run, labels, limit=3)  # "c" is beyond the limit
-    assert values["PPL"] == pytest.approx(math.exp(4.0 / 2))  # of a's last turn
-    assert (values["Acc"], values["Dist-1"]) == (100.0, 100.0)
-    assert (values["R@1"], values["R@3"], values["R@relevant"]) == (1.0, 2.0, None)
-    assert reproduce._measure_subset(run, {"c": ("sad", "angry")}, limit=3) == {}
-    with pytest.raises(InputError, match="no predictions for 1 of 2"):
-        reproduce._measure_subset(run, labels, limit=None)
-
-
-# Table 9's data
+pytest.importorskip("scipy.stats", reason="the tables test significance")
 
 
 def test_other_intensities_change_nothing_else(prepared, tmp_path):
@@ -417,9 +83,6 @@ def test_no_ablation_of_relations_that_nothing_uses(prepared, monkeypatch, tmp_p
     settings = Settings("tiny", replace(model, commonsense=used), training)
     reproduce.reproduce(["table8"], prepared, tmp_path / "out", settings, progress=False)
     assert any("commonsense" in run.name for run in planned) == used
-
-
-# Settings
 
 
 def test_settings_that_contradict_are_refused(prepared, tmp_path):
@@ -502,32 +165,6 @@ def test_word_vectors_too_wide_are_told_before_any_run(tmp_path):
     assert not (tmp_path / "out").exists()
     # Where nothing takes them, as on a backbone, their width does not matter.
     reproduce.reproduce(["table6"], data, tmp_path / "out", settings)
-
-
-def test_what_a_row_has_no_use_for_is_left_out():
-    """The plain Transformer has no emotions to start from, and a backbone none of the word-level decoder's settings."""
-    model, training = PRESETS["tiny"]
-    settings = Settings("tiny", replace(model, emotion_start=True, copy=True, tie_embeddings=True), training)
-    plain, _ = plan.configured(Variant("none"), settings)
-    assert (plain.emotion_start, plain.copy, plain.tie_embeddings) == (False, True, True)
-    soft, _ = plan.configured(Variant("soft"), settings)
-    assert soft.emotion_start
-    tuned, _ = plan.configured(Variant("soft", backbone="GPT"), settings)
-    assert (tuned.emotion_start, tuned.copy, tuned.tie_embeddings) == (False, False, False)
-
-
-def test_table_6_tells_what_its_runs_took():
-    model, training = PRESETS["tiny"]
-    settings = Settings("tiny", model, replace(training, factor=0.01, warmup=7))
-    tuned = plan.configured(Variant("soft", backbone="here/GPT"), settings)
-    run = Run(Variant("soft", backbone="here/GPT"), 0, Path("run"), Path("data"), *tuned)
-    assert reproduce._backbone_note([run]).startswith(
-        "The backbone of ours: here/GPT; dropout 0.1, factor 0.01, warmup 7."
-    )
-    assert reproduce._backbone_note([]) == "No backbone was given."
-
-
-# Runs
 
 
 def test_what_counts_as_done(tmp_path):
