@@ -76,16 +76,18 @@ def _results(query, key, value, edge, bias, key_scale, key_offset, value_offset,
     """Allocate the results of the forward.
 
     Args:
-        query: [N, H, d], key [M, H, d], value [M, H, dv], of one type; elements of a row lie side by side.
-        edge, bias: [E, H]; key_scale, key_offset [E, H, d]; value_offset [E, H, dv]; the same type, or None.
+        query: [N, H, d], key [M, H, d], value [M, H, dv], of one type.
+        edge, bias: [E, H]; key_scale, key_offset [E, H, d]; value_offset [E, H, dv]; of that type, or of the type of
+            edge weights beside it, or None.
         sender and what follows: of :class:`EdgeList`; and the factor on scores.
 
     Returns:
         output: [N, H, dv].
-        weight: [E, H], the softmax, for the backward.
+        weight: [E, H], the softmax, for the backward, in the type of edge weights.
     """
     receivers, heads, _ = query.shape
-    return value.new_empty(receivers, heads, value.shape[2]), query.new_empty(sender.shape[0], heads)
+    weight = query.new_empty(sender.shape[0], heads, dtype=weight_type(query.dtype))
+    return value.new_empty(receivers, heads, value.shape[2]), weight
 
 
 def _gradients(
@@ -173,12 +175,12 @@ def sparse_attention(
         key_scale, key_offset: broadcast to [E, H, d]: edge vectors on the key.
         value_offset: broadcasts to [E, H, dv]: edge vectors on the value.
         scale: factor on the scores; None means 1 / sqrt(d).
-        backend: "reference", "native"; None takes the fastest that can run the call.
+        backend: "reference", "native", "triton"; None takes the fastest that can run the call.
 
     Returns:
         [N, H, dv], in the common type of query, key and value.
 
-    Gradients reach all tensors, twice if asked; on a CPU they are the same bits on every run and number of threads.
+    Gradients reach all tensors, twice if asked; the fused kernels' are the same bits on every run.
 
     Raises:
         ValueError: a shape or a type that does not fit.
@@ -191,15 +193,11 @@ def sparse_attention(
     nodes = [backends.autocast(x, kind) for x in (query, key, value)]
     of_edges = [
         None if x is None else _expanded(name, x, _shape_of(name, query, value, edges))
-        for name, x in (
-            ("edge", edge),
-            ("bias", bias),
-            ("key_scale", key_scale),
-            ("key_offset", key_offset),
-            ("value_offset", value_offset),
-        )
+        for name, x in zip(_OF_EDGES, (edge, bias, key_scale, key_offset, value_offset), strict=True)
     ]
-    chosen = backends.choose("sparse_attention", backend, *nodes, edges)
+    chosen = backends.choose(
+        "sparse_attention", backend, *nodes, edges, **dict(zip(_OF_EDGES, of_edges, strict=True))
+    )
     result = common_type(*nodes)
     device = query.device.type
     with torch.autocast(device, enabled=False) if kind is not None else _NOTHING:
@@ -208,13 +206,12 @@ def sparse_attention(
             given: Any = [*(x.to(number) for x in nodes), *of_edges, edges.sender, edges.receiver]
             return _reference(float(scale), *given).to(result)
         number = kernel_type(node_type(nodes, *of_edges), chosen)
-        tensors = registration.apart([*nodes, *(x for x in of_edges if x is not None)], number)
-        rest = iter(tensors[3:])
+        given_edges = [None if x is None else x.to(_edge_type(x.dtype, number)) for x in of_edges]
         (output, *_) = registration.apply(
             "sparse_attention",
             (float(scale), chosen),
-            *tensors[:3],
-            *(None if x is None else next(rest) for x in of_edges),
+            *registration.apart(nodes, number),
+            *given_edges,
             edges.sender,
             edges.receiver,
             edges.receiver_begin,
@@ -226,6 +223,12 @@ def sparse_attention(
 
 
 _NOTHING: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+_OF_EDGES = ("edge", "bias", "key_scale", "key_offset", "value_offset")
+
+
+def _edge_type(kind: torch.dtype, number: torch.dtype) -> torch.dtype:
+    """The type in which kernels for nodes of type ``number`` take a tensor of edges: its own, if that is theirs."""
+    return number if kind is number else weight_type(number)
 
 
 def _shape_of(name: str, query: Tensor, value: Tensor, edges: EdgeList) -> tuple[int, ...]:

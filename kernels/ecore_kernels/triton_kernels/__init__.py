@@ -27,6 +27,8 @@ OLDEST_ARCHITECTURE = (8, 0)
 LARGEST_HEAD = {torch.float16: 256, torch.bfloat16: 256, torch.float32: 256, torch.float64: 128}
 """By type: beyond, a backward's tiles do not fit into the shared memory of an sm_86."""
 NARROW_ROW = 512
+WIDEST_SPARSE_HEAD = 1024
+"""Elements of one head of a node on a sparse graph: one program has rows of several edges in its registers."""
 WIDEST_NORM = 8192
 """Elements of a row that one program normalises: they stay in its registers."""
 DEEPEST = {"graph_attention": (3, 2), "edge_readout": (4, 2)}
@@ -194,6 +196,19 @@ def _edge_readout(graph: Any = None, history: Any = (), **_: Any) -> list[str]:
     return reasons
 
 
+def _sparse_attention(
+    query: Any = None, key: Any = None, value: Any = None, *_: Any, **of_edges: Any
+) -> list[str]:
+    if query is None:
+        return why_not()
+    kind = node_type([query, key, value], *(x for x in of_edges.values() if isinstance(x, Tensor)))
+    reasons = why_not(query, key, value) or _type_refusals(kind)
+    widest = max(query.shape[-1], value.shape[-1])
+    if not reasons and widest > WIDEST_SPARSE_HEAD:
+        reasons = [f"takes heads of up to {WIDEST_SPARSE_HEAD}, not {widest}"]
+    return reasons
+
+
 def _linear_cross_entropy(hidden: Any = None, weight: Any = None, *_: Any, **__: Any) -> list[str]:
     if hidden is None:
         return why_not()
@@ -222,6 +237,7 @@ REFUSALS: dict[str, Callable[..., list[str]]] = {
     "edge_attention": _edge_attention,
     "graph_attention": _graph_attention,
     "edge_readout": _edge_readout,
+    "sparse_attention": _sparse_attention,
     "linear_cross_entropy": _linear_cross_entropy,
     "dropout_add_layer_norm": _dropout_add_layer_norm,
 }

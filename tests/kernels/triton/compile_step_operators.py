@@ -1,4 +1,4 @@
-"""Compile the kernels of linear_cross_entropy and dropout_add_layer_norm without a GPU; run by test_step_operators.py.
+"""Compile the kernels that have no launch table, without a GPU; run by test_step_operators.py.
 
 Prints a line a kernel: name, type, architecture, registers, spilled bytes, shared bytes.
 """
@@ -19,7 +19,7 @@ from ecore_kernels.triton_kernels import launch
 
 
 def planned(kind: torch.dtype, architecture: int) -> list[launch.Launch]:
-    """The launches of both operators at the paper's sizes."""
+    """The launches of linear_cross_entropy and dropout_add_layer_norm at the paper's sizes, and of sparse_attention."""
     from ecore_kernels.label_smoothing import goal_of
     from ecore_kernels.triton_kernels.linear_cross_entropy.launcher import InTriton
 
@@ -40,7 +40,20 @@ def planned(kind: torch.dtype, architecture: int) -> list[launch.Launch]:
         registration.compute(
             name, "backward", (normed, total, total, saved, weight, seed, 0.2, needs, "triton")
         )
+        sparse(kind, exact)
     return launches
+
+
+def sparse(kind: torch.dtype, exact: torch.dtype) -> None:
+    """Plan both directions of sparse_attention with everything that it takes, and all gradients."""
+    count, heads, head = 40, 4, 100
+    nodes = torch.empty(10, heads, head, dtype=kind, device="meta")
+    vectors = torch.empty(count, heads, head, dtype=kind, device="meta")
+    factor = torch.empty(count, heads, dtype=exact, device="meta")
+    at, begin = (torch.empty(size, dtype=torch.int64, device="meta") for size in (count, 11))
+    inputs = (*[nodes] * 3, factor, factor, *[vectors] * 3, at, at, begin, at, begin, at)
+    output, weight = registration.compute("sparse_attention", "forward", (*inputs, 0.1, "triton"))
+    registration.compute("sparse_attention", "backward", (output, *inputs, weight, 0.1, [True] * 8, "triton"))
 
 
 def main() -> None:

@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from ecore_kernels import EdgeUpdate, EmotionGraph, edge_attention, edge_readout, graph_attention
+from ecore_kernels import (
+    EdgeList,
+    EdgeUpdate,
+    EmotionGraph,
+    edge_attention,
+    edge_readout,
+    graph_attention,
+    sparse_attention,
+)
 
 pytestmark = pytest.mark.gpu
 
@@ -241,3 +249,31 @@ def test_sixteen_thousand_nodes():
     weighted = weighted.masked_fill(~heard | ((later > row) & (later < words)), float("-inf"))
     expected = weighted.softmax(0) @ exact_value[0, 0]
     assert (output[0, 0, row].double() - expected).norm() <= 2e-2 * expected.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dim", [32, 100])
+def test_sparse_attention(dim, dtype):
+    """Errors within twice plain PyTorch's, and the same bits in every run; one receiver hears everybody."""
+    generator = torch.Generator().manual_seed(0)
+    index = torch.randint(300, (2, 4000), generator=generator)
+    index[1, :1000] = 7
+    edges = EdgeList.from_edge_index(index.cuda(), 300)
+    shapes = [(300, 4, dim)] * 3 + [(4000, 4)] * 2 + [(4000, 4, dim)] * 3
+    leaves = [torch.randn(shape, generator=generator).cuda().to(dtype).requires_grad_() for shape in shapes]
+    upstream = torch.randn(300, 4, dim, generator=generator).cuda()
+    names = ("edge", "bias", "key_scale", "key_offset", "value_offset")
+
+    def run(backend, kind):
+        given = [x.detach().to(kind).requires_grad_() for x in leaves]
+        options = dict(zip(names, given[3:], strict=True))
+        output = sparse_attention(*given[:3], edges, **options, scale=None, backend=backend)
+        return [output.detach(), *torch.autograd.grad(output, given, upstream.to(kind))]
+
+    exact = run("reference", torch.float64)
+    first = run("triton", dtype)
+    for ours, theirs, right in zip(first, run("reference", dtype), exact, strict=True):
+        error, allowed = ((x.double() - right).norm() for x in (ours, theirs))
+        assert error <= 2 * allowed + torch.finfo(dtype).eps * right.norm()
+    for _ in range(3):
+        assert all(torch.equal(a, b) for a, b in zip(run("triton", dtype), first, strict=True))
