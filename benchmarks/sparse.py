@@ -1,10 +1,11 @@
 """Attention on sparse graphs: the fused kernels and the gather-scatter formulation, eager and compiled.
 
-    python -m benchmarks.sparse [--nodes 10000] [--out FILE.json]
+    python -m benchmarks.sparse [--device cpu|cuda] [--nodes 10000] [--out FILE.json]
 
 Random graphs of 10,000 nodes by average degree, with 4 heads of 32, and with edge vectors on key and value where said
-(as PyTorch Geometric's ``TransformerConv``). A time is a forward and a backward to all inputs, on the CPU. The rivals
-run in turn with the fused kernels in one process; memory is the peak of PyTorch's allocator.
+(as PyTorch Geometric's ``TransformerConv``). A time is a forward and a backward to all inputs, in float32: in C++ on a
+CPU, in Triton on a GPU. The rivals run in turn with the fused kernels in one process; memory is the peak of PyTorch's
+allocator.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ import torch
 from torch import Tensor
 
 from benchmarks import harness
-from ecore_kernels import EdgeList, native, sparse_attention
+from ecore_kernels import EdgeList, sparse_attention
+from ecore_kernels.backends import BACKENDS
 
 DEGREES = (8, 16, 32)
 HEADS, DIM = 4, 32
+FUSED_BACKEND = {"cpu": "native", "cuda": "triton"}
 
 
 def gather_scatter(
@@ -54,17 +57,18 @@ def fused(
         key_offset=vector,
         value_offset=vector,
         scale=None,
-        backend="native",
+        backend=FUSED_BACKEND[query.device.type],
     )
 
 
-def problem(nodes: int, degree: int, vectors: bool) -> tuple[Any, list[Tensor]]:
+def problem(nodes: int, degree: int, vectors: bool, device: str) -> tuple[Any, list[Tensor]]:
     """A random graph, every node with an edge to itself, and its tensors: query, key, value, bias and edge vectors."""
     generator = torch.Generator().manual_seed(degree)
     drawn = torch.randint(nodes, (2, nodes * (degree - 1)), generator=generator)
     edges = EdgeList.from_edge_index(torch.cat([torch.arange(nodes).expand(2, -1), drawn], 1), nodes)
     shapes = [(nodes, HEADS, DIM)] * 3 + [(len(edges), HEADS)] + [(len(edges), HEADS, DIM)] * vectors
-    return edges, [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
+    leaves = [torch.randn(shape, generator=generator).to(device).requires_grad_() for shape in shapes]
+    return edges.to(device), leaves
 
 
 def both_ways(edges: EdgeList, leaves: list[Tensor], upstream: Tensor, attend: Callable[..., Tensor]) -> Any:
@@ -78,12 +82,13 @@ def timed(step: Callable[..., Any], attend: Callable[..., Tensor]) -> Callable[[
     return lambda _: step(attend)
 
 
-def run(nodes: int, left_out: dict[str, str]) -> Iterator[dict[str, Any]]:
+def run(nodes: int, device: str, left_out: dict[str, str]) -> Iterator[dict[str, Any]]:
     """One result a graph, each as soon as it is there; ``left_out`` gets why rivals are missing."""
     for vectors in (False, True):
         for degree in DEGREES:
-            edges, leaves = problem(nodes, degree, vectors)
-            step = functools.partial(both_ways, edges, leaves, torch.randn(nodes, HEADS, DIM))
+            edges, leaves = problem(nodes, degree, vectors, device)
+            upstream = torch.randn(nodes, HEADS, DIM).to(device)
+            step = functools.partial(both_ways, edges, leaves, upstream)
             calls: dict[str, Callable[[int], object]] = {
                 "fused": timed(step, fused),
                 "eager": timed(step, gather_scatter),
@@ -91,14 +96,15 @@ def run(nodes: int, left_out: dict[str, str]) -> Iterator[dict[str, Any]]:
             compiled = torch.compile(gather_scatter)
             try:
                 step(compiled)
-            except Exception as error:  # no compiler for C++, or what Inductor cannot do
+            except Exception as error:  # no compiler, or what Inductor cannot do
                 left_out["compiled"] = f"{type(error).__name__}: {error}".splitlines()[0]
             else:
                 calls["compiled"] = timed(step, compiled)
             check(step(fused), step(gather_scatter))
-            timings = harness.interleaved(calls, measurements=9)
-            memory = {name: harness.peak_memory(call, "cpu") for name, call in calls.items()}
+            timings = harness.interleaved(calls, device=device, measurements=9)
+            memory = {name: harness.peak_memory(call, device) for name, call in calls.items()}
             yield {
+                "device": device,
                 "nodes": nodes,
                 "degree": degree,
                 "edges": len(edges),
@@ -149,17 +155,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--device", choices=tuple(FUSED_BACKEND), default="cpu")
     parser.add_argument("--nodes", type=int, default=10_000, help="of a graph (default: 10000)")
     parser.add_argument("--out", type=Path, help="write the results as JSON")
     arguments = parser.parse_args(argv)
-    if not native.available():
-        parser.exit(2, f"sparse: nothing to compare: {native.unavailable_reason()}\n")
     if arguments.nodes < 1:
         parser.exit(2, f"sparse: --nodes: expected at least 1, got {arguments.nodes}\n")
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.exit(2, "sparse: there is no CUDA device\n")
+    reasons = BACKENDS[FUSED_BACKEND[arguments.device]].why_not("sparse_attention")
+    if reasons:
+        parser.exit(2, f"sparse: nothing to compare: {'; '.join(reasons)}\n")
     harness.keep_freed_memory()
     results: list[dict[str, Any]] = []
     left_out: dict[str, str] = {}
-    for result in run(arguments.nodes, left_out):
+    for result in run(arguments.nodes, arguments.device, left_out):
         results.append(result)
         if arguments.out:
             harness.write_json(arguments.out, "sparse", results)

@@ -20,13 +20,22 @@ def test_rows(monkeypatch, tmp_path, capsys):
 
 @pytest.mark.skipif(not native.available(), reason=native.unavailable_reason())
 def test_a_wrong_answer_is_not_timed(monkeypatch):
+    monkeypatch.setattr(sparse.torch, "compile", lambda function: function)
     monkeypatch.setattr(sparse, "fused", lambda *given: 2 * sparse.gather_scatter(*given))
     with pytest.raises(AssertionError):
-        next(sparse.run(20, {}))
+        next(sparse.run(20, "cpu", {}))
 
 
-def test_refusals(capsys):
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--nodes", "0"], "sparse: --nodes: expected at least 1, got 0\n"),
+        (["--device", "cuda"], "sparse: there is no CUDA device\n"),
+    ],
+)
+def test_refusals(monkeypatch, capsys, arguments, line):
+    monkeypatch.setattr(sparse.torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit) as stopped:
-        sparse.main(["--nodes", "0"])
+        sparse.main(arguments)
     assert stopped.value.code == 2
-    assert capsys.readouterr().err == "sparse: --nodes: expected at least 1, got 0\n"
+    assert capsys.readouterr().err == line

@@ -11,9 +11,11 @@ import torch
 from ecore_kernels import backends, native, native_kernels, problems, triton_kernels, verify
 from ecore_kernels.native_kernels import edge_readout, graph_attention
 from ecore_kernels.native_kernels import otsu as native_otsu
+from ecore_kernels.operators import registration
 
 needs_native = pytest.mark.skipif(not native.available(), reason=native.unavailable_reason())
 EVERY, BACKENDS = verify.CALLS, backends.BACKENDS
+EDGE_CALLS = verify.EDGE_CALLS
 FEW = (("graph_attention", "", 1), ("edge_readout", "", 1), ("edge_attention", "shared", 1))
 
 
@@ -24,6 +26,7 @@ def tiny(monkeypatch):
     monkeypatch.setitem(verify.SIZES, "cpu", sizes)
     monkeypatch.setattr(verify.checks, "INTERPRETED_SIZES", sizes)
     monkeypatch.setattr(verify.checks, "CALLS", FEW)
+    monkeypatch.setattr(verify.checks, "EDGE_CALLS", ())
     names = [name for name in backends.BACKENDS if name != "triton"]
     monkeypatch.setattr(backends, "BACKENDS", {name: backends.BACKENDS[name] for name in names})
 
@@ -34,6 +37,7 @@ def bad(rows):
 
 def test_every_call_is_right_on_this_cpu(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(verify.checks, "CALLS", EVERY)
+    monkeypatch.setattr(verify.checks, "EDGE_CALLS", EDGE_CALLS)
     before = torch.get_float32_matmul_precision()
     assert verify.main(["--device", "cpu", "--out", str(tmp_path / "rows.json")]) == 0
     assert torch.get_float32_matmul_precision() == before
@@ -44,7 +48,8 @@ def test_every_call_is_right_on_this_cpu(monkeypatch, capsys, tmp_path):
     right = [row for row in record["rows"] if row["verdict"] == "right"]
     ran = {(row["operator"], row["variant"], row["depth"], row["backend"]) for row in right}
     backends = ["reference"] + ["native"] * native.available()
-    assert {(*call, backend) for call in EVERY for backend in backends} <= ran
+    every = [*EVERY, *((*call, 0) for call in EDGE_CALLS)]
+    assert {(*call, backend) for call in every for backend in backends} <= ran
     assert all(row["same_bits"] for row in right)
     printed = capsys.readouterr().out.splitlines()
     assert any(line.startswith("triton kernels: ") for line in printed)  # what is installed
@@ -116,6 +121,30 @@ def test_other_bits_the_second_time_are_found(monkeypatch):
 
 
 @needs_native
+@pytest.mark.parametrize("call", EDGE_CALLS, ids=" ".join)
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_a_wrong_number_of_any_graph_is_found(monkeypatch, call, direction):
+    """In each result of each kernel."""
+    module = registration.kernels("native", call[0])
+    right, count = getattr(module, direction), 0
+    check = verify.EdgeCheck(*call, "ieee", "cpu")
+    assert verify.make_row(check, "native").verdict == "right"
+    results = []
+
+    def wrong(*arguments):
+        right(*arguments)
+        results[:] = [x for x in arguments[-1] if x is not None and x.numel()]
+        results[count].mul_(1.01)
+
+    monkeypatch.setattr(module, direction, wrong)
+    verdicts = []
+    while not results or count < len(results):
+        verdicts.append(verify.make_row(check, "native").verdict)
+        count += 1
+    assert set(verdicts) == {"wrong"}, verdicts
+
+
+@needs_native
 def test_a_split_that_is_off_by_one_is_found(monkeypatch):
     right = native_otsu.otsu
 
@@ -167,6 +196,7 @@ def test_a_lost_gpu_stops_it_in_one_line(monkeypatch, capsys, tmp_path):
 
 
 def test_refusals_are_no_failures_and_come_once(monkeypatch, capsys):
+    monkeypatch.setattr(verify.checks, "EDGE_CALLS", EDGE_CALLS[-2:])
     monkeypatch.setattr(native_kernels, "why_not", lambda *tensors: ["takes a holiday"])
     assert verify.main(["--device", "cpu"]) == 0
     refused = [line for line in capsys.readouterr().out.splitlines() if "refused: takes a holiday" in line]
@@ -176,6 +206,7 @@ def test_refusals_are_no_failures_and_come_once(monkeypatch, capsys):
         "graph_attention",
         "edge_readout",
         "edge_attention",
+        "sparse_attention",
     ]
 
 

@@ -12,5 +12,16 @@ from __future__ import annotations
 from ecore_kernels.verify.checks import CALLS, SIZES, OperatorCheck, make_row
 from ecore_kernels.verify.command import main, run
 from ecore_kernels.verify.compilers import Compilers
+from ecore_kernels.verify.edge_checks import EDGE_CALLS, EdgeCheck
 
-__all__ = ["CALLS", "SIZES", "Compilers", "OperatorCheck", "main", "make_row", "run"]
+__all__ = [
+    "CALLS",
+    "EDGE_CALLS",
+    "SIZES",
+    "Compilers",
+    "EdgeCheck",
+    "OperatorCheck",
+    "main",
+    "make_row",
+    "run",
+]

@@ -15,6 +15,7 @@ from ecore_kernels import backends, problems, reference, triton_kernels
 from ecore_kernels.operators.history import EdgeUpdate
 from ecore_kernels.operators.otsu import OtsuSplit, otsu
 from ecore_kernels.problems import Problem
+from ecore_kernels.verify.edge_checks import EDGE_CALLS, EdgeCheck
 from ecore_kernels.verify.oracle import Expected, answer
 from ecore_kernels.verify.rows import Row
 from ecore_kernels.verify.step_checks import STEP_CALLS, StepCheck
@@ -142,12 +143,13 @@ class OtsuCheck:
                 row.reason = f"{name}: {share:.1%} differ from the exact split"
 
 
-Check = OperatorCheck | OtsuCheck | StepCheck
+Check = OperatorCheck | OtsuCheck | StepCheck | EdgeCheck
 
 
 def checks(device: str) -> list[Check]:
     """All checks on a device."""
-    sizes = INTERPRETED_SIZES if device == "cpu" and triton_kernels.INTERPRETED else SIZES[device]
+    interpreted = device == "cpu" and triton_kernels.INTERPRETED
+    sizes = INTERPRETED_SIZES if interpreted else SIZES[device]
     others = {name: value for name, value in sizes.items() if name != "nodes"}
     found: list[Check] = [
         OtsuCheck(columns, precision, most, device)
@@ -160,6 +162,8 @@ def checks(device: str) -> list[Check]:
             operator, size, depth=depth, masks=masks, precision=precision, variant=variant, **others
         )
         found.append(OperatorCheck(problem, device))
+    for call, precision in itertools.product(EDGE_CALLS, PRECISIONS[device]):
+        found.append(EdgeCheck(*call, precision, device, interpreted))
     return found
 
 

@@ -11,16 +11,17 @@ from collections.abc import Sequence
 from ecore_kernels import problems, triton_kernels
 from ecore_kernels.problems import Problem
 from ecore_kernels.verify.checks import Check, OperatorCheck
+from ecore_kernels.verify.edge_checks import EdgeCheck
 
 WORKERS = 8  # that compile at a time; each holds a CUDA context
 WORKER_BYTES = 3 * 2**30
 
 
-def compile_for(calls: Sequence[Problem], device: str) -> None:
+def compile_for(calls: Sequence[Problem | EdgeCheck], device: str) -> None:
     """Run calls on the Triton backend, in a process of its own: what it compiles stays in Triton's cache on disk."""
-    for problem in calls:
-        problems.set_precision(problem.precision)
-        OperatorCheck(problem, device).run("triton")
+    for call in calls:
+        problems.set_precision(call.precision)
+        (call if isinstance(call, EdgeCheck) else OperatorCheck(call, device)).run("triton")
 
 
 class Compilers:
@@ -33,7 +34,7 @@ class Compilers:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // WORKER_BYTES
         workers = min(WORKERS, len(os.sched_getaffinity(0)), free)
         self._pool = None
-        self._jobs: dict[Problem, concurrent.futures.Future[None]] = {}
+        self._jobs: dict[Problem | EdgeCheck, concurrent.futures.Future[None]] = {}
         if device != "cuda" or workers < 2 or triton_kernels.unavailable_reason():
             return
         groups: dict[Problem, list[Problem]] = {}
@@ -47,11 +48,15 @@ class Compilers:
             first = [problem for problem in calls if problem.masks == "all"]
             job = self._pool.submit(compile_for, first, device)
             self._jobs |= dict.fromkeys(calls, job)
+        for check in every:
+            if isinstance(check, EdgeCheck):
+                self._jobs[check] = self._pool.submit(compile_for, [check], device)
 
     def wait_for(self, check: Check) -> None:
         """Return once the kernels of a check are compiled, or cannot be."""
-        if isinstance(check, OperatorCheck) and check.problem in self._jobs:
-            concurrent.futures.wait([self._jobs[check.problem]])
+        wanted = check.problem if isinstance(check, OperatorCheck) else check
+        if isinstance(wanted, Problem | EdgeCheck) and wanted in self._jobs:
+            concurrent.futures.wait([self._jobs[wanted]])
 
     def close(self) -> None:
         """Stop what has not begun."""

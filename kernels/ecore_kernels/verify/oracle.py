@@ -110,8 +110,25 @@ class Bounds:
         for name, x in exact.items():
             (error, worst), (size, largest) = _sizes(plain[name].double() - x), self.sizes[name]
             self.allowed[name] = 2 * error + rounding * size, 2 * worst + 10 * rounding * largest
+        self._rounding = rounding
         # By the gradient of an edge scale: the gradient of its gates, and gates over the scale.
         self._sums: dict[str, tuple[str, Tensor]] = {}
+
+    def hold_to_gate(self, scale: str, gate: str, tensors: Mapping[str, Tensor]) -> None:
+        """Judge the gradient of an edge scale w by those of its gates g, which are judged themselves.
+
+        It is one number, a sum over gates of which little may be left, and the plain operator's error of it is a matter
+        of luck: it is held to w dw = sum(g dg), the gradients dg being the answer's own.
+
+        Args:
+            scale, gate: names of the two.
+            tensors: theirs in float64.
+        """
+        share = tensors[gate] / tensors[scale]  # [B, K, N]
+        size = _sizes(share * self.exact[f"gradient of {gate}"])[0]  # of the terms
+        name, allowed = f"gradient of {scale}", self._rounding * size
+        self._sums[name] = f"gradient of {gate}", share
+        self.sizes[name], self.allowed[name] = (size, size), (allowed, allowed)
 
     def judge(self, row: Row, found: dict[str, Tensor]) -> None:
         """Enter the verdict on an answer into the row, and its worst tensor."""
@@ -143,23 +160,12 @@ class Bounds:
 
 
 class Expected(Bounds):
-    """The :class:`Bounds` of a problem.
-
-    The gradient of an edge scale w is one number, a sum over gates g of which little may be left, and the plain
-    operator's error of it is a matter of luck: it is held to w dw = sum(g dg), the gradients dg being the answer's own,
-    which are judged themselves.
-    """
+    """The :class:`Bounds` of a problem."""
 
     def __init__(self, problem: Problem, tensors: dict[str, Tensor]) -> None:
         wide = {name: x.double() if x.is_floating_point() else x for name, x in tensors.items()}
         exact = answer(problem, wide, lambda given: recurrence(problem, given, torch.float64))
         plain = answer(problem, tensors, lambda given: recurrence(problem, given, problem.dtype))
         super().__init__(exact, plain, problem.precision)
-        rounding = ROUNDING[problem.precision]
         for scale in (name for name in problem.leaves if name.startswith("edge_scale")):
-            gate = scale.replace("edge_scale", "gate")
-            share = wide[gate] / wide[scale]  # [B, K, N]
-            size = _sizes(share * self.exact[f"gradient of {gate}"])[0]  # of the terms
-            name = f"gradient of {scale}"
-            self._sums[name] = f"gradient of {gate}", share
-            self.sizes[name], self.allowed[name] = (size, size), (rounding * size, rounding * size)
+            self.hold_to_gate(scale, scale.replace("edge_scale", "gate"), wide)

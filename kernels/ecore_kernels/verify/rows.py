@@ -34,7 +34,7 @@ class Row:
     reason: str = ""
 
     COLUMNS: ClassVar[str] = (
-        f"{'operator':29} {'layers':>6} {'N':>4} {'words':5} {'precision':9} {'backend':9} "
+        f"{'operator':36} {'layers':>6} {'N':>4} {'words':5} {'precision':9} {'backend':9} "
         f"{'error':>8} {'allowed':>8} {'bits':5} {'s':>5}  verdict, worst tensor"
     )
 
@@ -45,6 +45,6 @@ class Row:
         verdict = self.verdict if self.verdict in ("right", "refused") else self.verdict.upper()
         detail = self.reason or self.tensor
         return (
-            f"{name:29} {self.depth:6} {self.nodes:4} {self.masks:5} {self.precision:9} {self.backend:9} "
+            f"{name:36} {self.depth:6} {self.nodes:4} {self.masks:5} {self.precision:9} {self.backend:9} "
             f"{error} {allowed} {bits:5} {self.seconds:5.2f}  {verdict}: {detail}"
         ).rstrip(": ")
