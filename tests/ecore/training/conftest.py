@@ -11,6 +11,7 @@ from ecore.config import ModelConfig, TrainingConfig
 from ecore.data.prepare import prepare
 from ecore.data.prepared import PreparedData
 from ecore.training.journal import read_metrics
+from ecore.training.trainer import train
 
 FEELINGS = {
     "afraid": ("a terrible noise scared me", "that sounds frightening"),
@@ -99,3 +100,20 @@ def numbers():
 @pytest.fixture(scope="session")
 def tiny():
     return TINY
+
+
+@pytest.fixture
+def quiet_train(data, tiny, settings):
+    def run(folder, training=None, **options):
+        if not options.get("resume"):
+            options = {"model_config": tiny, "training": training or settings} | options
+        return train(folder, options.pop("data", data), progress=False, **options)
+
+    return run
+
+
+@pytest.fixture
+def reference(quiet_train, tmp_path):
+    """A run that was never stopped."""
+    quiet_train(tmp_path / "reference")
+    return tmp_path / "reference"

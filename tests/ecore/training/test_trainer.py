@@ -1,74 +1,24 @@
-"""Training: what it logs, that it can stop anywhere and go on as if it had not, and when it refuses."""
+"""Training: what it logs and validates, when it stops by itself, and what it refuses."""
 
 import json
-import os
-import signal
 from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 from safetensors import safe_open
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch.utils.tensorboard import SummaryWriter
 
 from ecore import pretrained
 from ecore.config import TrainingConfig
-from ecore.data.prepare import prepare
-from ecore.data.prepared import PreparedData
 from ecore.errors import InputError
 from ecore.files import read_json
 from ecore.model import ECore
 from ecore.precision import float32_products
 from ecore.training import trainer
-from ecore.training.interrupt import Interrupt
 from ecore.training.journal import read_metrics
 from ecore.training.run_folder import summarize
 from ecore.training.trainer import NotFinite, Trainer, train
-
-
-def weights(run):
-    return pretrained.load(run, "last").state_dict()
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def at_call(monkeypatch, name, number, act):
-    """Do ``act`` at the ``number``-th call of ECore's method ``name``, before it."""
-    calls = 0
-    method = getattr(ECore, name)
-
-    def spied(self, *arguments, **options):
-        nonlocal calls
-        calls += 1
-        if calls == number:
-            act(self)
-        return method(self, *arguments, **options)
-
-    monkeypatch.setattr(ECore, name, spied)
-
-
-def interrupt(_):
-    os.kill(os.getpid(), signal.SIGINT)
-
-
-@pytest.fixture
-def quiet_train(data, tiny, settings):
-    def run(folder, training=None, **options):
-        if not options.get("resume"):
-            options = {"model_config": tiny, "training": training or settings} | options
-        return train(folder, options.pop("data", data), progress=False, **options)
-
-    return run
-
-
-@pytest.fixture
-def reference(quiet_train, tmp_path):
-    """A run that was never stopped."""
-    quiet_train(tmp_path / "reference")
-    return tmp_path / "reference"
+from tests.ecore.training.runs import at_call, interrupt, same, weights
 
 
 def test_log(reference, numbers):
@@ -132,89 +82,6 @@ def test_same_seed_same_run(quiet_train, reference, settings, numbers, tmp_path)
     assert numbers(tmp_path / "again") == numbers(reference)
     quiet_train(tmp_path / "other", replace(settings, seed=1))
     assert numbers(tmp_path / "other")[0]["loss"] != numbers(reference)[0]["loss"]
-
-
-@pytest.mark.parametrize(
-    "method, call",
-    [("loss", 1), ("loss", 4), ("loss", 5), ("loss", 8), ("loss", 13), ("score", 1), ("score", 5)],
-)
-def test_interrupted_and_resumed_is_as_never_stopped(
-    quiet_train, reference, numbers, monkeypatch, tmp_path, method, call
-):
-    with monkeypatch.context() as patched:
-        at_call(patched, method, call, interrupt)
-        summary = quiet_train(tmp_path / "run")
-    assert summary["interrupted"]
-    # A validation has two batches: its first is call 1 at step 5 and call 5 at step 13.
-    step = call if method == "loss" else {1: 5, 5: 13}[call]
-    assert summary["step"] == step
-    assert read_json(tmp_path / "run/checkpoints.json")["last"] == f"checkpoint-{step:06d}"
-
-    summary = quiet_train(tmp_path / "run", resume=True)
-    assert not summary["interrupted"]
-    assert numbers(tmp_path / "run") == numbers(reference)
-    assert same(weights(tmp_path / "run"), weights(reference))
-    assert read_json(tmp_path / "run/checkpoints.json") == read_json(reference / "checkpoints.json")
-
-
-def test_interrupted_again_and_again(quiet_train, settings, numbers, monkeypatch, tmp_path):
-    settings = replace(settings, accumulate=2, batch_size=7)
-    quiet_train(tmp_path / "reference", settings)
-    quiet_train(tmp_path / "run", settings, max_steps=1)
-    for _ in range(12):
-        with monkeypatch.context() as patched:
-            at_call(patched, "loss", 2, interrupt)
-            quiet_train(tmp_path / "run", resume=True, max_steps=13)
-    quiet_train(tmp_path / "run", resume=True)
-    expected = numbers(tmp_path / "reference")
-    # The first leg ended at step 1, so that step was validated too.
-    first, *rest = numbers(tmp_path / "run")
-    assert {k: v for k, v in first.items() if not k.startswith("valid")} == expected[0]
-    assert rest == expected[1:]
-
-
-def test_prolonged_run(quiet_train, reference, numbers, tmp_path):
-    quiet_train(tmp_path / "run", max_steps=8)
-    assert numbers(tmp_path / "run")[-1]["step"] == 8
-    assert quiet_train(tmp_path / "run", resume=True, max_steps=13)["step"] == 13
-    assert [line for line in numbers(tmp_path / "run") if line["step"] != 8] == numbers(reference)
-    assert read_json(tmp_path / "run/config.json")["training"]["max_steps"] == 13
-    with pytest.raises(InputError, match="already trained for 13 steps"):
-        quiet_train(tmp_path / "run", resume=True, max_steps=5)
-
-
-def test_resuming_a_finished_run_changes_nothing(quiet_train, reference, numbers):
-    before = numbers(reference)
-    assert quiet_train(reference, resume=True)["step"] == 13
-    assert numbers(reference) == before
-
-
-@pytest.mark.parametrize("method, call", [("loss", 7), ("score", 1)])
-def test_lines_after_the_checkpoint_are_cut(
-    quiet_train, reference, numbers, monkeypatch, tmp_path, method, call
-):
-    with monkeypatch.context() as patched:
-        at_call(patched, method, call, interrupt)
-        quiet_train(tmp_path / "run")
-    with open(tmp_path / "run/metrics.jsonl", "a") as file:
-        if method == "score":  # step 5 waits in the checkpoint for its validation
-            file.write('{"step": 5, "loss": 1.0}\n')
-        file.write('{"step": 9, "loss": 1.0}\n{"step": 10, "lo')
-    quiet_train(tmp_path / "run", resume=True)
-    assert numbers(tmp_path / "run") == numbers(reference)
-
-
-def test_tensorboard(quiet_train, reference, monkeypatch, tmp_path):
-    with monkeypatch.context() as patched:
-        at_call(patched, "loss", 7, interrupt)
-        quiet_train(tmp_path / "run")
-    with SummaryWriter(str(tmp_path / "run")) as writer:  # what a process wrote before it was killed
-        writer.add_scalar("loss", 1.0, 9)
-    quiet_train(tmp_path / "run", resume=True)
-    for run in (reference, tmp_path / "run"):
-        events = EventAccumulator(str(run)).Reload()
-        assert [e.step for e in events.Scalars("loss")] == [1, 3, 5, 6, 9, 10, 12, 13]
-        assert [e.step for e in events.Scalars("valid_ppl")] == [5, 10, 13]
 
 
 def test_accumulated_gradients_are_the_mean(quiet_train, data, tiny, monkeypatch, tmp_path):
@@ -330,40 +197,6 @@ def test_patience_does_not_count_a_validation_that_the_end_asked_for(
     assert (summary["step"], summary["best_step"]) == (8, 8)
 
 
-@pytest.mark.parametrize("step", [1, 2, 4, 5, 7])
-def test_an_interrupted_run_may_end_where_it_stands(quiet_train, numbers, monkeypatch, tmp_path, step):
-    quiet_train(tmp_path / "reference", max_steps=step)
-    with monkeypatch.context() as patched:
-        at_call(patched, "loss", step, interrupt)
-        assert quiet_train(tmp_path / "run")["step"] == step
-    for _ in range(2):
-        summary = quiet_train(tmp_path / "run", resume=True, max_steps=step)
-        assert (summary["step"], summary["interrupted"]) == (step, False)
-        assert summary["best_ppl_per_sample"] > 0
-    expected, actual = numbers(tmp_path / "reference"), numbers(tmp_path / "run")
-    # What only a step in progress can tell is missing.
-    expected[-1] = {k: v for k, v in expected[-1].items() if k in actual[-1]}
-    assert actual == expected
-    assert same(weights(tmp_path / "run"), weights(tmp_path / "reference"))
-
-
-@pytest.mark.parametrize("step", [6, 7])
-def test_the_validation_of_a_run_that_ends_where_it_stands_may_be_interrupted(
-    quiet_train, settings, numbers, monkeypatch, tmp_path, step
-):
-    settings = replace(settings, log_every=3)
-    quiet_train(tmp_path / "reference", settings, max_steps=step)
-    for name, call, options in (("loss", step, {}), ("score", 1, {"resume": True, "max_steps": step})):
-        with monkeypatch.context() as patched:
-            at_call(patched, name, call, interrupt)
-            assert quiet_train(tmp_path / "run", settings, **options)["interrupted"]
-    for _ in range(2):
-        assert quiet_train(tmp_path / "run", resume=True, max_steps=step)["best_step"] is not None
-    expected, actual = numbers(tmp_path / "reference"), numbers(tmp_path / "run")
-    expected[-1] = {k: v for k, v in expected[-1].items() if k in actual[-1]}
-    assert actual == expected
-
-
 @pytest.mark.parametrize("term", ["generation", "emotion", "correlation"])
 def test_a_loss_that_is_not_finite_stops(quiet_train, monkeypatch, tmp_path, term):
     loss, calls = ECore.loss, iter(range(1, 99))
@@ -405,86 +238,6 @@ def test_weights_that_are_not_finite_are_never_saved(quiet_train, settings, monk
     assert read_json(tmp_path / "run/checkpoints.json")["last"] == "checkpoint-000002"
 
 
-class Ticking:
-    """A clock that goes on by so many seconds each time that a step begins, and by a minute in each checkpoint."""
-
-    def __init__(self, monkeypatch, seconds):
-        self.now, self.saved = 1e6, []
-        take_step, save = Trainer._take_step, trainer.checkpoint.save
-
-        def stepping(one):
-            self.now += seconds
-            take_step(one)
-
-        def saving(folder, model, optimizer, progress, random):
-            self.now += 60
-            self.saved.append(progress.step)
-            save(folder, model, optimizer, progress, random)
-
-        monkeypatch.setattr(trainer, "clock", lambda: self.now)
-        monkeypatch.setattr(Trainer, "_take_step", stepping)
-        monkeypatch.setattr(trainer.checkpoint, "save", saving)
-
-
-@pytest.mark.parametrize(
-    "seconds, every, saved",
-    [
-        (0.001, None, [5, 10, 13]),  # fast: with the validations and at the end alone
-        (50.0, None, [3, 5, 8, 10, 13]),  # two minutes are over within the third step after a checkpoint
-        (500.0, None, list(range(1, 14))),
-        (500.0, 4, [4, 5, 8, 10, 12, 13]),
-        (0.001, 4, [4, 5, 8, 10, 12, 13]),
-    ],
-)
-def test_checkpoints_follow_time_or_steps(
-    quiet_train, settings, monkeypatch, tmp_path, seconds, every, saved
-):
-    ticking = Ticking(monkeypatch, seconds)
-    quiet_train(tmp_path / "run", replace(settings, checkpoint_every=every))
-    assert ticking.saved == saved
-
-
-def test_a_run_killed_between_timed_checkpoints_has_the_same_numbers(
-    quiet_train, settings, reference, numbers, monkeypatch, tmp_path
-):
-    by_time = replace(settings, checkpoint_every=None)
-    with monkeypatch.context() as patched:
-        ticking = Ticking(patched, 70.0)
-        take_step = Trainer._take_step
-
-        def killed(self):
-            if self.state.step == 8:
-                raise MemoryError
-            take_step(self)
-
-        patched.setattr(Trainer, "_take_step", killed)
-        with pytest.raises(MemoryError):
-            quiet_train(tmp_path / "run", by_time)
-        assert ticking.saved == [2, 4, 5, 7]
-    quiet_train(tmp_path / "run", resume=True)
-    assert numbers(tmp_path / "run") == numbers(reference)
-
-
-def test_the_first_process_decides_when_to_save(quiet_train, settings, monkeypatch, tmp_path):
-    """Another's clock counts for nothing, and both take part in the asking."""
-
-    asked = []
-
-    class Asked(trainer.Processes):
-        def any(self, value):
-            asked.append(value)
-            return value
-
-    ticking = Ticking(monkeypatch, 500.0)
-    one = object.__new__(Trainer)
-    one.config, one.saved_at = replace(settings, checkpoint_every=None), 0.0
-    for rank, due in ((0, True), (1, False)):
-        one.processes = Asked(rank, 2)
-        assert ticking.now > 120
-        assert one._checkpoint_due() is due
-    assert asked == [True, False]
-
-
 def test_existing_folder_is_left_alone(quiet_train, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/thesis.txt").write_text("precious")
@@ -506,39 +259,3 @@ def test_empty_folder_is_welcome(quiet_train, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/.config.json.7.tmp").write_text("left by a killed process")
     assert quiet_train(tmp_path / "run", max_steps=1)["step"] == 1
-
-
-def test_nothing_to_resume(quiet_train, tmp_path):
-    with pytest.raises(InputError, match="no such folder"):
-        quiet_train(tmp_path / "run", resume=True)
-    assert not (tmp_path / "run").exists()
-
-
-def test_resume_keeps_its_settings(quiet_train, tiny, reference):
-    with pytest.raises(InputError, match="keeps its own settings"):
-        quiet_train(reference, resume=True, model_config=tiny)
-
-
-@pytest.mark.parametrize(
-    "options, what", [({"vocabulary": "train"}, "vocabulary"), ({"intensity": "none"}, "data")]
-)
-def test_resume_on_other_data(quiet_train, prepared_folder, reference, tmp_path, options, what):
-    prepare(prepared_folder.parent / "corpus", tmp_path / "other", progress=False, **options)
-    with pytest.raises(InputError, match=f"not the {what} that"):
-        quiet_train(reference, resume=True, data=PreparedData.load(tmp_path / "other"))
-
-
-def test_second_interruption_insists():
-    before = signal.getsignal(signal.SIGINT)
-    with Interrupt() as asked:
-        interrupt(None)
-        assert asked.requested
-        with pytest.raises(KeyboardInterrupt):
-            interrupt(None)
-    assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_sigterm_asks_too():
-    with Interrupt() as asked:
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert asked.requested

@@ -1,86 +1,19 @@
 """The language model as annotator, against a server of the test's own that fails in every way."""
 
-import argparse
 import contextlib
 import json
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from ecore.cli.annotate import declare_annotate, run_annotate
-from ecore.data.corpus import Conversation
 from ecore.errors import InputError
 from ecore.paper.annotation import endpoint
 from ecore.paper.annotation.annotators import NoAnnotation
-from ecore.paper.annotation.endpoint import ANSWERS, ATTEMPTS, REFUSALS, EndpointAnnotator
+from ecore.paper.annotation.endpoint import ANSWERS, ATTEMPTS, REFUSALS
 from ecore.paper.annotation.pipeline import annotate
-
-EMOTIONS = ("afraid", "grateful", "joyful", "sad")
-
-
-def conversation(conv_id="a", emotion="sad", *turns):
-    return Conversation(conv_id, emotion, "A secret.", turns or ("My dog died.", "Oh no."))
-
-
-def reply(text):
-    return 200, {}, json.dumps({"choices": [{"message": {"content": text}}]})
-
-
-class Stub:
-    """A server that gives its answers in turn, the last one for ever, and keeps what it was asked.
-
-    An answer is (status, headers, body), or a function that makes one from the handler and the request, or None
-    where it has done what there is to do.
-    """
-
-    def __init__(self):
-        self.answers, self.requests, self.times = [reply('["sad"]')], [], []
-        stub = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def log_message(self, *args):
-                pass
-
-            def do_GET(self):
-                stub.requests.append(("GET", self.path, None, dict(self.headers)))
-
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                stub.requests.append(("POST", self.path, body, dict(self.headers)))
-                stub.times.append(time.monotonic())
-                answer = stub.answers.pop(0) if len(stub.answers) > 1 else stub.answers[0]
-                if callable(answer):
-                    answer = answer(self, body)
-                if answer is None:
-                    return
-                status, headers, text = answer
-                self.send_response(status)
-                for name, value in {**headers, "Content-Length": str(len(text.encode()))}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(text.encode())
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
-
-
-@pytest.fixture
-def stub():
-    stub = Stub()
-    thread = threading.Thread(target=stub.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    yield stub
-    stub.server.shutdown()
-    stub.server.server_close()
-    thread.join()
-
-
-def asking(stub, folder, **options):
-    options = {"model": "m", "first_wait": 0.001, **options}
-    return EndpointAnnotator(stub.url, emotions=EMOTIONS, cache=folder / "answers.jsonl", **options)
+from tests.ecore.paper.annotation.dialogues import EMOTIONS, conversation
+from tests.ecore.paper.annotation.stub import asking, reply
 
 
 def test_the_request_says_the_dialogue_and_not_its_label(stub, tmp_path):
@@ -247,9 +180,6 @@ def test_what_no_request_can_pass_is_told_at_once(stub, tmp_path, status, hint):
     assert len(stub.requests) == 1
 
 
-SECRET = "sk-Very-Secret-1"
-
-
 def drip(content, pause):
     """A reply that comes byte by byte: its status line, its headers, its body."""
 
@@ -262,60 +192,6 @@ def drip(content, pause):
                 time.sleep(pause)
 
     return send
-
-
-LEAKS = {
-    "refusal": (401, {}, f"no such key {SECRET}"),
-    "in another case": (401, {}, f"no such key {SECRET.upper()}"),
-    "parted by controls": (401, {}, "\x1b[2J" + SECRET[:5] + "\0\x07" + SECRET[5:]),
-    "this dialogue's refusal": (400, {}, f"bad {SECRET}"),
-    "error": (500, {}, SECRET),
-    "redirect": (302, {"Location": f"/{SECRET}"}, SECRET),
-    "reason": lambda handler, _: (
-        handler.wfile.write(f"HTTP/1.1 403 {SECRET} \x1b[31m\r\n\r\n".encode()) and None
-    ),
-    "status line": lambda handler, _: handler.wfile.write(f"{SECRET}\r\n\r\n".encode()) and None,
-    "answer": reply(f'I got {SECRET} ["sad"]'),
-    "malformed answer": reply(f"I got {SECRET}\x1b[2J"),
-    "escaped": (
-        200,
-        {},
-        json.dumps(json.loads(reply("I got KEY")[2])).replace("KEY", "\\u0073" + SECRET[1:]),
-    ),
-    "no completion": (200, {}, json.dumps({SECRET: SECRET})),
-    "no JSON": (200, {}, SECRET),
-}
-
-
-@pytest.mark.parametrize("name", LEAKS)
-def test_the_key_is_never_printed_or_kept(stub, tmp_path, name):
-    stub.answers = [LEAKS[name]]
-    said = ""
-    try:
-        annotated, problems = annotate([conversation()], asking(stub, tmp_path, key=SECRET), progress=False)
-        said = f"{annotated} {problems}"
-    except InputError as error:
-        said = str(error)
-    cache = tmp_path / "answers.jsonl"
-    said += cache.read_text() if cache.exists() else ""
-    assert SECRET[5:].lower() not in said.lower()
-    assert "\x1b" not in said
-    assert "\0" not in said
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "http://user:pass@host/v1", "http://user@host/v1", "http://:pass@host", "http://user:pass@[host/v1", "ftp://h/v1",
-        "http:///v1", "http://h:99999/v1", "http://h:x/v1", "http://h/v1?key=1", "http://h/v1#a", "http://h /v1",
-        "http://h/\n", "http://h/\x1b[2J", "http://[::1/v1",
-    ],
-)  # fmt: skip
-def test_addresses_that_are_refused(tmp_path, url):
-    with pytest.raises(InputError, match=r"^--url: expected ") as error:
-        EndpointAnnotator(url, "m", EMOTIONS, tmp_path / "answers.jsonl")
-    assert "pass" not in str(error.value).replace("password", "")
-    assert str(error.value).isprintable()
 
 
 @pytest.mark.parametrize(
@@ -354,13 +230,6 @@ def test_replies_that_are_no_answers(stub, tmp_path, body, monkeypatch):
     stub.answers = [(200, {}, body)]
     with pytest.raises(InputError, match=r"^[^\n]*broken answer[^\n]*$"):
         asking(stub, tmp_path).annotate(conversation())
-
-
-def test_a_redirect_is_not_followed(stub, tmp_path):
-    stub.answers = [(302, {"Location": "/elsewhere"}, "")]
-    with pytest.raises(InputError, match="refused with 302"):
-        asking(stub, tmp_path, key="k3y").annotate(conversation())
-    assert [method for method, *_ in stub.requests] == ["POST"]
 
 
 def test_a_refused_dialogue_is_a_problem_of_its_own(stub, tmp_path):
@@ -431,39 +300,3 @@ def test_a_stop_ends_every_wait(stub, tmp_path):
     assert time.monotonic() - began < 50
     assert not labels
     assert set(problems.values()) == {"stopped"}
-
-
-@pytest.mark.parametrize("url", ["localhost:8000/v1", "ftp://x/v1", "", "http://"])
-def test_urls_and_keys_that_cannot_be(tmp_path, url):
-    with pytest.raises(InputError, match="--url: expected the address"):
-        EndpointAnnotator(url, "m", EMOTIONS, tmp_path / "a")
-    with pytest.raises(InputError, match="API key"):
-        EndpointAnnotator("http://x/v1", "m", EMOTIONS, tmp_path / "a", key="a\nb")
-
-
-def test_the_key_comes_from_the_environment(tmp_path, stub, monkeypatch, capsys):
-    for split in ("train", "valid", "test"):
-        records = [
-            {
-                "conv_id": str(i),
-                "emotion": "sad",
-                "situation": "S.",
-                "utterances": [
-                    {"speaker": "speaker", "text": f"{i}"},
-                    {"speaker": "listener", "text": "Yes."},
-                ],
-            }
-            for i in range(3)
-        ]
-        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-    monkeypatch.setenv("OPENAI_API_KEY", "k3y")
-    stub.answers = [reply('["sad", "gloomy"]'), (400, {}, "filtered")]
-    parser = argparse.ArgumentParser()
-    declare_annotate(parser)
-    flags = f"run --data {tmp_path} --limit 2 --annotator endpoint --url {stub.url} --model m --jobs 1"
-    assert run_annotate(parser.parse_args([*flags.split(), "--out", str(tmp_path / "out")])) == 0
-    assert [headers["Authorization"] for *_, headers in stub.requests] == ["Bearer k3y"] * 2
-    printed = capsys.readouterr().out
-    assert "1 names in the answers are no known emotion" in printed
-    assert "1 dialogues without an annotation, 1 first: refused with 400: filtered" in printed
-    assert "the same command asks for them again" in printed
