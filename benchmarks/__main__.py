@@ -7,7 +7,6 @@ missing, is named at the end, exit code 1. ``python -m benchmarks compare BASE``
 
 from __future__ import annotations
 
-import argparse
 import sys
 import traceback
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import harness
+from benchmarks.command_line import parser_of
 from ecore.data.prepared import PreparedData
 from ecore.errors import InputError
 
@@ -33,9 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     given = sys.argv[1:] if argv is None else argv
     if given and given[0] == "compare":
         return harness.command("benchmarks.compare")(given[1:])
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of("benchmarks", __doc__)
     parser.add_argument("--out", type=Path, help="a folder for the results as JSON")
     parser.add_argument(
         "--data", type=Path, metavar="PREPARED", help="batches of a prepared folder, not made-up ones"

@@ -9,7 +9,6 @@ E-CORE's time. Without ``--inferences`` CEM reads made-up ones of 20 words by ea
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import statistics
 import time
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 
 from benchmarks import harness
+from benchmarks.command_line import parser_of
 from benchmarks.training.steps import WITHOUT, Steps
 from benchmarks.workload import Workload, wait
 from ecore.baselines import BASELINES
@@ -123,11 +123,7 @@ def report(rows: Sequence[dict[str, Any]], preset: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.baselines",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("benchmarks.baselines", __doc__)
     parser.add_argument("--data", type=Path, required=True, help="a prepared folder")
     parser.add_argument(
         "--preset", choices=("baseline", "paper", "tiny"), default="baseline", help="the sizes"

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -249,6 +249,24 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     if not isinstance(results, list) or not all(isinstance(result, dict) for result in results):
         raise InputError(f"{path}: expected results that a benchmark wrote with --out")
     return results
+
+
+def read_timed_results(path: Path) -> list[dict[str, Any]]:
+    """Return the results that :func:`write_json` wrote, with their ``timings`` as they were measured."""
+    results = read_results(path)
+    for result in results:
+        result["timings"] = {name: Timing(**timing) for name, timing in result["timings"].items()}
+    return results
+
+
+def collect(benchmark: str, results: Iterable[dict[str, Any]], out: Path | None) -> list[dict[str, Any]]:
+    """Return all results; ``out``, if any, holds those so far as soon as each has come."""
+    collected = []
+    for result in results:
+        collected.append(result)
+        if out:
+            write_json(out, benchmark, collected)
+    return collected
 
 
 def write_json(path: Path, benchmark: str, results: Sequence[Mapping[str, Any]]) -> None:

@@ -9,7 +9,6 @@ because it is what one would otherwise call; it is timed on at most 64 rows and 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import torch
 
 import ecore_kernels
 from benchmarks import harness
+from benchmarks.command_line import parser_of
 from ecore_kernels.native_kernels import otsu as native_otsu
 
 ROWS = (16, 64, 256, 1024, 4096, 16384, 65536)
@@ -96,20 +96,8 @@ def report(results: Sequence[dict[str, Any]]) -> str:
     return harness.table(header, [show(result) for result in results])
 
 
-def load(path: Path) -> list[dict[str, Any]]:
-    """The results in a JSON file, as measured."""
-    results = harness.read_results(path)
-    for result in results:
-        result["timings"] = {name: harness.Timing(**timing) for name, timing in result["timings"].items()}
-    return results
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.otsu",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("benchmarks.otsu", __doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--out", type=Path, help="write the results as JSON")
     arguments = parser.parse_args(argv)
@@ -119,12 +107,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if reason:
         parser.exit(2, f"otsu: nothing to compare: native {reason}\n")
 
-    results: list[dict[str, Any]] = []
     left_out: dict[str, str] = {}
-    for result in run(arguments.device, left_out):
-        results.append(result)
-        if arguments.out:
-            harness.write_json(arguments.out, "otsu", results)
+    results = harness.collect("otsu", run(arguments.device, left_out), arguments.out)
     print(report(results))
     harness.fail_for(left_out)
 

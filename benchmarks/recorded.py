@@ -10,7 +10,6 @@ are failures, and the exit code is 1. Rows are written as they come.
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks import harness
+from benchmarks.command_line import parser_of
 from benchmarks.training.steps import WITHOUT, Steps
 from benchmarks.workload import Workload, workload
 from ecore.config import PRESETS
@@ -109,11 +109,7 @@ def report(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.recorded",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("benchmarks.recorded", __doc__)
     parser.add_argument(
         "--data", type=Path, help="a prepared folder (default: made-up batches of the same sizes)"
     )

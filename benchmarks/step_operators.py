@@ -10,7 +10,6 @@ measurements; memory is what a call allocates at most, beyond its inputs.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import harness
+from benchmarks.command_line import parser_of
 from ecore_kernels import available_backends, dropout_add_layer_norm, linear_cross_entropy
 
 WORDS, VOCABULARY, WIDTH = (352, 1408), 23_714, 300
@@ -169,11 +169,7 @@ def report(results: Sequence[dict[str, Any]]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.step_operators",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("benchmarks.step_operators", __doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--compiled", action="store_true", help="also time torch.compile of the rivals")
     parser.add_argument("--out", type=Path, help="write the results as JSON")
@@ -181,11 +177,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.exit(2, "step_operators: there is no CUDA device\n")
     harness.keep_freed_memory()
-    results: list[dict[str, Any]] = []
-    for result in run(arguments.device, arguments.compiled):
-        results.append(result)
-        if arguments.out:
-            harness.write_json(arguments.out, "step_operators", results)
+    results = harness.collect("step_operators", run(arguments.device, arguments.compiled), arguments.out)
     print(report(results))
 
 

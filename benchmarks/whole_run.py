@@ -8,7 +8,6 @@ On a GPU with CUDA graphs, in each precision; on a CPU as the preset is. Results
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import statistics
 import tempfile
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks import harness
+from benchmarks.command_line import parser_of
 from ecore.config import PRESETS
 from ecore.data.prepared import PreparedData
 from ecore.errors import InputError
@@ -106,11 +106,7 @@ def report(runs: list[dict[str, Any]]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.whole_run",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("benchmarks.whole_run", __doc__)
     parser.add_argument("--data", type=Path, required=True, help="a prepared folder")
     parser.add_argument("--preset", choices=PRESETS, default="paper")
     parser.add_argument("--steps", type=int, default=PAPER_STEPS)
@@ -129,15 +125,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("--precision: on a CPU runs are as the preset is")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA device here")
-    done: list[dict[str, Any]] = []
+    precisions = arguments.precision or PRECISIONS
+    runs = whole_runs(arguments.data, arguments.preset, arguments.steps, arguments.device, precisions)
     try:
-        precisions = arguments.precision or PRECISIONS
-        for run in whole_runs(
-            arguments.data, arguments.preset, arguments.steps, arguments.device, precisions
-        ):
-            done.append(run)
-            if arguments.out:
-                harness.write_json(arguments.out, "whole_run", done)
+        done = harness.collect("whole_run", runs, arguments.out)
     except InputError as error:
         parser.error(str(error))
     print(report(done))

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks import harness
+from benchmarks.command_line import parser_of
 from benchmarks.compare import checkouts, worker
 from benchmarks.compare.ratios import FEWEST_ROUNDS, Ratio, ratio
 from ecore.errors import InputError
@@ -131,11 +132,7 @@ def failures(results: Sequence[Mapping[str, Any]], percent: float) -> list[str]:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks compare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("benchmarks compare", __doc__)
     parser.add_argument("base", metavar="BASE", help="the commit, branch or tag to compare with")
     parser.add_argument(
         "head", metavar="HEAD", nargs="?", default="HEAD", help="what is compared (default: HEAD)"

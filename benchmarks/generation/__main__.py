@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks import harness
+from benchmarks.command_line import parser_of
 from benchmarks.generation import runner, weights
 from benchmarks.generation.report import plot, report
 from ecore.config import PRESETS
@@ -31,11 +32,7 @@ from ecore.files import read_json
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.generation",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("benchmarks.generation", __doc__)
     parser.add_argument("--data", type=Path, metavar="PREPARED", help="a folder made by `ecore prepare`")
     parser.add_argument("--preset", choices=list(PRESETS), default="released")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")

@@ -29,6 +29,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.command_line import parser_of
 from benchmarks.gpu import stages
 from benchmarks.gpu.environment import build_extension, environment, has_extension
 from benchmarks.gpu.runner import ROOT, Process, Session, interrupt_on_signals
@@ -39,11 +40,7 @@ REHEARSED_STEPS = 60
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("benchmarks.gpu", __doc__)
     parser.add_argument("--list", action="store_true", help="print the stages and do nothing else")
     parser.add_argument(
         "--stages", metavar="NAME,...", help=f"which to run (default: all): {','.join(STAGES)}"

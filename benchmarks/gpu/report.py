@@ -151,9 +151,9 @@ def _operators(path: Path) -> str:
 
 
 def _otsu(path: Path) -> str:
-    from benchmarks import otsu
+    from benchmarks import harness, otsu
 
-    return otsu.report(otsu.load(path))
+    return otsu.report(harness.read_timed_results(path))
 
 
 def _training(path: Path) -> str:

@@ -9,7 +9,6 @@ so that they are all that is needed. Word tables, which are data and not weights
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from benchmarks.command_line import parser_of
 from ecore import pretrained
 from ecore.errors import InputError
 from ecore.files import parse_json, read_json, write_json
@@ -109,11 +109,7 @@ def join(folder: Path, run: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu.weights",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("benchmarks.gpu.weights", __doc__)
     parser.add_argument("command", choices=("split", "join"))
     parser.add_argument("folder", type=Path, help="a run's folder to split, or a folder of parts to join")
     parser.add_argument("--out", type=Path, required=True, help="where the parts, or the new run, go")

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from benchmarks import harness
+from benchmarks.command_line import parser_of
 from benchmarks.training import breakdown
 from benchmarks.training.report import plot, report
 from benchmarks.training.runner import NO_TIME, compare, compare_passes
@@ -40,11 +41,7 @@ NEEDS_COMPILER = "torch.compile"
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.training",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("benchmarks.training", __doc__)
     parser.add_argument(
         "--data", type=Path, help="a prepared folder (default: made-up batches of the same sizes)"
     )

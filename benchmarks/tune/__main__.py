@@ -36,6 +36,7 @@ from typing import Any
 import torch
 
 from benchmarks import harness
+from benchmarks.command_line import parser_of
 from benchmarks.operators.problems import Problem
 from benchmarks.tune.bench import Bench
 from benchmarks.tune.pool import COMPILE_SECONDS, Pool
@@ -57,11 +58,7 @@ SETTINGS_AT_ONCE = 12  # whose first rounds are compiled together
 
 def parser() -> argparse.ArgumentParser:
     kernels = [f"{operator}_{way}" for operator in DEPTHS for way in ("forward", "backward")]
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.tune",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("benchmarks.tune", __doc__)
     parser.add_argument("--kernels", nargs="+", choices=kernels, default=kernels)
     parser.add_argument("--arithmetic", nargs="+", choices=list(PRECISIONS), default=list(PRECISIONS))
     parser.add_argument(
