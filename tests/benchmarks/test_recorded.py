@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 
-from benchmarks import recorded, workload
+from benchmarks import recorded
 from benchmarks.recorded import TOLERANCE
-from ecore.config import PRESETS
+from tests.benchmarks.small import small_workload
 
 SMALL = {"dim": 24, "feed_forward": 32}
 
@@ -38,12 +38,8 @@ class Refusing(Again):
 
 @pytest.fixture(scope="module")
 def small():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(workload, "WORDS", 300)
-        patch.setattr(workload, "CONTEXT_WORDS", 12)
-        patch.setattr(workload, "RESPONSE_WORDS", 6)
-        patch.setitem(PRESETS, "paper", PRESETS["tiny"])
-        yield workload.workload(None, "paper", batch_size=4, number=4)
+    with small_workload("paper", batch_size=4, number=4) as workload:
+        yield workload
 
 
 def test_recorded_single_and_plain_steps_agree(small):

@@ -1,6 +1,5 @@
 """The compiled OTSU against a slow one that is written from the definition, here and independently."""
 
-import multiprocessing
 import threading
 
 import numpy as np
@@ -9,6 +8,7 @@ import torch
 
 from ecore_kernels import native
 from ecore_kernels.native_kernels import otsu as native_otsu
+from tests.kernels.forking import in_forked_child, needs_fork
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.unavailable_reason())
 gpu = pytest.mark.gpu
@@ -229,13 +229,7 @@ def test_several_python_threads_at_once(threads):
     assert not wrong
 
 
-def _count_in_child(values, connection):
-    for _ in range(20):
-        count = int(native_otsu.otsu(values, 5)[1].sum())
-    connection.send(count)
-
-
-@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system does not fork")
+@needs_fork
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_forked_child(threads):
     """A fork copies the pool's locks, held or not, but no thread of it: a child that used them would hang."""
@@ -251,18 +245,13 @@ def test_forked_child(threads):
     busy = [threading.Thread(target=keep_the_pool_busy) for _ in range(3)]
     for thread in busy:
         thread.start()
-    context = multiprocessing.get_context("fork")
+
+    def count() -> list[int]:
+        return [int(native_otsu.otsu(values, 5)[1].sum()) for _ in range(20)]
+
     try:
         for _ in range(30):
-            receiver, sender = context.Pipe(duplex=False)
-            child = context.Process(target=_count_in_child, args=(values, sender))
-            child.start()
-            answered = receiver.poll(20)
-            got = receiver.recv() if answered else None
-            child.kill()
-            child.join()
-            assert answered, "the forked child hung"
-            assert got == want
+            assert in_forked_child(count) == [want] * 20
     finally:
         stop.set()
         for thread in busy:

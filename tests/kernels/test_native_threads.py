@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import sys
 import threading
 
@@ -14,6 +13,7 @@ from ecore_kernels import (
     edge_readout,
     native,
 )
+from tests.kernels.forking import in_forked_child, needs_fork
 from tests.kernels.native_problems import attend, leaves_of, problem, run_python
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the compiled extension is missing")
@@ -137,31 +137,20 @@ def test_torchs_own_threads_do_the_work():
     assert before == after
 
 
-def _attend_in_child(arguments, sender):
-    # Forward only: autograd's own threads do not survive a fork.
-    with torch.no_grad():
-        sender.send(float(attend(*arguments, backend="native").sum()))
-
-
-@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system does not fork")
+@needs_fork
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_forked_child(make, threads):
     """A child without the pool's threads works alone, as a DataLoader's worker does."""
     arguments = problem(make, (8, 20, 8, 8, 8), 1, dtype=torch.float32)
     threads(2)
-    with torch.no_grad():
-        want = float(attend(*arguments, backend="native").sum())
-    context = multiprocessing.get_context("fork")
+
+    @torch.no_grad()  # forward only: autograd's own threads do not survive a fork
+    def sum_of_outputs() -> float:
+        return float(attend(*arguments, backend="native").sum())
+
+    want = sum_of_outputs()
     for _ in range(3):
-        receiver, sender = context.Pipe(duplex=False)
-        child = context.Process(target=_attend_in_child, args=(arguments, sender))
-        child.start()
-        answered = receiver.poll(30)
-        got = receiver.recv() if answered else None
-        child.kill()
-        child.join()
-        assert answered, "the forked child hung"
-        assert got == want
+        assert in_forked_child(sum_of_outputs) == want
 
 
 def test_threads_take_turns_at_a_shared_edge(threads):

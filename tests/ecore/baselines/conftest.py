@@ -28,7 +28,7 @@ from tests.ecore.model.conftest import (
     tables_of,
     vocabulary_of,
 )
-from tests.ecore.training.conftest import write_corpus
+from tests.ecore.training.conftest import one_thread, write_corpus  # noqa: F401, a fixture
 
 RELATED = 3
 INFERENCES = Inferences(
@@ -136,12 +136,3 @@ def inferences_file(tmp_path_factory):
 @pytest.fixture(scope="session")
 def data(prepared_folder):
     return PreparedData.load(prepared_folder)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tests run side by side, and bit-for-bit claims are for one number of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)

@@ -12,6 +12,8 @@ pytest.importorskip("triton")
 
 from tests.kernels.triton.fused import Fused
 
+pytestmark = pytest.mark.usefixtures("uninitialised_is_nan")
+
 edge_readout = Fused("edge_readout")
 
 SCALE = 0.6
@@ -98,24 +100,6 @@ def check(
 def all_of(query: list[Tensor], factor: Tensor | None) -> list[bool]:
     """That every gradient is needed."""
     return [True] * (2 * len(query)) + [factor is not None, True, True]
-
-
-@pytest.fixture(autouse=True)
-def _uninitialised_is_nan(monkeypatch):
-    """Make what is allocated start as NaN."""
-    for owner, name in (
-        (torch, "empty"),
-        (Tensor, "new_empty"),
-        (Tensor, "new_empty_strided"),
-        (torch, "empty_strided"),
-    ):
-        original = getattr(owner, name)
-
-        def filled(*args, original=original, **kwargs):
-            tensor = original(*args, **kwargs)
-            return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
-
-        monkeypatch.setattr(owner, name, filled)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

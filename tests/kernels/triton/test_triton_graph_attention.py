@@ -12,6 +12,8 @@ from ecore_kernels.triton_kernels import launch
 from ecore_kernels.triton_kernels.graph_attention import launcher
 from tests.kernels.triton.fused import Fused
 
+pytestmark = pytest.mark.usefixtures("uninitialised_is_nan")
+
 kernels = Fused("graph_attention")
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3}
@@ -21,25 +23,6 @@ def assert_close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
     """Assert that the error's norm is within tolerance of the expected tensor's."""
     error = (actual.double() - expected.double()).norm()
     assert error <= tolerance * expected.double().norm() + 1e-30, f"{float(error / expected.norm()):.1e}"
-
-
-@pytest.fixture(autouse=True)
-def _uninitialised_is_nan(monkeypatch):
-    """Make what is allocated start as NaN, or as a number that no index may have."""
-    for owner, name in (
-        (torch, "empty"),
-        (Tensor, "new_empty"),
-        (Tensor, "new_empty_strided"),
-        (torch, "empty_like"),
-        (torch, "empty_strided"),
-    ):
-        original = getattr(owner, name)
-
-        def filled(*args, original=original, **kwargs):
-            tensor = original(*args, **kwargs)
-            return tensor.fill_(float("nan") if tensor.is_floating_point() else 2**30)
-
-        monkeypatch.setattr(owner, name, filled)
 
 
 def compare(
