@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.fx.experimental import _config as symbols
 from torch.nn.parallel import DistributedDataParallel
 
 from ecore.data.batches import Batch
@@ -29,9 +30,13 @@ def objective(model: EmpatheticModel, compiled: bool, processes: int) -> Any:
     """An :class:`Objective` through torch.compile, or with gradients averaged over ``processes`` if there are more."""
     module = Objective(model)
     if compiled:
-        # The operators' scales are constants; torch.compile shall not make symbols of them. The setting is the whole
-        # process's, so it holds for these calls alone.
-        return torch._dynamo.config.patch(specialize_float=True)(torch.compile(module, dynamic=True))
+        # Steps are recorded with --cuda-graphs; inductor's own graphs cannot be part of a recording.
+        calls: Any = torch.compile(module, dynamic=True, options={"triton.cudagraphs": False})
+        # Sizes that are equal in a batch by chance shall not be one symbol: the next batch would be compiled again.
+        calls = symbols.patch(use_duck_shape=False)(calls)  # type: ignore[attr-defined]  # torch adds it at run time
+        # The operators' scales are constants; torch.compile shall not make symbols of them. Both settings are the whole
+        # process's, so they hold for these calls alone.
+        return torch._dynamo.config.patch(specialize_float=True)(calls)
     if processes == 1:
         return module
     return DistributedDataParallel(
