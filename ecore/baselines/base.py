@@ -13,12 +13,13 @@ from ecore.config import ModelConfig
 from ecore.data.batches import Batch
 from ecore.data.vocabulary import Vocabulary
 from ecore.data.word_tables import WordTables
-from ecore.model.base import WordLosses, shifted, word_places
+from ecore.model.base import WordLosses
 from ecore.model.decoder import Decoded
 from ecore.model.ecore import ECore
 from ecore.model.encoder import Encoder
 from ecore.model.losses import vocabulary_losses
 from ecore.model.outputs import Encoding
+from ecore.model.packing import ResponseRows
 from ecore.model.perceiver import Context, EmotionHead
 from ecore.model.pointer import Copyable, Copying
 
@@ -113,27 +114,22 @@ class Baseline(ECore):
         self, batch: Batch, tokens: int | None, label_smoothing: float, scale: float
     ) -> WordLosses:
         """Return the losses of every response word."""
-        context, concepts, said = self.embedding.look_up(
-            batch.context, batch.concepts, shifted(batch.response)
-        )
+        rows = ResponseRows.of(batch.response, tokens)
+        context, concepts, said = self.embedding.look_up(batch.context, batch.concepts, rows.before)
         encoding = self.perceive(*self._understood(batch, context, concepts))
-        decoded = self._decode(said, encoding)
-        places = word_places(batch.response, tokens)
-        rows = places // batch.response.shape[1]
-        states = decoded.states.flatten(0, 1)[places]  # [T, D]
-        targets = batch.response.flatten()[places]  # [T]
-        copying: Copying | None = None
-        if self.pointer is not None and encoding.copyable is not None and decoded.scores is not None:
-            scores = decoded.scores.flatten(0, 1)[places]
-            copying = self.pointer(states, scores, encoding.copyable.rows(rows))
-        encoding = encoding._replace(losses=self.decoding_losses(batch, encoding, decoded))
-        smoothed, nll, further = self.losses_of_words(states, targets, label_smoothing, scale, copying)
+        decoded, copying = self._decode_rows(said, encoding, rows)
+        encoding = encoding._replace(losses=self.decoding_losses(batch, encoding, decoded, rows))
+        smoothed, nll, further = self.losses_of_words(
+            decoded.states, rows.targets, label_smoothing, scale, copying
+        )
         if further is not None:
             encoding = encoding._replace(losses=(encoding.losses or {}) | further)
-        return WordLosses(smoothed, nll, rows, encoding)
+        return WordLosses(smoothed, nll, rows.contexts, encoding)
 
-    def decoding_losses(self, batch: Batch, encoding: Encoding, decoded: Decoded) -> dict[str, Tensor] | None:
-        """Return the encoding's own losses, and what the decoder's attention adds."""
+    def decoding_losses(
+        self, batch: Batch, encoding: Encoding, decoded: Decoded, rows: ResponseRows
+    ) -> dict[str, Tensor] | None:
+        """Return the encoding's own losses, and what the decoder's attention adds; ``decoded`` has rows."""
         return encoding.losses
 
     def losses_of_words(

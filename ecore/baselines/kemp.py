@@ -21,6 +21,7 @@ from ecore.errors import InputError
 from ecore.model.decoder import Decoded, Decoder
 from ecore.model.dropout import Dropout
 from ecore.model.outputs import Encoding
+from ecore.model.packing import ResponseRows
 from ecore.model.perceiver import Context
 
 ATTENTION_WEIGHT = 0.1
@@ -116,11 +117,14 @@ class KEMP(Baseline):
         assert context is not None
         return encoding._replace(perceived=self.perceiver(context)._replace(guidance=context.mean))
 
-    def decoding_losses(self, batch: Batch, encoding: Encoding, decoded: Decoded) -> dict[str, Tensor] | None:
+    def decoding_losses(
+        self, batch: Batch, encoding: Encoding, decoded: Decoded, rows: ResponseRows
+    ) -> dict[str, Tensor] | None:
         """Return the loss of the response's attention to the nodes."""
         assert decoded.scores is not None  # it copies
         weight = self.intensity_weight(batch, encoding.memory_mask)
-        attention = attention_loss(decoded.scores, batch.response != PAD, weight, encoding.memory_mask)
+        scores = rows.layout.unpack(decoded.scores)  # [B, T, S]
+        attention = attention_loss(scores, batch.response != PAD, weight, encoding.memory_mask)
         return {"emotional_attention": ATTENTION_WEIGHT * attention}
 
 

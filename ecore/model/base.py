@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ecore.config import WEIGHTS, ModelConfig
 from ecore.data.batches import Split
-from ecore.data.vocabulary import BOS, PAD
+from ecore.data.vocabulary import PAD
 from ecore.data.word_tables import WordTables
 from ecore.errors import InputError
 from ecore.model.losses import Losses, correlation_loss, prior_loss, ranked_pairs_loss
@@ -216,11 +216,6 @@ class EmpatheticModel(nn.Module, ABC):
         _, nll, rows, encoding = self.word_losses(batch, tokens, 0.0, 1.0)
         summed = nll.new_zeros(len(batch.response), dtype=torch.float64).index_add(0, rows, nll.double())
         return Scores(summed, (batch.response != PAD).sum(1), encoding)
-
-
-def shifted(response: Tensor) -> Tensor:
-    """Return the word before each word of responses [B, T]."""
-    return F.pad(response[:, :-1], (1, 0), value=BOS)
 
 
 def word_places(response: Tensor, tokens: int | None) -> Tensor:

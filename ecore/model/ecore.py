@@ -14,12 +14,12 @@ from ecore.data.batches import MAX_RESPONSE_WORDS, Batch, Split, context_batch
 from ecore.data.vocabulary import PAD, Vocabulary
 from ecore.data.word_tables import WordTables
 from ecore.errors import InputError
-from ecore.model.base import EmpatheticModel, WordLosses, shifted
+from ecore.model.base import EmpatheticModel, WordLosses
 from ecore.model.decoder import Decoded, Decoder, DecoderCache
 from ecore.model.encoder import Embedding, Encoder
 from ecore.model.losses import vocabulary_losses
 from ecore.model.outputs import ECoreOutput, Encoding
-from ecore.model.packing import Packing
+from ecore.model.packing import Packing, ResponseRows, shifted
 from ecore.model.perceiver import Context, EmotionHead, Perceiver
 from ecore.model.pointer import Copyable, Copying, Pointer, mixed
 from ecore.model.quantized import QuantizedWeights
@@ -184,37 +184,34 @@ class ECore(EmpatheticModel):
         self, batch: Batch, tokens: int | None, label_smoothing: float, scale: float
     ) -> WordLosses:
         """Return the losses of every response word."""
-        response = batch.response
-        count = int((response != PAD).sum()) if tokens is None else tokens
-        # A row more than words; padding that a batch does not have needs no leaving out.
-        packing = Packing.of(response, count + 1) if count < response.numel() else None
-        before, targets = shifted(response), response.flatten()  # [B, T], [B * T]
-        if packing is None:
-            contexts = torch.arange(response.numel(), device=response.device) // response.shape[1]
-        else:
-            contexts = packing.contexts
-            before, targets = before.flatten()[packing.places], targets[packing.places]  # [R]
+        rows = ResponseRows.of(batch.response, tokens)
         words = self._memory_words(batch)
-        vectors, emotions, said = self.embedding.look_up(words, self.emotion_words, before)
+        vectors, emotions, said = self.embedding.look_up(words, self.emotion_words, rows.before)
         encoding = self.perceive(*self._encode_words(batch, words, vectors, emotions))
-        states, scores = self._decode(said, encoding, packing)
-        if packing is None:
-            states = states.flatten(0, 1)
-            scores = None if scores is None else scores.flatten(0, 1)
+        decoded, copying = self._decode_rows(said, encoding, rows)
+        weight, bias = self.output.weight, self.output.bias
+        smoothed, nll = vocabulary_losses(
+            decoded.states, weight, bias, rows.targets, label_smoothing, scale, copying
+        )
+        return WordLosses(smoothed, nll, rows.contexts, encoding)
+
+    def _decode_rows(
+        self, said: Tensor, encoding: Encoding, rows: ResponseRows
+    ) -> tuple[Decoded, Copying | None]:
+        """Return states [R, D] and scores [R, S] under teacher forcing, and the inputs of copying.
+
+        Args:
+            said: vectors of the words before each, ``rows.before``.
+        """
+        states, scores = self._decode(said, encoding, rows.packing)
+        if rows.packing is None:
+            states = rows.layout.pack(states)
+            scores = None if scores is None else rows.layout.pack(scores)
         copying: Copying | None = None
         copyable = encoding.copyable
         if self.pointer is not None and copyable is not None and scores is not None:
-            copying = self.pointer(states, scores, copyable.rows(contexts))
-        smoothed, nll = vocabulary_losses(
-            states,
-            self.output.weight,
-            self.output.bias,
-            targets,
-            label_smoothing,
-            scale,
-            copying,
-        )
-        return WordLosses(smoothed, nll, contexts, encoding)
+            copying = self.pointer(states, scores, copyable.rows(rows.contexts))
+        return Decoded(states, scores), copying
 
     def start(self, encoding: Encoding, max_length: int) -> DecoderCache:
         """Return a cache for responses of at most ``max_length`` words; the first :meth:`step` takes BOS.

@@ -20,8 +20,9 @@ from ecore.data.subwords.vocabulary import OFFSET, SubwordVocabulary
 from ecore.data.vocabulary import EOS, PAD, own_word
 from ecore.data.word_tables import WordTables
 from ecore.errors import InputError
-from ecore.model.base import EmpatheticModel, WordLosses, shifted, word_places
+from ecore.model.base import EmpatheticModel, WordLosses, word_places
 from ecore.model.outputs import ECoreOutput
+from ecore.model.packing import shifted
 from ecore.model.perceiver import Context, Perceived, Perceiver
 
 if TYPE_CHECKING:

@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ecore.data.vocabulary import PAD
+from ecore.data.vocabulary import BOS, PAD
 
 
 class Packing(NamedTuple):
@@ -79,6 +80,44 @@ class Padded(NamedTuple):
     def spread(self, x: Tensor) -> Tensor:
         """Return x [B, D] of contexts for their responses' rows, [R, D]."""
         return x[:, None].expand(-1, self.length, -1).flatten(0, 1)
+
+
+class ResponseRows(NamedTuple):
+    """The rows of words that a batch's responses are decoded in.
+
+    Attributes:
+        layout: of the rows, R in all; padded where leaving padding out would leave nothing out.
+        before: int64, the word before each: [R] packed, [B, T] padded.
+        targets: int64 [R], PAD where there is no word.
+        contexts: int64 [R], the context of each.
+    """
+
+    layout: Packing | Padded
+    before: Tensor
+    targets: Tensor
+    contexts: Tensor
+
+    @classmethod
+    def of(cls, response: Tensor, tokens: int | None) -> ResponseRows:
+        """Return the rows of responses [B, T]; ``tokens``: their words, or any number over that, None: count them."""
+        words = response.flatten()  # [B * T]
+        before = shifted(response)  # [B, T]
+        count = int((response != PAD).sum()) if tokens is None else tokens
+        if count >= len(words):
+            contexts = torch.arange(len(words), device=response.device) // response.shape[1]
+            return cls(Padded(*response.shape), before, words, contexts)
+        packing = Packing.of(response, count + 1)  # a row more than words
+        return cls(packing, before.flatten()[packing.places], words[packing.places], packing.contexts)
+
+    @property
+    def packing(self) -> Packing | None:
+        """Return the layout of packed rows; None where they are padded."""
+        return self.layout if isinstance(self.layout, Packing) else None
+
+
+def shifted(response: Tensor) -> Tensor:
+    """Return the word before each word of responses [B, T]."""
+    return F.pad(response[:, :-1], (1, 0), value=BOS)
 
 
 class _Moved(torch.autograd.Function):

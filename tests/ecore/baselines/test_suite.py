@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 
 import pytest
 import torch
@@ -55,6 +56,34 @@ def test_a_batch_of_one_is_its_row(make, name):
         assert_same(single.logits[0], output.logits[row, :words])
         assert_same(model.score(alone).nll[0], scores.nll[row])
         assert_same(single.encoding.perceived.main_logits[0], output.encoding.perceived.main_logits[row])
+
+
+@every_baseline
+def test_packed_responses_have_the_losses_and_gradients_of_padded_ones(make, name):
+    """Also with more rows than words, as a recorded step has them."""
+    batch, found = make.batch(name), []
+    words, places = int((batch.response != 0).sum()), batch.response.numel()
+    assert words + 3 < places
+    for tokens in (places, None, words + 3):  # the first is not packed
+        model = make.model(name, dropout=0.0, graph_dropout=0.0).double().train()
+        rows = Counter()
+        model.decoder.blocks[0].feed_forward.register_forward_pre_hook(
+            lambda _, x, seen=rows: seen.update([x[0].shape[:-1].numel()])
+        )
+        torch.manual_seed(1)  # MIME draws
+        losses = model.loss(batch, health=True, tokens=tokens)
+        losses.total.backward()
+        assert rows == {places if tokens == places else (tokens or words) + 1: 1}
+        found.append((losses, {weight: p.grad for weight, p in model.named_parameters()}))
+    padded, gradients = found[0]
+    for packed, others in found[1:]:
+        for part in LOSSES:
+            torch.testing.assert_close(getattr(packed, part), getattr(padded, part), rtol=2e-7, atol=0.0)
+        assert packed.health.keys() == padded.health.keys()
+        for part, value in padded.health.items():
+            torch.testing.assert_close(packed.health[part], value, rtol=2e-7, atol=0.0, msg=part)
+        for weight, gradient in gradients.items():
+            torch.testing.assert_close(others[weight], gradient, rtol=2e-7, atol=1e-12, msg=weight)
 
 
 @every_baseline
