@@ -1,4 +1,4 @@
-"""The whole story on the sample corpus, in minutes: prepare, train, evaluate, answer, check the operators."""
+"""Every step on the sample corpus, in minutes: prepare, train, evaluate, answer, check the operators."""
 
 from __future__ import annotations
 

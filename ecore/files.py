@@ -1,4 +1,4 @@
-"""Files: written so that a crash leaves either the old content or the new one, and read as somebody else's."""
+"""Files: written so that a crash leaves either the old content or the new one, and read as untrusted input."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ os.umask(_UMASK)
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success sync it to disk and rename it over ``path``.
+    """Yield a temporary path next to ``path``; on success sync it to disk and rename it over ``path``.
 
     Of a symbolic link, the file that it names is written.
     """
@@ -151,7 +151,7 @@ def expect_new_folder(out: Path) -> None:
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside ``out``, which becomes ``out`` when all is done, and vanishes otherwise.
+    """Yield a temporary folder next to ``out``, which becomes ``out`` when all is done, and is removed otherwise.
 
     Of a symbolic link, the folder that it names is made.
     """
@@ -253,7 +253,7 @@ def write_json(path: Path, value: Any, sealed: bool = False) -> None:
     """Write ``value`` to ``path`` as indented JSON, atomically.
 
     Args:
-        sealed: ``value`` is an object that gets a last member ``checksum``, of all that stands before it;
+        sealed: ``value`` is an object that gets a last member ``checksum``, of all that precedes it;
             :func:`read_json` checks it and leaves it out.
     """
     content = (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()

@@ -1,4 +1,4 @@
-"""Models on the Hugging Face hub: the files of a model folder, and a card that says what they are."""
+"""Models on the Hugging Face hub: the files of a model folder, and a card that describes them."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """The numbers of the literature's tables, counted as the published systems count them.
 
-Every function takes what was measured and returns plain floats that are never NaN: without a single sample
-there is nothing to measure, which is an :class:`~ecore.errors.InputError`; a group that no sample falls in
-has the value None.
+Every function takes measurements and returns plain floats that are never NaN: no sample at all is an
+:class:`~ecore.errors.InputError`, and a group without samples has the value None.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ def perplexity(nll: npt.ArrayLike, tokens: npt.ArrayLike) -> tuple[float, float]
     both [n].
 
     ``ppl`` = exp(total NLL / total tokens). ``ppl_per_sample`` = exp(mean over samples of the sample's mean
-    NLL): what the published code prints, and what stands beside the papers' numbers.
+    NLL): what the published code prints, and the one to compare with the papers' numbers.
 
     Raises:
         InputError: no samples, a sample without tokens, or an NLL that is not finite.

@@ -1,4 +1,4 @@
-"""Packages that only some of the work needs: imported where it begins, missed in one line."""
+"""Packages that only some commands need: imported on first use; a missing one is reported in one line."""
 
 from __future__ import annotations
 

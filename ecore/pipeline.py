@@ -356,8 +356,8 @@ class ECore:
     def quantize(self, weights: str = "int8") -> ECore:
         """Answer with the decoder's and the output layer's weights in few bits, on a CPU; returns itself.
 
-        The model's own weights stay beside them: perceptions and perplexities are those of before, and so is what is
-        saved. Where the model's weights change, those of few bits are made anew.
+        The model keeps its own weights too: perceptions, perplexities and saved files do not change. When the model's
+        weights change, those of few bits are made again.
 
         Args:
             weights: "int8" (a scale an output), "bfloat16", or "float32" for the model's own again.

@@ -1,4 +1,4 @@
-"""Types and ranges of settings, checked once for flags, Python and ``config.json`` alike."""
+"""Types and ranges of settings: one check for flags, Python and ``config.json``."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def _seed() -> None:
 
 
 def settings_of_process() -> dict[str, object]:
-    """What a caller of the package may have set for the whole process, and must find as it was."""
+    """Return settings of the whole process that a caller of the package may have made, and must find unchanged."""
     return {
         "default dtype": torch.get_default_dtype(),
         "threads": torch.get_num_threads(),

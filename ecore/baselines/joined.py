@@ -1,4 +1,4 @@
-"""An encoder of two features side by side, which MIME and CEM refine a context with."""
+"""An encoder of two concatenated features, with which MIME and CEM refine a context."""
 
 from __future__ import annotations
 

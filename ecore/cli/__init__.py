@@ -1,7 +1,7 @@
 """The command line, ``ecore COMMAND ...``: flags in, one call of the library, lines and an exit code out.
 
-Exit codes: 0 done, 1 training diverged, memory ran out or a process that trains along is gone, 2 bad input (one line
-on stderr says what), 130 interrupted.
+Exit codes: 0 done; 1 training diverged, memory ran out or another training process died; 2 bad input (one line on
+stderr says what); 130 interrupted.
 """
 
 from __future__ import annotations

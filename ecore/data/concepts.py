@@ -26,7 +26,7 @@ MOST_CONCEPTS = 10
 NEUTRAL_PREFERENCE = 0.2
 """Share of a relation's weight that a neutral word keeps; one with the strongest emotion keeps 1.2 times it."""
 
-# Relations that tell of form or place, or deny what they link: KEMP leaves them out as well.
+# Relations of form or place, or that negate what they link: KEMP leaves them out as well.
 EXCLUDED_RELATIONS = frozenset(
     """Antonym AtLocation DerivedFrom DistinctFrom EtymologicallyDerivedFrom EtymologicallyRelatedTo
     ExternalURL FormOf LocatedNear NotCapableOf NotDesires NotHasA NotHasProperty NotIsA NotMadeOf RelatedForm

@@ -28,7 +28,7 @@ def load_vectors(
     """Vectors of ``words`` from one or several files, side by side.
 
     A file is GloVe text (``.txt``, ``.gz``, or a ``.zip`` with one ``.txt``), read as a stream, or ``.npz``
-    with arrays ``words`` [W] and ``vectors`` [W, g]. A word that stands in a file twice has its first vector.
+    with arrays ``words`` [W] and ``vectors`` [W, g]. A word that is in a file twice has its first vector.
 
     Returns:
         [V, G], G the widths' sum; NaN where a file has no vector for a word.

@@ -16,7 +16,7 @@ from ecore.data.text import tokenize
 from ecore.data.vocabulary import Vocabulary
 from ecore.packages import needed
 
-# Fu et al. (2023), Table 12: words beside the emotion's own name, which is a word of it too. A word that the
+# Fu et al. (2023), Table 12: words besides the emotion's own name, which is one of its words too. A word that the
 # table lists under two emotions speaks for both.
 TABLE_12 = {
     "afraid": "scared, alarmed, petrified, fearful",
@@ -80,7 +80,7 @@ def count_emotions(turns: Iterable[str]) -> Counter[str]:
     """Count the words of each emotion in ``turns``, in the order of first mention.
 
     Words are those of :func:`ecore.data.text.tokenize`; they match by Porter stem, so that "hopes",
-    "hoping" and "hopeful" count alike, as do a few words that only share a stem with a listed one
+    "hoping" and "hopeful" count as the same word, as do a few words that only share a stem with a listed one
     ("position" with "positive"). What a word is doing there is not looked at: "not afraid" counts as afraid,
     and a polite "sorry" as sad.
     """

@@ -201,7 +201,7 @@ def matched_thresholds(
 
     Args:
         intensity: c, [V].
-        token_counts: how often each word stands in the training contexts, [V].
+        token_counts: how often each word occurs in the training contexts, [V].
     """
     values, inverse = np.unique(intensity, return_inverse=True)
     counts = np.bincount(inverse, weights=token_counts, minlength=len(values))

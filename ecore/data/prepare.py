@@ -1,4 +1,4 @@
-"""From a corpus to a prepared folder (:mod:`ecore.data.prepared`): everything that training reads, computed once."""
+"""Making a prepared folder (:mod:`ecore.data.prepared`) of a corpus: everything that training reads, computed once."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def prepare(
 ) -> dict[str, Any]:
     """Prepare the corpus in folder ``data`` as folder ``out``, and return ``meta.json``.
 
-    ``out`` appears when all is done, or not at all. :func:`ecore.data.statistics.describe` tells people what the
-    result says.
+    ``out`` appears when all is done, or not at all. :func:`ecore.data.statistics.describe` describes the result
+    to people.
 
     Args:
         data: folder with ``train``, ``valid`` and ``test`` (:func:`ecore.data.corpus.read_corpus`).

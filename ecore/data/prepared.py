@@ -174,7 +174,7 @@ def write_meta(folder: Path, meta: dict[str, Any]) -> dict[str, Any]:
 
 
 def fingerprint(folder: Path) -> str:
-    """Return sixteen hexadecimal digits of every file's content but meta.json's: data prepared alike have the same.
+    """Return sixteen hexadecimal digits of every file's content but meta.json's: equal data has equal digits.
 
     Raises:
         InputError: a file cannot be read.

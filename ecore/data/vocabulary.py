@@ -1,4 +1,4 @@
-"""The words a model knows and the emotions it tells apart."""
+"""The words a model knows and the emotions it distinguishes."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Vocabulary:
         return word in self._ids
 
     def encode(self, tokens: Iterable[str]) -> list[int]:
-        """Ids of ``tokens``; :data:`UNK` stands for a word that is not in the vocabulary."""
+        """Ids of ``tokens``; :data:`UNK` replaces a word that is not in the vocabulary."""
         return [self._ids.get(token, UNK) for token in tokens]
 
     def decode(self, ids: Iterable[int]) -> list[str]:
@@ -77,7 +77,7 @@ class Vocabulary:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits that tell this vocabulary from another."""
+        """Sixteen hexadecimal digits that identify this vocabulary."""
         content = json.dumps([self.words, self.emotions]).encode()
         return hashlib.sha256(content).hexdigest()[:16]
 
@@ -103,5 +103,5 @@ class Vocabulary:
 
 
 def own_word(emotion: str) -> str:
-    """The word whose embedding stands for an emotion: its name, in lower case."""
+    """Return the word whose embedding represents an emotion: its name, in lower case."""
     return emotion.lower()

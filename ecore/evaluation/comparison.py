@@ -72,7 +72,7 @@ def compare(
     metrics: list[tuple[str, list[np.ndarray], Callable[..., np.ndarray]]] = []
     both = [*first, *second]
     if all("nll" in record and "tokens" in record for record in both):
-        tokens = _column(first, "tokens")  # [n], alike in both
+        tokens = _column(first, "tokens")  # [n], equal in both
         nll = [_column(records, "nll") for records in (first, second)]  # [n] each
         metrics.append(("ppl_per_sample", [x / tokens for x in nll], _exponential_of_mean))
         metrics.append(("ppl", [np.stack([x, tokens]) for x in nll], _exponential_of_ratio))

@@ -1,5 +1,5 @@
 """The predictions file: JSON lines, one object per sample, from which every number of a report can be
-counted again.
+computed again.
 
 Only ``prediction`` and ``reference`` are needed to read one (:func:`evaluate_file`); what E-CORE writes has
 
@@ -9,7 +9,7 @@ Only ``prediction`` and ``reference`` are needed to read one (:func:`evaluate_fi
   prepared data has them, the answer's as the model generated them (missing with a pre-trained backbone, which
   generates subwords). Where a record has both, words are counted from these and not from the texts, so whoever
   changes a text leaves them out;
-- ``emotion``, the true one, and ``predicted_emotion``, the argmax of h^m;
+- ``emotion``, the true emotion, and ``predicted_emotion``, the argmax of h^m;
 - ``emotions``: [name, probability] of the five highest of Softmax(h_emo);
   (these two are missing where the model perceives no emotions, strategy "none");
 - ``relevant``: the emotions of V' by falling h_emo (hard strategy only);
@@ -178,13 +178,13 @@ def read_predictions(path: Path | str) -> list[Record]:
         if not isinstance(record, dict):
             raise InputError(f"{path}:{number}: expected an object, got {line.strip()[:40]}")
         records.append(record)
-        tells = has_emotions(records[0])
-        if has_emotions(record) != tells:
-            wanted = "as" if tells else "to be missing as"
+        with_emotions = has_emotions(records[0])
+        if has_emotions(record) != with_emotions:
+            wanted = "as" if with_emotions else "to be missing as"
             raise InputError(
                 f"{path}:{number}: expected 'emotion' and 'predicted_emotion' {wanted} on the first line"
             )
-        for name in ("prediction", "reference", "emotion", "predicted_emotion")[: 4 if tells else 2]:
+        for name in ("prediction", "reference", "emotion", "predicted_emotion")[: 4 if with_emotions else 2]:
             if not isinstance(record.get(name), str):
                 found = f"got {record[name]!r}" if name in record else "it is missing"
                 raise InputError(f"{path}:{number}: expected {name!r} to be text, {found}")
@@ -221,7 +221,7 @@ def evaluate_file(path: Path | str, multi_emotion: Path | str | None = None) -> 
 
 def text_metrics(records: Sequence[Record]) -> Record:
     """``dist_1``, ``dist_2``, ``rep_3`` and ``mean_length`` of the predictions, and their BLEU-4
-    (:func:`ecore.evaluation.bleu.bleu_4`); ``accuracy`` where the records tell emotions; the first four of the
+    (:func:`ecore.evaluation.bleu.bleu_4`); ``accuracy`` where the records have emotions; the first four of the
     references as ``human``. Words are those of ``prediction_tokens`` and ``reference_tokens`` where a record has both,
     else those of :func:`ecore.data.text.tokenize`.
 

@@ -1,4 +1,4 @@
-"""Everything that is measured of a run on one split, as files and as a table to read."""
+"""All measurements of a run on one split, as files and as a table to read."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def run_metrics(records: Sequence[Record], emotions: Sequence[str]) -> dict[str,
     """Every metric that needs nothing but the records of a predictions file that E-CORE wrote.
 
     Percentages are Dist-n and the accuracies; ``recall_at`` holds mean numbers of emotions, as the paper's
-    Table 3. Of a model that perceives no emotions what tells of them is missing.
+    Table 3. For a model that perceives no emotions the metrics of emotions are left out.
     """
     ppl, ppl_per_sample = perplexity([r["nll"] for r in records], [r["tokens"] for r in records])
     metrics = {

@@ -1,4 +1,4 @@
-"""Scores that counting alone reaches on the same split: a model below them has not learned.
+"""Scores of models that only count words, on the same split: a model that does not reach them has not learned.
 
 Perplexities are per token, of the responses under the prepared vocabulary, EOS counted, trained on the
 training responses. Two families, both interpolated down to the uniform distribution:
@@ -115,7 +115,7 @@ def naive_bayes(
 
 
 def _read(split: Split, samples: Ids) -> tuple[Ids, Ids, Ids, Ids]:
-    """Context words, the sample that each stands in, all responses in one sequence, and the emotions."""
+    """Return context words, the sample of each, all responses in one sequence, and the emotions."""
     words, rows, responses, emotions = [], [], [], []
     for begin in range(0, len(samples), _CHUNK):
         batch = split.batch(samples[begin : begin + _CHUNK])

@@ -1,4 +1,4 @@
-"""A decoder step as a CUDA graph: one launch instead of some hundred."""
+"""A decoder step as a CUDA graph: one launch instead of about a hundred."""
 
 from __future__ import annotations
 
@@ -130,14 +130,14 @@ _graphs: WeakKeyDictionary[ECore, OrderedDict[object, StepGraph | None]] = WeakK
 
 
 def step_graph(model: EmpatheticModel, cache: Any) -> StepGraph | None:
-    """The graph of a step on ``cache``, which is copied into the graph's own; None where to go on without.
+    """The graph of a step on ``cache``, which is copied into the graph's own; None where steps run without one.
 
     A capture takes as long as some ten steps, so a shape has to come twice before it gets one. Under autocast
     there is none: its copies of the weights would not outlive the capture.
     """
     if not isinstance(model, ECore) or not isinstance(cache, DecoderCache):  # a pre-trained backbone's
         return None
-    if cache.output is not None:  # weights of few bits, which are made anew when the model's change
+    if cache.output is not None:  # weights of few bits, which are made again when the model's change
         return None
     if torch.is_autocast_enabled(cache.words.device.type):
         return None

@@ -1,8 +1,8 @@
 """Answers from a model: greedy, beam search and sampling over one cached decoder.
 
-No special word (PAD, UNK, BOS, CLS) is ever chosen, and EOS not as the first word: those options are taken
-off the scores before the softmax, so probabilities and beam scores are of the model given that rule. What
-``no_repeat_ngram`` forbids is taken off after it in a beam search, whose scores stay the model's.
+No special word (PAD, UNK, BOS, CLS) is ever chosen, and EOS not as the first word: these options are removed from the
+scores before the softmax, so probabilities and beam scores are the model's under that rule. In a beam search the words
+that ``no_repeat_ngram`` forbids are removed after the softmax, so the scores stay the model's.
 """
 
 from __future__ import annotations

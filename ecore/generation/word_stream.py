@@ -11,7 +11,7 @@ from ecore.data.vocabulary import EOS
 class WordStream:
     """An answer's text while it grows, handed out in whole words.
 
-    A word's text may depend on the next one (":" and ")" are a smiley, a subword goes on), so a word is handed out
+    A word's text may depend on the next one (":" and ")" are a smiley, a subword may continue), so a word is handed out
     when the next one has begun.
     """
 

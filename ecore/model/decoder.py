@@ -1,4 +1,4 @@
-"""The modified transformer decoder (Appendix C), and word by word over a key/value cache."""
+"""The modified transformer decoder (Appendix C), over whole responses and word by word with a key/value cache."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class BlockWeights(NamedTuple):
 
 class Decoded(NamedTuple):
     """Of the words before each word of a response: s_t of Eq. 15, [..., D], and what copying scores the context's
-    places with, [..., S] (:mod:`ecore.model.pointer`); None where it is not asked for."""
+    places with, [..., S] (:mod:`ecore.model.pointer`); None where it is not requested."""
 
     states: Tensor
     scores: Tensor | None

@@ -1,4 +1,4 @@
-"""Dropout whose masks a CPU draws quickly."""
+"""Dropout with masks that a CPU draws quickly."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """E-CORE around a GPT-2: it reads the context, and answers under the guidance of the emotion graph.
 
 GPT-2 replaces the word embedding, the encoder and the decoder; the perceiver and the losses are those of
-:class:`ecore.model.ECore`. docs/pretrained.md tells what the paper leaves open here and how it is decided.
+:class:`ecore.model.ECore`. docs/pretrained.md lists what the paper leaves open here and the decisions taken.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ class GPT2ECore(EmpatheticModel):
         self.perceiver = self.guidance_norm = self.join_guidance = None
         if config.strategy == "none":
             return
-        # Normed and without a bias: a bias, as large as the embeddings, would make all nodes start alike.
+        # Normed and without a bias: a bias, as large as the embeddings, would make all nodes start the same.
         self.project_words = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, config.dim, bias=False))
         self.project_context = nn.Linear(width, config.dim)
         self.dropout = nn.Dropout(config.dropout)
@@ -290,7 +290,7 @@ class GPT2ECore(EmpatheticModel):
 
 
 def own_words(vocabulary: SubwordVocabulary) -> list[tuple[list[int], list[tuple[int, int]]]]:
-    """Each emotion's own word as it stands inside a sentence: see :meth:`SubwordVocabulary.encode`."""
+    """Each emotion's own word as it is written inside a sentence: see :meth:`SubwordVocabulary.encode`."""
     return vocabulary.encode([" " + own_word(emotion) for emotion in vocabulary.emotions])
 
 

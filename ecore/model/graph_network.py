@@ -1,4 +1,4 @@
-"""The multi-resolution emotion graph network (Sec. 3.2) and what stands in for it without a graph."""
+"""The multi-resolution emotion graph network (Sec. 3.2) and its replacement without a graph."""
 
 from __future__ import annotations
 

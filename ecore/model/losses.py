@@ -23,7 +23,7 @@ class Losses(NamedTuple):
         nll: summed over the batch's words, without label smoothing; detached.
         tokens: words of the batch's responses, EOS counted.
         correct: samples whose emotion was predicted.
-        health: what tells a sick model early; empty unless asked for.
+        health: early signs of a model that fails to learn; empty unless requested.
     """
 
     total: Tensor

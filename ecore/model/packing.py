@@ -1,7 +1,7 @@
-"""Responses without their padding: what is done word by word is done for words alone.
+"""Responses without their padding: work that is done word by word is done for words alone.
 
 More than half of a batch's response positions are padding. Projections, norms, feed-forward layers and the vocabulary
-loss take rows of words, one after the other; attention alone looks at them by response and position.
+loss take rows of words, one after the other; only attention sees them by response and position.
 """
 
 from __future__ import annotations

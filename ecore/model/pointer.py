@@ -2,8 +2,8 @@
 
     P(w) = p softmax(logits)_w + (1 - p) sum of a_i over the context's places i with word w
 
-``p = sigmoid(gate)`` is the chance that a word is generated; ``a`` is a softmax over places of the context. Special
-words cannot be copied, so neither can words outside the vocabulary; a context without any other word has p = 1.
+``p = sigmoid(gate)`` is the probability that a word is generated; ``a`` is a softmax over places of the context.
+Special words cannot be copied, so neither can words outside the vocabulary; a context without any other word has p = 1.
 
 Places are summed by word first: a word's *slot* is its first place. Everything then happens at slots, and
 P differs from p softmax(logits) only there.

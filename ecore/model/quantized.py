@@ -13,7 +13,7 @@ _NORMS = ("self_norm", "cross_norm", "feed_forward_norm")
 
 
 class QuantizedWeights:
-    """The weights that a step of the decoder reads, in int8 or bfloat16, beside the model's own.
+    """The weights that a step of the decoder reads, in int8 or bfloat16, in addition to the model's own.
 
     They are rounded when they are first needed, and again when the model's own have changed or moved. Norms and biases
     stay float32.

@@ -1,6 +1,6 @@
-"""The emotion graph of the authors' released code (``graph_form`` released), which is another one than the paper's.
+"""The emotion graph of the authors' released code (``graph_form`` released), which differs from the paper's.
 
-It stands where :class:`ecore.model.graph_network.GraphNetwork` stands. docs/model.md lists the differences.
+It replaces :class:`ecore.model.graph_network.GraphNetwork`. docs/model.md lists the differences.
 """
 
 from __future__ import annotations

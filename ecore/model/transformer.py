@@ -258,7 +258,7 @@ class FeedForward(nn.Sequential):
 
 
 class _LinearReLU(torch.autograd.Function):
-    """ReLU of a product and a bias, in the product's last step; the result tells where gradients pass."""
+    """ReLU of a product and a bias, in the product's last step; gradients pass where the result is positive."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

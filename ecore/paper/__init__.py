@@ -1,1 +1,1 @@
-"""The paper's tables, figures, cases, annotation and human evaluation, remade beside its own numbers."""
+"""The paper's tables, figures, cases, annotation and human evaluation, reproduced and compared with its own numbers."""

@@ -16,7 +16,7 @@ from ecore.files import atomic_path, write_json
 PREDICTIONS = Path("evaluation-test", "predictions.jsonl")
 """Where `ecore evaluate RUN` leaves a run's predictions on the test split."""
 SHOWN_EMOTIONS = 3
-"""Emotions that a printed case tells: as many as count as co-occurring under the soft strategy."""
+"""Emotions that a printed case lists: as many as count as co-occurring under the soft strategy."""
 
 # What in a text would be markup in Markdown, and its place in a table's cell.
 _MARKUP = str.maketrans({c: f"\\{c}" for c in "\\`*_<>|[]~#"})
@@ -28,7 +28,7 @@ class Answer:
 
     Attributes:
         text: its answer.
-        perceived: the emotion it tells, where the predictions say so.
+        perceived: the emotion it perceived, where the predictions have it.
         attention: (emotion, share) of the highest of Softmax(h_emo), the highest first; empty where not recorded.
         relevant: the co-occurring emotions of the hard strategy; None where not recorded.
     """
@@ -45,7 +45,7 @@ class Case:
 
     Attributes:
         conv_id, turn: which; ``turn`` counts from 0, the turn that is answered.
-        emotion: the true emotion, where the predictions tell it.
+        emotion: the true emotion, where the predictions have it.
         context: the turns before, the speaker's first.
         reference: the human answer.
         answers: by the systems' names, in the order given.
@@ -124,7 +124,7 @@ def _samples(path: Path) -> dict[tuple[str, int], Record]:
 
 
 def _emotion(records: Sequence[Record]) -> str | None:
-    """The true emotion, from the first system that tells it."""
+    """Return the true emotion, from the first system that has it."""
     return next((record["emotion"] for record in records if "emotion" in record), None)
 
 
@@ -232,7 +232,7 @@ def _perceived(answer: Answer, emotion: str | None) -> str:
 
 
 def _cell(text: str) -> str:
-    """``text`` as it stands, in one line of a table."""
+    """Return ``text`` unchanged, in one line of a table."""
     return " ".join(text.split()).translate(_MARKUP)
 
 

@@ -1,7 +1,7 @@
 """The numbers that the paper prints, by its own table numbers, row names and columns.
 
-Rows under a strategy's heading carry its name in front: "Ours(Soft) w/o graph". ``None`` stands where the paper
-prints a dash or nothing; a table's dispersion ("33.04±0.22") stands in ``spread``, column by column.
+The names of rows under a strategy's heading begin with the strategy: "Ours(Soft) w/o graph". ``None`` means that the
+paper prints a dash or nothing; ``spread`` has a table's dispersion ("33.04±0.22"), column by column.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Checkpoints of a run folder: safetensors only, and whole whenever the process dies.
+"""Checkpoints of a run folder: safetensors only, and complete whenever the process dies.
 
 A checkpoint is ``checkpoint-NNNNNN.safetensors`` (the model's weights) and, for the last one,
-``checkpoint-NNNNNN.state.safetensors`` (what training needs besides: optimiser, random numbers, position).
-``checkpoints.json`` names the checkpoints that count and is written last: until then the earlier ones stay,
-after it whatever it does not name is removed.
+``checkpoint-NNNNNN.state.safetensors`` (the rest that training needs: optimiser, random numbers, position).
+``checkpoints.json`` names the valid checkpoints and is written last: the earlier ones stay until then, and afterwards
+all that it does not name are removed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Progress:
     """Lowest ``ppl_per_sample`` of any validation."""
     best_step: int | None = None
     stale: int = 0
-    """Validations since then, but for those that only a run's end asked for."""
+    """Validations since then, except those that only a run's end required."""
     validated: int = 0
     """Step of the last validation."""
     window: dict[str, float] = field(default_factory=dict)

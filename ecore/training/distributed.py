@@ -1,4 +1,4 @@
-"""The processes that train one model together: who this one is, and what they tell each other.
+"""The processes that train one model together: this one's rank, and the messages between them.
 
 Every process has the whole data and takes its rows of each batch; gradients are averaged by
 ``DistributedDataParallel``. Small agreements (stop? how did validation go?) travel over gloo on the host, so that

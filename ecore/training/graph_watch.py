@@ -1,4 +1,4 @@
-"""A warning in words where the emotion graph says the same of every context."""
+"""A warning when the emotion graph gives every context the same signal."""
 
 from __future__ import annotations
 

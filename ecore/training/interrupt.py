@@ -1,4 +1,4 @@
-"""Stopping politely: Ctrl-C asks, a second Ctrl-C insists. A closed terminal asks, too."""
+"""Stopping after the current step: Ctrl-C, SIGTERM or a closed terminal asks for it; a second signal stops at once."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ class Journal:
     # Sums
 
     def restart_clock(self) -> None:
-        """Begin to count time anew: what came before is not the steps'."""
+        """Restart the time count: the time before does not belong to steps."""
         self._clock = time.perf_counter()
 
     def count(self, **amounts: float) -> None:
@@ -158,7 +158,7 @@ _CRC = re.compile(rb', "crc32": (\d{1,10})}\Z')
 class MetricsLog:
     """Appends to ``metrics.jsonl``, to TensorBoard's events in the run folder where it is installed, and to a tracker.
 
-    Each line ends with a member ``crc32``, of all that stands before it; :func:`read_metrics` checks it and leaves it
+    Each line ends with a member ``crc32``, of all that precedes it; :func:`read_metrics` checks it and leaves it
     out.
 
     Args:

@@ -1,4 +1,4 @@
-"""A run's folder: its settings, and checks that training may start or go on there."""
+"""A run's folder: its settings, and checks that training may start or resume there."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def start(run: Path, data: PreparedData, settings: Settings) -> None:
 
 
 def resume(run: Path, data: PreparedData, max_steps: int | None) -> Settings:
-    """Return the settings of the run to go on with, its end moved to ``max_steps`` where that is given.
+    """Return the settings of the run to resume, its end moved to ``max_steps`` where that is given.
 
     Raises:
         InputError: no run is there, or it was trained on other data.

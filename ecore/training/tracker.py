@@ -14,11 +14,11 @@ from ecore.files import parse_json, read_bytes, write_json
 TRACKERS = ("trackio", "wandb")
 PROJECT = "ecore"
 _FILE = "tracker.json"
-"""In the run folder: the run's id, so that a resumed run goes on with its curves."""
+"""In the run folder: the run's id, so that a resumed run continues its curves."""
 
 
 class Tracker:
-    """One tracker of one run. Where it fails during training, it is left, and training goes on.
+    """One tracker of one run. If it fails during training, training continues without it.
 
     Args:
         name: one of :data:`TRACKERS`.
@@ -42,7 +42,7 @@ class Tracker:
         """Open the tracker's run, a new one or the one that :meth:`remember` wrote down.
 
         Args:
-            settings: shown beside the curves.
+            settings: shown next to the curves.
 
         Raises:
             InputError: the tracker refuses, for instance for want of a login.

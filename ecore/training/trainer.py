@@ -1,4 +1,4 @@
-"""Training a model in a run folder: optimise, validate, keep the best, stop and go on."""
+"""Training a model in a run folder: optimise, validate, keep the best, stop and resume."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def train(
     processes: Processes | None = None,
     log_to: str | None = None,
 ) -> dict[str, Any]:
-    """Train a new model in ``run``, or go on with the one that is there.
+    """Train a new model in ``run``, or resume the one that is there.
 
     On a CPU, with the same number of threads, an interrupted and resumed run has the losses of one that was
     never stopped, bit for bit.
@@ -203,7 +203,7 @@ class Trainer:
         self.captured = None if captures is None else self._capturing(captures)
 
     def _restored(self) -> Progress:
-        """Load the last checkpoint; return where training goes on, at the beginning where there is none."""
+        """Load the last checkpoint; return where training resumes: at the beginning where there is none."""
         rank, count = self.processes.rank, self.processes.count
         state = checkpoint.load(self.folder, self.model, self.optimizer, rank, count)
         if state is None:
@@ -222,7 +222,7 @@ class Trainer:
         """Let the line of a step wait again that has become the last one, and so is to be validated.
 
         That is where an interrupted run may end at its present step. Return whether there is such a line: not
-        where the step was validated after all, which older checkpoints do not tell.
+        where the step was validated after all, which older checkpoints do not record.
         """
         state = self.state
         ends_here = 0 < state.step == self.config.max_steps
@@ -322,7 +322,7 @@ class Trainer:
                 self.journal.begin_window()
 
     def _accumulated_step(self, health: bool) -> dict[str, Tensor]:
-        """Forward and backward on each batch of a step, then the optimiser; the values of health where asked for."""
+        """Forward and backward on each batch of a step, then the optimiser; the health values where requested."""
         config = self.config
         for number in range(config.accumulate):
             indices = self._next_batch()
@@ -363,7 +363,7 @@ class Trainer:
         return Taken(sums(losses, 1.0), losses.health)
 
     def _conclude_step(self) -> None:
-        """Validate, log and save where the step just taken asks for it."""
+        """Validate, log and save where the step just taken requires it."""
         state = self.state
         if self.journal.waiting is not None:
             results: dict[str, float] = {}

@@ -30,7 +30,7 @@ def score(
     Args:
         split: whose numbers ``batches`` hold.
         source: gives its batches, if need be already on the model's device.
-        around: what each batch's scoring stands in (autocast).
+        around: the context of each batch's scoring (autocast).
         stop: asked before each batch.
 
     Returns:

@@ -1,9 +1,9 @@
-"""Copying beside a cross entropy: the pointer-generator (See et al., 2017, Eqs. 8 and 9).
+"""Copying together with a cross entropy: the pointer-generator (See et al., 2017, Eqs. 8 and 9).
 
     P(w) = p softmax(logits)_w + (1 - p) sum of a_i over the places i that hold class w
 
-``p = sigmoid(gate)`` is the chance that a class is generated, ``a`` a softmax over places. Places are summed by class
-first: a class's *slot* is its first place. P differs from p softmax(logits) at slots only.
+``p = sigmoid(gate)`` is the probability that a class is generated, ``a`` a softmax over places. Places are summed by
+class first: a class's *slot* is its first place. P differs from p softmax(logits) at slots only.
 """
 
 from __future__ import annotations

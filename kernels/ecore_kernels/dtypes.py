@@ -1,4 +1,4 @@
-"""Types of what the operators multiply, add up and return."""
+"""Types of the operators' products, sums and results."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Report on an installation, its backends and what is missing: ``python -m ecore_kernels.info``.
 
 With ``--compile sm_86`` it compiles every kernel of the Triton backend for that architecture, no GPU needed, and prints
-what the compiler made of them: registers, shared memory, spills, and how much of an SM they fill.
+the compiler's figures: registers, shared memory, spills, and how much of an SM they fill.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Label smoothing as a distribution over classes: what a cross entropy wants of each class."""
+"""Label smoothing as a distribution over classes: the target probability of each class in a cross entropy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layout in memory of a [B, K, N, d]: what the fused kernels take, and how their results lie."""
+"""Layout in memory of a [B, K, N, d]: what the fused kernels take, and the layout of their results."""
 
 from __future__ import annotations
 

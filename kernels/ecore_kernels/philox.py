@@ -1,7 +1,7 @@
 """Philox 4x32-10, the counter-based random numbers of every dropout here (Salmon et al., SC 2011).
 
 A word depends on the seed and its counter alone: never on the number of threads, the device or the order of the work.
-So a mask is made anew where the backward wants it, and no backend stores one. The same function in C++ is
+So the backward computes a mask again, and no backend stores one. The same function in C++ is
 csrc/philox.h, and in Triton ``tl.philox``; all give the same bits.
 """
 

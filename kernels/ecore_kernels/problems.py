@@ -6,9 +6,9 @@ projection of [B, N, K * d] leaves them. Words take part in one of two ways:
 * ``all``: every context has M words and all of them take part in every resolution;
 * ``real``: a batch as the data has them. Its longest context has M words (batches are padded to the longest),
   the others' lengths are log-normal with mean 38, 90th percentile 67 and 99th 126, redrawn until at most M. All
-  words of a context take part in the coarsest resolution; in the finer ones take part ``[CLS]`` and a word with
-  probability 1/37 and half of that (so about 2 and 1.5 of 38), a word of a finer resolution being one of the
-  coarser too.
+  words of a context take part in the coarsest resolution; in the finer ones ``[CLS]`` takes part, and a word with
+  probability 1/37 and half of that (so about 2 and 1.5 of 38); a word of a finer resolution is also in the coarser
+  ones.
 """
 
 from __future__ import annotations

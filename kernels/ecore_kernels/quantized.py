@@ -1,4 +1,4 @@
-"""Linear layers whose weights are kept in few bits."""
+"""Linear layers with weights of few bits."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ class WordIntensity:
     """Looks up, for the characters of a text as written, the intensity of their word.
 
     Words are those of :func:`ecore.data.text.tokenize`, which changes the text (lower case, "don't" becomes "do
-    not"), so they are found again from left to right within each piece between spaces. What stands between two
+    not"), so they are found again from left to right within each piece between spaces. Text between two
     words found belongs to those that were not ("n't" to "not"), the most intense of them; else it is an unknown word.
 
     Args:

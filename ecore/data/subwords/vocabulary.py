@@ -20,7 +20,7 @@ class SubwordVocabulary:
     """A tokenizer's subwords with our special words before them; the emotions and words of the prepared data.
 
     Raises:
-        InputError: a tokenizer that does not tell where in the text its tokens are, or has no end-of-text token.
+        InputError: a tokenizer that does not give its tokens' places in the text, or has no end-of-text token.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, words: Vocabulary) -> None:
@@ -32,7 +32,7 @@ class SubwordVocabulary:
         self.words = words
         self.emotions = words.emotions
         self.fingerprint = words.fingerprint
-        """That of the words: it tells the data that a model was trained on."""
+        """The words' fingerprint: it identifies the data that a model was trained on."""
         self.eos_token: int = tokenizer.eos_token_id
 
     def __len__(self) -> int:

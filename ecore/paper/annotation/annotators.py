@@ -30,7 +30,7 @@ class Annotator(Protocol):
         """The emotions of ``conversation``, the strongest first; none is an answer too.
 
         Raises:
-            NoAnnotation: this conversation has no annotation; the others go on.
+            NoAnnotation: this conversation has no annotation; the others continue.
             InputError: of none.
         """
 

@@ -39,7 +39,7 @@ LONGEST_REPLY = 4 << 20
 KEY = "OPENAI_API_KEY"
 """Environment variable that the key comes from."""
 FIRST_WAIT, LONGEST_WAIT = 1.0, 120.0
-"""Seconds before the second request (doubling from there) and at most, whatever the server asks for."""
+"""Seconds before the second request (doubling from there) and at most, whatever the server requests."""
 
 _INSTRUCTION = """You label the emotions of dialogues. You read one dialogue between a speaker, who tells of an \
 experience, and a listener. Name every emotion that the dialogue expresses, the speaker's main emotion first, then \
@@ -99,7 +99,7 @@ class EndpointAnnotator:
         emotions: the emotions to choose from.
         cache: JSON lines of answers, made where it is missing.
         key: sent as bearer token; None sends none, as servers on one's own machine want it.
-        stopped: once set, no request is sent any more and no wait goes on (NoAnnotation).
+        stopped: once set, no more requests are sent and all waits end (NoAnnotation).
 
     Raises:
         InputError: a URL that is none, or a cache that cannot be read.

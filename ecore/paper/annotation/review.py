@@ -1,7 +1,7 @@
-"""The sheet on which a person strikes mistaken labels, and what is left of the labels afterwards.
+"""The sheet on which a person strikes mistaken labels, and the labels that remain.
 
-The sheet is a CSV file for any spreadsheet with a row for each label that is in question; the true emotion is
-not. An x in ``strike`` strikes the row's label. The dialogue stands on the first row of its conversation.
+The sheet is a CSV file for any spreadsheet, with a row for each label that may be wrong; the true emotion has none.
+An x in ``strike`` strikes the row's label. The first row of a conversation has its dialogue.
 """
 
 from __future__ import annotations

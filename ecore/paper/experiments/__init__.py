@@ -1,4 +1,4 @@
-"""The paper's experiments: what is run, the tables beside the paper's own, the tests of significance.
+"""The paper's experiments: their runs, the tables next to the paper's own, the tests of significance.
 
-:func:`ecore.paper.experiments.reproduce.reproduce` is the way in; ``ecore reproduce`` calls it.
+:func:`ecore.paper.experiments.reproduce.reproduce` is the entry point; ``ecore reproduce`` calls it.
 """

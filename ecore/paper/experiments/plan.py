@@ -85,7 +85,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Brought:
-    """The user's own inputs beside the prepared data; they decide which rows can be trained."""
+    """The user's own inputs besides the prepared data; they decide which rows can be trained."""
 
     intensity: str
     """Source of word intensities of the prepared data."""
@@ -173,7 +173,7 @@ def seeds_of(
 ) -> dict[Variant, int]:
     """Return the number of seeds of each variant: ``seeds``, or else five for Table 7's rows and one for the others.
 
-    A variant that several tables show stands here once.
+    A variant that several tables show is listed once.
     """
     counts: dict[Variant, int] = {}
     for table in tables:

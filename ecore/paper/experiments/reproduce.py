@@ -1,7 +1,8 @@
 """``ecore reproduce``: from prepared data to the paper's tables and figures, in one folder.
 
-The folder holds ``settings.json``, what its runs share; ``runs/NAME``, one run's folder each; ``logs/NAME.log``,
-what its process said; ``prepared-SOURCE``, the data with other word intensities; and the tables and figures.
+The folder holds ``settings.json``, the settings that its runs share; ``runs/NAME``, a folder for each run;
+``logs/NAME.log``, the output of its process; ``prepared-SOURCE``, the data with other word intensities; and the tables
+and figures.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Doing the runs of a plan: each in its own process, several at a time, with progress over all of them."""
+"""Executing the runs of a plan: each in its own process, several at a time, with progress over all of them."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def execute(
     threads: int | None = None,
     progress: bool = True,
 ) -> Outcome:
-    """Train and score every run that is not done, and go on with those that were cut off.
+    """Train and score every run that is not done, and resume those that were interrupted.
 
     A run that fails does not stop the others. After Ctrl-C or SIGTERM the processes finish their step and write
     a checkpoint; a second one kills them.

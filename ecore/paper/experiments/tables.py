@@ -1,4 +1,4 @@
-"""The paper's tables with ours beside them: as data, and as Markdown to read."""
+"""The paper's tables with our results added: as data, and as Markdown to read."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def build(
     failures: Mapping[str, str],
     further_columns: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """A table as data: every row of the paper, ours beside it, their difference, and the t-tests.
+    """A table as data: every row of the paper, our row for it, their difference, and the t-tests.
 
     Args:
         rows: what each row of ours was trained as, or why it was not (:func:`ecore.paper.experiments.plan.rows_of`).

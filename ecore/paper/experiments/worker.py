@@ -1,7 +1,7 @@
-"""One run in a process of its own: train it, or go on with it, and score it.
+"""One run in a process of its own: train it, or resume it, and score it.
 
 ``python -m ecore.paper.experiments.worker`` reads one JSON object, a line, from its standard input, which stays open
-as long as whoever started it lives.
+as long as the process that started it lives.
 """
 
 from __future__ import annotations

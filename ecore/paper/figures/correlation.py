@@ -1,4 +1,4 @@
-"""Figure 4: which emotions go together, in the data and in the model's learned R."""
+"""Figure 4: emotions that occur together, in the data and in the model's learned R."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ class Correlations:
 
 @styled
 def draw_correlations(correlations: Correlations) -> Figure:
-    """Figure 4: the data's graph beside the model's, every emotion at one place and in one colour in both.
+    """Figure 4: the data's graph next to the model's, each emotion with the same place and colour in both.
 
     Places and colours come from the data (from the model where there is none).
     """

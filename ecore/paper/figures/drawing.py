@@ -1,4 +1,4 @@
-"""Parts that all figures share: one style, for grey print and colour-blind eyes too, and files that do not change."""
+"""Shared parts of all figures: one style, readable in grey print and by colour-blind readers; reproducible files."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 INK, GREY, PALE = "#222222", "#767676", "#d9d9d9"
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
-"""Okabe and Ito's palette, which the common kinds of colour-blindness tell apart."""
+"""Okabe and Ito's palette, which readers with the common kinds of colour-blindness can distinguish."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
-"""One beside each colour, for print without any."""
+"""One for each colour, for print without colour."""
 STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same everywhere
     "font.size": 8.0,

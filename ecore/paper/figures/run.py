@@ -124,7 +124,7 @@ def draw_run(
 
 
 def _prepared(run: Path, config: dict[str, Any], data: Path | str | None) -> PreparedData | None:
-    """The prepared folder that was asked for, or the run's own; None, and a line, where that is of no use any more."""
+    """Return the prepared folder of ``data``, or the run's own; None, and a line, where it is no longer usable."""
     folder = data if data is not None else config["data"].get("folder")
     try:
         prepared = PreparedData.load(str(folder))

@@ -1,4 +1,4 @@
-"""Figure 2: how many dialogues speak of other emotions than the one they are labelled with."""
+"""Figure 2: the number of dialogues whose words name emotions other than the labelled one."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ def _xy(points: Points) -> tuple[list[int], list[float]]:
 
 
 def _points(axes: Any, points: Points, marker: str, color: str, label: str) -> None:
-    """Validation: a line with markers; the legend tells its last value."""
+    """Draw a validation curve: a line with markers; the legend shows its last value."""
     if points:
         axes.plot(
             *_xy(points),

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WORDS_A_BLOCK = 48
-"""Words that stand below each other before the heat map goes on beside them."""
+"""Words in one block of the heat map before the next block begins to its right."""
 ACROSS = 2
-"""Blocks beside each other: as wide as a page."""
+"""Blocks in a row: as wide as a page."""
 LONGEST_WORD = 18
 """Letters of a word that are shown: an address would push all else aside."""
 # Inches.
@@ -40,7 +40,7 @@ def blocks(words: int) -> list[slice]:
 
 @styled
 def draw_word_edges(trace: Trace) -> Figure:
-    """Figure 5: words down, emotions across; long dialogues go on in the next column."""
+    """Figure 5: words down, emotions across; long dialogues continue in the next column."""
     cut = blocks(len(trace.words))
     shown = [word if len(word) <= LONGEST_WORD else f"{word[: LONGEST_WORD - 1]}…" for word in trace.words]
     across = min(ACROSS, len(cut))

@@ -1,4 +1,4 @@
-"""A rater's sheet as a page for the browser: one file that loads nothing and saves the finished CSV sheet."""
+"""A rater's sheet as a page for the browser: one file that loads nothing else and saves the finished CSV sheet."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def write_page(path: Path, kind: str, study: str, sheet: str, rater: int, items:
     but its own, and no request leave.
 
     Args:
-        study: tells this study's answers from another's in the browser's storage.
+        study: identifies this study's answers in the browser's storage.
         sheet: the sheet's name, from which that of the saved file is made.
     """
     rows = [

@@ -1,4 +1,4 @@
-"""What the finished sheets of a study say: means, wins, the raters' agreement, and tables of them."""
+"""Scores of a study's finished sheets: means, wins, the raters' agreement, and tables of them."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class Sheet:
 
 
 def speaker(turn: int) -> str:
-    """Who says the turn of this number, from 0."""
+    """Return the speaker of the turn of this number, from 0."""
     return ("Speaker", "Listener")[turn % 2]
 
 

@@ -1,4 +1,4 @@
-"""Compile the Triton kernels ahead of time, for GPUs that need not be there, and report what the compiler made of them.
+"""Compile the Triton kernels ahead of time, for GPUs that need not be present, and report the compiler's figures.
 
 ``architectures`` has the limits of GPUs, ``table_entries`` what is compiled, ``compiler`` the compiling, ``report`` the
 table. Importing this package imports Triton.

@@ -1,4 +1,4 @@
-"""Limits of the architectures that kernels are compiled for, and what they leave room for at a time."""
+"""Limits of the architectures that kernels are compiled for, and the number of blocks that fit on an SM."""
 
 from __future__ import annotations
 

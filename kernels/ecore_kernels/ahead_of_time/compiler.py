@@ -1,6 +1,6 @@
-"""Triton's compiler, run on entries for GPUs that need not be there.
+"""Triton's compiler, run on entries for GPUs that need not be present.
 
-It is not made for threads, so every processor gets a process; none of them sees TRITON_INTERPRET.
+The compiler is not thread-safe, so every processor gets a process; none of them sees TRITON_INTERPRET.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Entries: the kernels that the launch table holds for an architecture, and the launch that each stands for.
+"""Entries: the kernels that the launch table holds for an architecture, and the launch that each describes.
 
-The launchers themselves say what is launched: they run on ``meta`` tensors, and plan instead of launching.
+The launchers define the launches: they run on ``meta`` tensors, and plan instead of launching.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Kernels in plain PyTorch, of operators whose work is cut in pieces: one file an operator.
+"""Kernels in plain PyTorch, of operators whose work is cut into pieces: one file an operator.
 
-What the other backends do in C++ and Triton is a part of it, which they put in.
+The other backends replace a part of this work with C++ or Triton.
 """

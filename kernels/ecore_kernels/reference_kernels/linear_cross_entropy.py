@@ -1,4 +1,4 @@
-"""Output layer and cross entropy, a chunk of rows at a time, with the gradients beside the loss.
+"""Output layer and cross entropy, a chunk of rows at a time, with loss and gradients together.
 
 A chunk is a matrix product to its logits, two passes over them, and a product for each gradient. Products are torch's
 on every backend; the passes are here in PyTorch, and the other backends have their own.
