@@ -11,7 +11,6 @@ tenth of them broken, and compares the server's memory.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import os
@@ -27,6 +26,7 @@ import numpy as np
 import torch
 
 from benchmarks import harness
+from benchmarks.command_line import parser_of
 from ecore.demo import sample_corpus
 from ecore.errors import InputError
 from ecore.pipeline import ECore
@@ -191,11 +191,7 @@ def report(result: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print the tables and write the file."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.serving",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("benchmarks.serving", __doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="folder made by `ecore train`")
     parser.add_argument(
         "--rounds", type=int, default=3, metavar="N", help="measurements of each (default: 3)"

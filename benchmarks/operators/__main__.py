@@ -27,6 +27,7 @@ from typing import Any
 import torch
 
 from benchmarks import harness
+from benchmarks.command_line import parser_of
 from benchmarks.operators import problems, report
 from benchmarks.operators.plan import plan
 from benchmarks.operators.problems import Problem
@@ -35,11 +36,7 @@ from ecore.errors import InputError
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.operators",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("benchmarks.operators", __doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument(
         "--operators", nargs="+", choices=problems.OPERATORS, default=list(problems.OPERATORS)
