@@ -145,14 +145,14 @@ def assert_same(run, other, numbers):
 
 
 def assert_close(
-    run, other, rtol=1e-4, told=("loss", "gen", "emotion_", "corr", "nll", "valid_ppl", "health")
+    run, other, rtol=1e-4, names=("loss", "gen", "emotion_", "corr", "nll", "valid_ppl", "health")
 ):
     lines, wanted = read_metrics(run), read_metrics(other)
     assert [line["step"] for line in lines] == [line["step"] for line in wanted]
     for line, one in zip(lines, wanted, strict=True):
         assert line["lr"] == one["lr"]
         for name, value in one.items():
-            if name == "emotion" or name.startswith(told):
+            if name == "emotion" or name.startswith(names):
                 assert line[name] == pytest.approx(value, rel=rtol, abs=1e-5), (name, line["step"])
 
 
