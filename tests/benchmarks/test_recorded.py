@@ -61,7 +61,7 @@ def test_a_recording_that_does_not_do_the_step_fails(small):
     assert "BEYOND THE TOLERANCE" in recorded.report([single, replayed])
 
 
-def test_a_recording_that_fails_is_told_and_the_rest_compared(small):
+def test_a_recording_that_fails_is_reported_and_the_rest_compared(small):
     single, failed = recorded.compare(small, "bfloat16", 8, "cpu", Refusing(), **SMALL)
     assert single["passed"]
     assert failed["failed"] == "recorded: RuntimeError: operation not permitted when stream is capturing"

@@ -69,7 +69,7 @@ def test_an_error_of_a_few_roundings_is_found(monkeypatch):
     assert any(verdict.startswith("output 0") for verdict in wrong_cases(30))
 
 
-def test_a_wrong_case_is_told_with_the_line_that_runs_it_again(monkeypatch, capsys):
+def test_a_wrong_case_prints_the_command_that_runs_it_again(monkeypatch, capsys):
     monkeypatch.setattr(fuzz.Worker, "verdicts", lambda self, index: {"reference": "output 0: it is wrong"})
     assert fuzz.main(["--seed", "7", "--case", "12", "--backend", "reference"]) == 1
     printed = capsys.readouterr().out
@@ -77,7 +77,7 @@ def test_a_wrong_case_is_told_with_the_line_that_runs_it_again(monkeypatch, caps
     assert "1 WRONG" in printed
 
 
-def test_a_process_that_dies_is_told(capfd):
+def test_a_process_that_dies_is_reported(capfd):
     """And the next case runs in a new one."""
     dying = fuzz.Worker(0, ["reference"], "")
     try:

@@ -174,7 +174,7 @@ def test_cuda_follows_the_current_stream():
 
 
 @gpu
-def test_too_wide_for_cuda_is_told():
+def test_too_wide_for_cuda_is_refused():
     values = random(2, 1025, device="cuda")
     assert "1024" in native_otsu.why_not(values)
     with pytest.raises(RuntimeError, match="1024"):

@@ -148,7 +148,7 @@ def test_the_gate_of_dense_edges_is_multiplied_in_float32():
     torch.testing.assert_close(new_edge.double(), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_float32_is_multiplied_as_torch_is_told_to():
+def test_float32_is_multiplied_as_torch_is_set_to():
     """By either of torch's settings: after the newer, the older cannot be read."""
     settings = torch.backends.cuda.matmul
     if not hasattr(settings, "fp32_precision"):

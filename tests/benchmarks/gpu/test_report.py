@@ -58,7 +58,7 @@ def test_killed_tests_leave_what_they_knew(session, tmp_path):
     assert report.test_results(report.read(tmp_path / "none.jsonl")) is None
 
 
-def test_what_tells_most_runs_first(session, tmp_path):
+def test_the_most_informative_runs_first(session, tmp_path):
     folder = tmp_path / "tests"
     for name in ("test_a.py", "deep/test_b.py", "deep/test_c.py"):
         (folder / name).parent.mkdir(exist_ok=True, parents=True)
@@ -112,7 +112,7 @@ def test_tables(summary_with):
     assert "12 ms (11 ms – 13 ms)" in summary_with("otsu", {"results": [otsu]})
 
 
-def test_trainings_are_told(session):
+def test_trainings_are_in_the_summary(session):
     run = session.scratch / "metrics.jsonl"
     lines = [{"step": 25, "loss": 5.0, "valid_ppl_per_sample": 60.0}, {"step": 50, "loss": 4.0}]
     run.write_text("".join(json.dumps(line) + "\n" for line in lines))

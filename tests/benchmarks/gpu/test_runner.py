@@ -54,7 +54,7 @@ def test_failing_and_hanging_processes_are_survived(session, python, tmp_path):
     assert not alive.exists()
 
 
-def test_a_process_that_is_told_to_stop_has_its_patience(session, python, tmp_path):
+def test_a_process_that_is_asked_to_stop_has_its_patience(session, python, tmp_path):
     """As a training needs it, which writes a checkpoint then."""
     code = f"""
 import signal, sys, time

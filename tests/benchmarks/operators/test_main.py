@@ -180,7 +180,7 @@ def test_an_error_that_takes_the_gpu_away_costs_one_row(monkeypatch, tmp_path, c
     assert "refused" not in result
 
 
-def test_plan_begins_with_what_tells_most():
+def test_plan_begins_with_the_most_informative():
     wanted = plan("cuda", problems.OPERATORS, None, None, None)
     first = [(p.operator, p.nodes, p.precision, p.depth, direction) for p, direction in wanted[:4]]
     assert first == [

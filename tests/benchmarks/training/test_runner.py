@@ -19,7 +19,7 @@ def test_passes(small):
     assert rows[0]["speedup_median"] == 1.0
 
 
-def test_a_configuration_that_fails_or_has_no_time_is_told(small, monkeypatch):
+def test_a_configuration_that_fails_or_has_no_time_is_reported(small, monkeypatch):
     named = {"plain PyTorch": [], "broken": ["tf32"], "all": list(WITHOUT)}
     warm_up = Steps.warm_up
 

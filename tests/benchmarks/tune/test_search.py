@@ -64,7 +64,7 @@ def test_search_tries_other_configurations_first():
     assert far not in rounds[2]
 
 
-def test_what_tells_most_comes_first():
+def test_the_most_informative_comes_first():
     """A budget may end before the rest."""
     settings = [
         Setting(f"{operator}_{direction}", arithmetic, depth)

@@ -109,7 +109,7 @@ def test_the_file(make, tmp_path):
         ("", r"file.jsonl: is empty"),
     ],
 )
-def test_a_bad_file_is_told_in_a_line(line, what, tmp_path):
+def test_a_bad_file_gets_one_line(line, what, tmp_path):
     with pytest.raises(InputError, match=what):
         Inferences.load(written(tmp_path / "file.jsonl", line))
 

@@ -55,7 +55,7 @@ def test_choices_are_the_librarys():
     assert {a.dest: a.choices for a in parser._actions}["what"] == (*EXPERIMENTS, "all")
 
 
-def test_train_tells_what_it_trains(prepared, capsys, tmp_path):
+def test_train_says_what_it_trains(prepared, capsys, tmp_path):
     arguments = [
         "--strategy",
         "hard",

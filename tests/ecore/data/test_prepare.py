@@ -93,7 +93,7 @@ def test_intensities_are_floored(source, jsonl_folder, tmp_path):
     assert meta["zero_intensity"] > 0 if source == "vader" else meta["zero_intensity"] == 0
 
 
-def test_fingerprint_tells_prepared_data_apart(jsonl_folder, tmp_path, relations):
+def test_fingerprint_depends_on_the_prepared_data(jsonl_folder, tmp_path, relations):
     first = run(jsonl_folder, tmp_path / "a")
     same = run(jsonl_folder, tmp_path / "b")
     other = run(jsonl_folder, tmp_path / "c", relations=relations)
@@ -174,7 +174,7 @@ def test_bad_options(options, match, jsonl_folder, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_skipped_lines_are_counted_and_told(jsonl_folder, tmp_path):
+def test_skipped_lines_are_counted_and_reported(jsonl_folder, tmp_path):
     with open(jsonl_folder / "train.jsonl", "a") as file:
         file.write("{torn")
     with pytest.raises(InputError, match=r"train\.jsonl:5: not valid JSON"):

@@ -31,7 +31,7 @@ def test_save_and_load(vocabulary, tmp_path):
     assert loaded.fingerprint == vocabulary.fingerprint
 
 
-def test_fingerprint_tells_order_and_emotions_apart(vocabulary):
+def test_fingerprint_depends_on_order_and_emotions(vocabulary):
     others = (
         Vocabulary((*vocabulary.words[:-2], "sad", "joyful"), vocabulary.emotions),
         Vocabulary(vocabulary.words, vocabulary.emotions[::-1]),

@@ -83,7 +83,7 @@ def test_no_labels_are_nothing_to_measure():
         multi_emotion_recall(RECORDS, {})
 
 
-def test_a_predictions_file_tells_the_true_emotions_itself(tmp_path):
+def test_a_predictions_file_has_the_true_emotions_itself(tmp_path):
     """Anybody's, with the mark that some programs write first: labels of other emotions are refused by line."""
     record = {"conv_id": "a", "turn": 1, "prediction": "oh", "reference": "oh", "emotion": "sad"}
     record |= {"predicted_emotion": "sad", "emotions": [["sad", 0.9], ["joyful", 0.1]]}
@@ -135,7 +135,7 @@ def test_labels_come_back_as_written(tmp_path):
         ),
     ],
 )
-def test_bad_lines_are_told_by_number(tmp_path, line, message):
+def test_bad_lines_are_reported_by_number(tmp_path, line, message):
     path = tmp_path / "labels.jsonl"
     path.write_text(json.dumps({"conv_id": "a", "emotions": ["afraid", "sad"]}) + "\n\n" + line + "\n")
     with pytest.raises(InputError) as error:

@@ -151,7 +151,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_is_told_in_one_line(make, tmp_path, damage):
+def test_damage_gets_one_line(make, tmp_path, damage):
     folder = tmp_path / "model"
     pretrained.save(make.model(), folder)
     break_it, message = DAMAGES[damage]

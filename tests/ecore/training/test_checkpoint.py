@@ -105,7 +105,7 @@ def test_nothing_there(data, tiny, tmp_path):
 
 @pytest.mark.parametrize("name", ["checkpoint-000002.safetensors", "checkpoint-000002.state.safetensors"])
 @pytest.mark.parametrize("damage", ["missing", "torn", "rubbish"])
-def test_damage_is_told(data, tiny, saved, tmp_path, name, damage):
+def test_damage_is_reported(data, tiny, saved, tmp_path, name, damage):
     path = tmp_path / name
     if damage == "missing":
         path.unlink()

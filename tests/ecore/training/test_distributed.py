@@ -170,7 +170,7 @@ def test_resumed_by_the_same_number_is_as_never_stopped(together, tmp_path):
     assert read_metrics(together / "stopped")[-1]["step"] == 14
 
 
-def test_bad_input_is_told_once(tmp_path):
+def test_bad_input_is_reported_once(tmp_path):
     result = torchrun(
         2, "-m", "ecore", "train", "--data", str(tmp_path / "nowhere"), "--out", str(tmp_path / "run")
     )

@@ -172,7 +172,7 @@ def test_a_refusal_that_breaks_off_is_still_one(stub, tmp_path):
 
 
 @pytest.mark.parametrize("status, hint", [(401, "the key"), (403, "the key"), (404, "--url and --model")])
-def test_what_no_request_can_pass_is_told_at_once(stub, tmp_path, status, hint):
+def test_what_no_request_can_pass_ends_the_work_at_once(stub, tmp_path, status, hint):
     stub.answers = [(status, {}, "who\nare you")]
     with pytest.raises(InputError) as error:
         asking(stub, tmp_path).annotate(conversation())

@@ -95,7 +95,7 @@ def test_labels_of_another_corpus_leave_no_files(tmp_path):
         ('twice."', "twice.", 2, "torn row"),
     ],
 )
-def test_damage_is_told_by_line(sheet, old, new, line, message):
+def test_damage_is_reported_by_line(sheet, old, new, line, message):
     edit(sheet, old, new)
     with pytest.raises(InputError) as error:
         read_sheet(sheet, LABELS)

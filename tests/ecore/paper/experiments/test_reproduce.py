@@ -128,7 +128,7 @@ def test_a_folder_is_taken_until_its_last_process_has_ended(prepared, tmp_path):
         pass
 
 
-def test_what_cannot_be_used_is_told_in_a_line(command, tmp_path, capsys):
+def test_unusable_input_gets_one_line(command, tmp_path, capsys):
     with pytest.raises(InputError, match=r"^--seeds: expected at least 1, got 0"):
         command("table7", "--out", tmp_path / "o", "--seeds", 0)
     with pytest.raises(InputError, match=r"^--sample: expected 0 to 123, got 124"):
@@ -152,7 +152,7 @@ def test_what_cannot_be_used_is_told_in_a_line(command, tmp_path, capsys):
         command("table6", "--out", out, "--steps", 6)
 
 
-def test_word_vectors_too_wide_are_told_before_any_run(tmp_path):
+def test_word_vectors_too_wide_are_refused_before_any_run(tmp_path):
     (tmp_path / "glove.txt").write_text("sad " + " ".join(["0.1"] * 13) + "\n")
     data = tmp_path / "prepared"
     prepare(sample_corpus(), data, glove=[tmp_path / "glove.txt"], vocabulary="train", progress=False)

@@ -103,7 +103,7 @@ def test_one_seed_has_no_test_and_no_deviation():
     assert "No p: needs at least two seeds." in text
 
 
-def test_rows_tell_what_failed_and_what_is_not_done():
+def test_rows_show_what_failed_and_what_is_not_done():
     table = table4(
         {SOFT: [(30.0, 40.0), None], f"{SOFT} w/o graph": [None, None]},
         {"soft-without-graph-seed0": "no memory", "soft-without-graph-seed1": "no memory"},
@@ -172,7 +172,7 @@ def test_table_3_is_of_the_labelled_conversations_alone(tmp_path, monkeypatch):
         reproduce._measure_subset(run, labels, limit=None)
 
 
-def test_table_6_tells_what_its_runs_took():
+def test_table_6_shows_the_settings_of_its_runs():
     model, training = PRESETS["tiny"]
     settings = Settings("tiny", model, replace(training, factor=0.01, warmup=7))
     tuned = plan.configured(Variant("soft", backbone="here/GPT"), settings)
