@@ -171,7 +171,7 @@ def growth(model: ECore, contexts: Contexts, rounds: int) -> dict[str, dict[int,
         result["beams"][beams] = seconds(partial(generate, model, contexts(1), decoding), WORDS_EACH)
     with torch.inference_mode():
         cache = model.start(model.encode(contexts(1)), max(SAID) + 1)
-        cache.words.zero_()
+        cache.keys_values.zero_()
         word = torch.full((1,), 5, device=model.device)
         for said in SAID:
 

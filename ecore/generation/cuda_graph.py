@@ -48,7 +48,7 @@ class StaticCache(DecoderCache):
             copyable = Copyable(ids, ids.clone())
         super().__init__(memory, mask, guidance, weights, room, copyable)
         self.width = cache.width
-        self.words = memory.new_zeros(*cache.words.shape[:4], room, memory.shape[5])
+        self.keys_values = memory.new_zeros(*cache.keys_values.shape[:4], room, memory.shape[5])
         self._places = torch.arange(room, device=memory.device)
         self._position = self._places[:1].clone()
         self._unseen = memory.new_zeros(room)
@@ -58,8 +58,8 @@ class StaticCache(DecoderCache):
         """Become ``cache``, of contexts and room that round to the same."""
         filled, context = cache.length, cache.memory.shape[4]
         # What is masked is set to 0 too: 0 times what an earlier call left there might be NaN.
-        self.words[..., filled:, :] = 0.0
-        self.words[..., :filled, :] = cache.words[..., :filled, :]
+        self.keys_values[..., filled:, :] = 0.0
+        self.keys_values[..., :filled, :] = cache.keys_values[..., :filled, :]
         self.memory[..., context:, :] = 0.0
         self.memory[..., :context, :] = cache.memory
         assert self.mask is not None  # __init__ makes one
@@ -85,8 +85,8 @@ class StaticCache(DecoderCache):
         return self._position
 
     def append(self, block: int, keys_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        self.words[block].index_copy_(3, self._position, keys_values.unsqueeze(3))
-        keys, values = self.words[block].unbind(0)
+        self.keys_values[block].index_copy_(3, self._position, keys_values.unsqueeze(3))
+        keys, values = self.keys_values[block].unbind(0)
         return keys, values, self._unseen.view(1, 1, 1, -1)
 
     def advance(self) -> None:
@@ -104,24 +104,26 @@ class StepGraph:
 
     def __init__(self, model: ECore, cache: DecoderCache) -> None:
         self.cache = StaticCache(cache)
-        self._words = torch.zeros(cache.words.shape[2], dtype=torch.int64, device=cache.words.device)
-        with torch.cuda.device(cache.words.device):
+        self._word_ids = torch.zeros(
+            cache.keys_values.shape[2], dtype=torch.int64, device=cache.keys_values.device
+        )
+        with torch.cuda.device(cache.keys_values.device):
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):  # warm up, so that no library sets itself up during the capture
                 for _ in range(3):
-                    model.step(self._words, self.cache)
+                    model.step(self._word_ids, self.cache)
                     self.cache.load(cache)
             torch.cuda.current_stream().wait_stream(stream)
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
-                self._logits = model.step(self._words, self.cache)
+            self._cuda_graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._cuda_graph):
+                self._logits = model.step(self._word_ids, self.cache)
         self.cache.load(cache)
 
-    def __call__(self, words: Tensor) -> Tensor:
-        """Logits [B, V] of the next word after ``words`` [B]; the next call overwrites them."""
-        self._words.copy_(words)
-        self._graph.replay()
+    def __call__(self, word_ids: Tensor) -> Tensor:
+        """Logits [B, V] of the next word after ``word_ids`` [B]; the next call overwrites them."""
+        self._word_ids.copy_(word_ids)
+        self._cuda_graph.replay()
         self.cache.length += 1
         return self._logits
 
@@ -139,31 +141,31 @@ def step_graph(model: EmpatheticModel, cache: Any) -> StepGraph | None:
         return None
     if cache.output is not None:  # weights of few bits, which are made again when the model's change
         return None
-    if torch.is_autocast_enabled(cache.words.device.type):
+    if torch.is_autocast_enabled(cache.keys_values.device.type):
         return None
     parts = [
         part for part in (model.embedding, model.decoder, model.output, model.pointer) if part is not None
     ]
     # A graph reads the weights where they lay when it was captured.
     places = tuple(x.data_ptr() for part in parts for x in (*part.parameters(), *part.buffers()))
-    key = (cache.contexts, cache.width, *_rounded(cache), cache.words.dtype, places)
+    key = (cache.contexts, cache.width, *_rounded(cache), cache.keys_values.dtype, places)
     graphs = _graphs.setdefault(model, OrderedDict())
     if key not in graphs:
         graphs[key] = None
-        graph = None
+        step = None
     else:
-        graph = graphs[key]
-        if graph is None:
-            graph = graphs[key] = StepGraph(model, cache)
+        step = graphs[key]
+        if step is None:
+            step = graphs[key] = StepGraph(model, cache)
         else:
-            graph.cache.load(cache)
+            step.cache.load(cache)
     graphs.move_to_end(key)
     while len(graphs) > _KEPT:
         graphs.popitem(last=False)
-    return graph
+    return step
 
 
 def _rounded(cache: DecoderCache) -> tuple[int, int]:
     """Room for words and length of the contexts, rounded up."""
-    room, context = cache.words.shape[4], cache.memory.shape[4]
+    room, context = cache.keys_values.shape[4], cache.memory.shape[4]
     return -(-room // _ROOM) * _ROOM, -(-context // _CONTEXT) * _CONTEXT

@@ -62,7 +62,7 @@ class DecoderCache:
     Attributes:
         length: words decoded so far.
         contexts, width: C and the responses of each; those of one context lie side by side.
-        words: [blocks, 2, C * width, heads, max_length, d], keys and values of the words; the first ``length``
+        keys_values: [blocks, 2, C * width, heads, max_length, d], of the words decoded so far; the first ``length``
             positions are filled.
         memory: [blocks, 2, C, heads, S, d], keys and values of the encoded contexts.
         mask: [C, heads, 1, S], 0 where the context has words and minus infinity elsewhere; None where it has
@@ -88,7 +88,7 @@ class DecoderCache:
         blocks, _, self.contexts, heads, _, width = memory.shape
         self.width = 1
         self.length = 0
-        self.words = memory.new_empty(blocks, 2, self.contexts, heads, max_length, width)
+        self.keys_values = memory.new_empty(blocks, 2, self.contexts, heads, max_length, width)
         self.memory, self.mask, self.guidance, self.weights = memory, mask, guidance, weights
         self.copyable, self.bos_embedding = copyable, bos_embedding
         self.output = output
@@ -105,8 +105,8 @@ class DecoderCache:
 
     def append(self, block: int, keys_values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Take in the present word's [2, rows, heads, d]; the keys, values and mask to attend with."""
-        self.words[block, ..., self.length, :] = keys_values
-        keys, values = self.words[block, ..., : self.length + 1, :].unbind(0)
+        self.keys_values[block, ..., self.length, :] = keys_values
+        keys, values = self.keys_values[block, ..., : self.length + 1, :].unbind(0)
         return keys, values, None
 
     def advance(self) -> None:
@@ -138,11 +138,11 @@ class DecoderCache:
         self.width = parents.shape[1]
 
     def _take(self, rows: Tensor) -> None:
-        filled = self.words[..., : self.length, :].index_select(2, rows)
-        if len(rows) != self.words.shape[2]:
-            blocks, two, _, heads, room, width = self.words.shape
-            self.words = self.words.new_empty(blocks, two, len(rows), heads, room, width)
-        self.words[..., : self.length, :] = filled
+        filled = self.keys_values[..., : self.length, :].index_select(2, rows)
+        if len(rows) != self.keys_values.shape[2]:
+            blocks, two, _, heads, room, width = self.keys_values.shape
+            self.keys_values = self.keys_values.new_empty(blocks, two, len(rows), heads, room, width)
+        self.keys_values[..., : self.length, :] = filled
 
 
 class DecoderBlock(nn.Module):
@@ -379,7 +379,7 @@ class Decoder(nn.Module):
 
     def step(self, y: Tensor, cache: DecoderCache) -> Decoded:
         """Decode one more word, without dropout: y [C * width, D] embedded -> rows' states; the cache grows by it."""
-        heads, size = cache.words.shape[3], y.shape[1:]
+        heads, size = cache.keys_values.shape[3], y.shape[1:]
         for i, w in enumerate(cache.weights):
             projected = project(F.layer_norm(y, size, *w.self_norm), *w.query_key_value)
             projected = projected.unflatten(1, (3, heads, -1))

@@ -30,22 +30,22 @@ def test_static_cache_steps_as_the_growing_one(real: ECore) -> None:
     old = real.start(real.encode(real_batch(real, CONTEXTS[1::2])), 11)
     old.branch(torch.zeros(2, 3, dtype=torch.int64))
     static = StaticCache(old)
-    static.words.fill_(math.nan)
+    static.keys_values.fill_(math.nan)
     static.memory.fill_(math.nan)
     cache = real.start(real.encode(real_batch(real, CONTEXTS[::2])), 9)
     real.step(torch.full((2,), BOS), cache)
     cache.branch(torch.zeros(2, 3, dtype=torch.int64))
-    assert cache.words.shape[4] < static.words.shape[4]
+    assert cache.keys_values.shape[4] < static.keys_values.shape[4]
     assert cache.memory.shape[4] < static.memory.shape[4]
     static.load(cache)
-    held = [static.words.data_ptr(), static.memory.data_ptr(), static.mask.data_ptr()]
+    held = [static.keys_values.data_ptr(), static.memory.data_ptr(), static.mask.data_ptr()]
     for i in range(4):
         step_both(real, cache, static, torch.tensor([5, 6, 7, 8, 9, 10]) + i)
         parents = torch.tensor([[2, 0, 0], [1, 1, 2]])
         cache.branch(parents)
         static.branch(parents)
     assert static.length == cache.length == int(static.position)
-    assert held == [static.words.data_ptr(), static.memory.data_ptr(), static.mask.data_ptr()]
+    assert held == [static.keys_values.data_ptr(), static.memory.data_ptr(), static.mask.data_ptr()]
 
 
 @torch.no_grad()
@@ -54,9 +54,9 @@ def test_beams_share_their_context(real: ECore) -> None:
     memory = cache.memory.data_ptr()
     real.step(torch.full((4,), BOS), cache)
     cache.branch(torch.zeros(4, 5, dtype=torch.int64))
-    assert (cache.memory.shape[2], cache.words.shape[2], cache.memory.data_ptr()) == (4, 20, memory)
+    assert (cache.memory.shape[2], cache.keys_values.shape[2], cache.memory.data_ptr()) == (4, 20, memory)
     cache.select(torch.tensor([3, 1]))
-    assert (cache.memory.shape[2], cache.words.shape[2]) == (2, 10)
+    assert (cache.memory.shape[2], cache.keys_values.shape[2]) == (2, 10)
 
 
 class Uncaptured:
