@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import statistics
 
@@ -237,6 +238,24 @@ def test_the_same_bits_with_any_number_of_threads():
 
 
 @backends
+def test_an_index_in_any_order_of_memory(backend):
+    """A list of pairs, transposed, as it is often written; and lists made by hand with gaps."""
+    edges = graph()
+    given = tensors(edges)
+    expected = answer(edges, given, torch.ones(7, 2, 3), backend)
+    pairs = edges.to_edge_index().T.contiguous()  # [E, 2]
+    transposed = EdgeList.from_edge_index(pairs.T, (9, 7))
+    gaps = {
+        name: torch.stack([x, torch.full_like(x, -1)], 1)[:, 0]
+        for name, x in vars(edges).items()
+        if isinstance(x, Tensor)
+    }
+    for other in (transposed, dataclasses.replace(edges, **gaps)):
+        found = answer(other, given, torch.ones(7, 2, 3), backend)
+        assert all(torch.equal(found[name], x) for name, x in expected.items())
+
+
+@backends
 def test_empty_and_one(backend):
     nothing = EdgeList.from_edge_index(torch.empty(2, 0, dtype=torch.int64), (3, 2))
     given = tensors(nothing)
@@ -370,34 +389,6 @@ def test_compiles_as_one_graph(backend):
         torch.autograd.grad(found.sum(), leaves), torch.autograd.grad(expected.sum(), leaves), strict=True
     ):
         torch.testing.assert_close(a, b)
-
-
-def test_edge_lists_go_both_ways():
-    index = torch.tensor([[3, 0, 3, 1], [1, 1, 0, 1]], dtype=torch.int32)
-    edges = EdgeList.from_edge_index(index)
-    assert (edges.senders, edges.receivers, len(edges)) == (4, 4, 4)
-    assert torch.equal(edges.to_edge_index(), index.long())
-    assert edges.receiver_begin.tolist() == [0, 1, 4, 4, 4]
-    assert edges.by_receiver.tolist() == [2, 0, 1, 3]
-    assert edges.by_sender.tolist() == [1, 3, 0, 2]
-    mask = torch.tensor([[True, False, True], [False, False, True]])
-    assert EdgeList.from_dense(mask).to_edge_index().tolist() == [[0, 2, 2], [0, 0, 1]]
-    assert len(edges.to("cpu")) == 4
-
-
-@pytest.mark.parametrize(
-    ("index", "nodes", "said"),
-    [
-        ([[0, 1]], None, r"edge_index: expected a tensor \[2, E\], got \[1, 2\]"),
-        ([[0.0], [1.0]], None, "edge_index: expected an integer type, got torch.float32"),
-        ([[0], [3]], 3, "edge_index: receivers: expected 0 to 2, got 3"),
-        ([[-1], [0]], 3, "edge_index: senders: expected 0 to 2, got -1"),
-        ([[0], [0]], (1, 1, 1), r"nodes: expected a number or \(senders, receivers\), got \(1, 1, 1\)"),
-    ],
-)
-def test_bad_edge_lists(index, nodes, said):
-    with pytest.raises(ValueError, match=f"^EdgeList: {said}$"):
-        EdgeList.from_edge_index(torch.tensor(index), nodes)
 
 
 @pytest.mark.parametrize(

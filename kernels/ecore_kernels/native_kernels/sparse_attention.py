@@ -44,9 +44,10 @@ def forward(
     inputs = (query, key, value, edge, bias, key_scale, key_offset, value_offset)
     inputs = [_readable(x) for x in inputs]  # type: ignore[assignment]
     output, weight = results
+    graph = [x.contiguous() for x in (sender, receiver, receiver_begin, by_receiver, sender_begin, by_sender)]
     kernel("sparse_attention_forward", query.dtype)(
         (query.shape[0], key.shape[0], *query.shape[1:], value.shape[2]),
-        [x.data_ptr() for x in (sender, receiver, receiver_begin, by_receiver, sender_begin, by_sender)],
+        [x.data_ptr() for x in graph],
         [_nodes(x) for x in inputs], scale, weight.data_ptr(), output.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
 
@@ -76,11 +77,12 @@ def backward(
     inputs = (query, key, value, edge, bias, key_scale, key_offset, value_offset)
     inputs = [_readable(x) for x in inputs]  # type: ignore[assignment]
     grad_output = grad_output.contiguous()
+    graph = [x.contiguous() for x in (sender, receiver, receiver_begin, by_receiver, sender_begin, by_sender)]
     # The gradient of scores: that of the bias, and what the senders' part reads.
     grad_score = results[4] if results[4] is not None else torch.empty_like(weight, device=CPU)
     kernel("sparse_attention_backward", query.dtype)(
         (query.shape[0], key.shape[0], *query.shape[1:], value.shape[2]),
-        [x.data_ptr() for x in (sender, receiver, receiver_begin, by_receiver, sender_begin, by_sender)],
+        [x.data_ptr() for x in graph],
         [_nodes(x) for x in inputs], scale, weight.data_ptr(), _nodes(grad_output), grad_score.data_ptr(),
         [address(x) for x in results], torch.get_num_threads(),
     )  # fmt: skip

@@ -114,7 +114,7 @@ class EdgeCheck:
             chosen: dict[str, dict[str, tuple[int, ...]]] = {
                 "": {},
                 "scalars": {**scalars},
-                "vectors": vectors,
+                "vectors": {**vectors},
             }
             return nodes, chosen[self.variant], [(receivers, HEADS, VALUE_DIM)]
         kept = 2 if "shared heads" in self.variant else HEADS

@@ -94,7 +94,8 @@ def forward(
         return
     inputs = (query, key, value, edge, bias, key_scale, key_offset, value_offset)
     arguments, options = _given(dict(zip(NAMES, map(_readable, inputs), strict=True)), scale)
-    arguments |= {"sender": sender, "receiver_begin": receiver_begin, "by_receiver": by_receiver}
+    graph = {"sender": sender, "receiver_begin": receiver_begin, "by_receiver": by_receiver}
+    arguments |= {name: x.contiguous() for name, x in graph.items()}
     arguments |= {"score": torch.empty_like(weight), "weight": weight, "output": output}
     launch.launch(_forward, (query.shape[0] * query.shape[1],), arguments, options, query.device)
 
@@ -123,8 +124,9 @@ def backward(
     """Launch the kernels of receivers and of senders."""
     inputs = (query, key, value, edge, bias, key_scale, key_offset, value_offset, grad_output)
     arguments, options = _given(dict(zip((*NAMES, "sent"), map(_readable, inputs), strict=True)), scale)
-    arguments |= {"sender": sender, "receiver_begin": receiver_begin, "by_receiver": by_receiver}
-    arguments |= {"receiver": receiver, "sender_begin": sender_begin, "by_sender": by_sender}
+    graph = {"sender": sender, "receiver_begin": receiver_begin, "by_receiver": by_receiver}
+    graph |= {"receiver": receiver, "sender_begin": sender_begin, "by_sender": by_sender}
+    arguments |= {name: x.contiguous() for name, x in graph.items()}
     arguments |= {
         "weight": weight,
         "grad_weight": torch.empty_like(weight),
