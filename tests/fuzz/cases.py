@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from ecore_kernels import EdgeUpdate, EmotionGraph, edge_attention, edge_readout, graph_attention, otsu
+from tests.fuzz import sparse
 
-OPERATORS = ("graph_attention", "edge_attention", "edge_readout", "otsu")
-SHARES = (35, 35, 20, 10)  # of the cases, in percent
+OPERATORS = ("graph_attention", "edge_attention", "edge_readout", "otsu", "sparse_attention")
+SHARES = (30, 28, 16, 14, 12)  # of the cases, in percent
 
 # Sizes around the kernels' vectors, panels and tiles; others are drawn too.
 WIDTHS = (1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 100, 127, 128, 129, 130)
@@ -85,6 +86,8 @@ def call(case: Case, tensors: dict[str, Any], backend: str) -> tuple[Tensor, ...
         return tuple(otsu(tensors["values"], **case.options, backend=backend))
     if case.operator == "edge_readout":
         return edge_readout(graph_of(tensors), history_of(case, tensors), **case.options, backend=backend)
+    if case.operator == "sparse_attention":
+        return (sparse.call(case, tensors, backend),)
     nodes = tensors["query"], tensors["key"], tensors["value"]
     if case.operator == "graph_attention":
         history = history_of(case, tensors)
@@ -101,6 +104,8 @@ def finite(lse: Tensor) -> Tensor:
 
 def broadcast(case: Case) -> set[str]:
     """Those of edge and bias whose gradient [Nq, Nk] PyTorch sums up, in an order that depends on the threads."""
+    if case.operator == "sparse_attention":
+        return sparse.broadcast(case)
     if case.operator != "edge_attention":
         return set()
     full = (case.tensors["query"].shape[2], case.tensors["key"].shape[2])
@@ -119,6 +124,8 @@ def draw(seed: int, index: int, device: str = "cpu") -> Case:
     case.threads = drawn.any.choice([(1, 2), (1, 4), (3, 1), (2, 7)])
     if case.operator == "otsu":
         drawn.otsu(case)
+    elif case.operator == "sparse_attention":
+        sparse.draw(drawn, case)
     else:
         drawn.attention(case)
     return case
@@ -180,7 +187,7 @@ class _Draw:
     # The operators
 
     def attention(self, case: Case) -> None:
-        """Draw a call of any operator but otsu."""
+        """Draw a call of any operator but otsu and sparse_attention."""
         case.depth = 0 if case.operator == "edge_attention" else self.any.choice([0, 1, 1, 2, 3])
         case.kind = self.any.choices(
             [torch.float32, torch.float64, torch.bfloat16, torch.float16], [55, 30, 10, 5]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ecore_kernels import reference
+from tests.fuzz import sparse
 from tests.fuzz.cases import Case, graph_of, mapped
 
 DRAWS, SLACK = 8, 8.0
@@ -110,6 +111,10 @@ def recurrence(
     """
     if case.operator == "edge_attention":
         return _dense(case, tensors, scale, attention)
+    if case.operator == "sparse_attention":
+        logits, hears, value = sparse.logits_and_values(tensors, scale)
+        output, attention = _attended(logits, hears, value, attention)
+        return (output.transpose(0, 1),), attention
     graph = graph_of(tensors)
     edge, neighbors = graph.dense()
     words = graph.shape[2]
@@ -174,7 +179,7 @@ class Expected:
         self.scale = case.options["scale"]
         if self.scale is None:
             some = self.wide.get("query", self.wide.get("query0"))
-            self.scale = 1.0 if some is None else some.shape[3] ** -0.5
+            self.scale = 1.0 if some is None else some.shape[-1] ** -0.5
         asked = asking(case, self.wide)
         outputs, self._attention = recurrence(case, asked, self.scale)
         self.exact = answer(case, asked, outputs, self.upstream)

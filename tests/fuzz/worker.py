@@ -50,6 +50,8 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
 def verdict(case: Case, backend: str, expected: oracle.Expected | None) -> str:
     """Return the verdict on a case on a backend."""
     nodes = case.tensors["query"].shape[2] if "query" in case.tensors else 0
+    if case.operator == "sparse_attention":  # a program has one head of a node
+        nodes = case.tensors["query"].shape[0] * case.tensors["query"].shape[1]
     if backend == "triton" and triton_kernels.INTERPRETED and nodes > INTERPRETED_MOST:
         return "refused"
     try:
