@@ -22,6 +22,7 @@ from ecore.model.outputs import Encoding
 from ecore.model.packing import ResponseRows
 from ecore.model.perceiver import Context, EmotionHead
 from ecore.model.pointer import Copyable, Copying
+from ecore_kernels.tracing import replaced
 
 
 class Words(NamedTuple):
@@ -118,12 +119,12 @@ class Baseline(ECore):
         context, concepts, said = self.embedding.look_up(batch.context, batch.concepts, rows.before)
         encoding = self.perceive(*self._understood(batch, context, concepts))
         decoded, copying = self._decode_rows(said, encoding, rows)
-        encoding = encoding._replace(losses=self.decoding_losses(batch, encoding, decoded, rows))
+        encoding = replaced(encoding, losses=self.decoding_losses(batch, encoding, decoded, rows))
         smoothed, nll, further = self.losses_of_words(
             decoded.states, rows.targets, label_smoothing, scale, copying
         )
         if further is not None:
-            encoding = encoding._replace(losses=(encoding.losses or {}) | further)
+            encoding = replaced(encoding, losses=(encoding.losses or {}) | further)
         return WordLosses(smoothed, nll, rows.contexts, encoding)
 
     def decoding_losses(

@@ -23,6 +23,7 @@ from ecore.model.dropout import Dropout
 from ecore.model.outputs import Encoding
 from ecore.model.packing import ResponseRows
 from ecore.model.perceiver import Context
+from ecore_kernels.tracing import replaced
 
 ATTENTION_WEIGHT = 0.1
 """Weight of the emotional attention loss (gamma 3)."""
@@ -115,7 +116,7 @@ class KEMP(Baseline):
     def perceive(self, encoding: Encoding, context: Context | None) -> Encoding:
         """Return ``encoding`` with its emotions, guided by the emotion signal."""
         assert context is not None
-        return encoding._replace(perceived=self.perceiver(context)._replace(guidance=context.mean))
+        return replaced(encoding, perceived=replaced(self.perceiver(context), guidance=context.mean))
 
     def decoding_losses(
         self, batch: Batch, encoding: Encoding, decoded: Decoded, rows: ResponseRows

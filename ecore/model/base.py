@@ -18,6 +18,7 @@ from ecore.errors import InputError
 from ecore.model.losses import Losses, correlation_loss, prior_loss, ranked_pairs_loss
 from ecore.model.outputs import ECoreOutput, Scores
 from ecore.model.perceiver import SOFT_RELEVANT, Context, EmotionHead, Perceiver, health
+from ecore_kernels.tracing import replaced
 
 
 class WordLosses(NamedTuple):
@@ -128,7 +129,7 @@ class EmpatheticModel(nn.Module, ABC):
         """Return ``encoding`` with the emotions of ``context``."""
         if self.perceiver is None or context is None:
             return encoding
-        return encoding._replace(perceived=self.perceiver(context))
+        return replaced(encoding, perceived=self.perceiver(context))
 
     # Encoding to words
 

@@ -13,6 +13,7 @@ from ecore.model.dropout import Dropout
 from ecore.model.transformer import FeedForward, SublayerEnds
 from ecore.precision import for_products
 from ecore_kernels import EdgeUpdate, EmotionGraph, MultiResolutionEdgeAttention, edge_readout
+from ecore_kernels.tracing import replaced
 
 
 class Correlation(nn.Module):
@@ -161,7 +162,7 @@ class GraphNetwork(nn.Module):
         *_, history = self._layers(nodes, update, values, graph, self._ends(nodes), attends=False)
         gate = history[-1].gate  # [B, K, N]
         if self.normed and gate is not None:
-            history[-1] = history[-1]._replace(gate=F.pad(gate[..., 1:], (1, 0)))
+            history[-1] = replaced(history[-1], gate=F.pad(gate[..., 1:], (1, 0)))
         to_emotion, among_emotions = edge_readout(graph, history, scale=first.scale, per_word=per_word)
         return FirstPass(nodes, update, values, to_emotion, among_emotions)
 

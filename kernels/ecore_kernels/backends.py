@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ecore_kernels import native_kernels, triton_kernels
+from ecore_kernels.tracing import replaced
 
 
 class _Registered(NamedTuple):
@@ -197,7 +198,7 @@ def _cast(nodes: Any) -> Any:
     if isinstance(nodes, Tensor):
         return autocast(nodes, autocast_type(nodes.device))
     if isinstance(nodes, (list, tuple)):
-        return [update._replace(query=_cast(update.query), key=_cast(update.key)) for update in nodes]
+        return [replaced(update, query=_cast(update.query), key=_cast(update.key)) for update in nodes]
     return nodes
 
 

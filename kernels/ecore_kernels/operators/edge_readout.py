@@ -300,7 +300,9 @@ def _plan(graph: EmotionGraph, history: Sequence[EdgeUpdate], per_word: bool, ba
     chosen = backends.choose("edge_readout", backend, graph, past)
     if chosen != "reference":
         # The readout does not read the words' weights.
-        check_one_device("edge_readout", *graph.tensors()[1:], *(x for u in past for x in u[:3]))
+        check_one_device(
+            "edge_readout", *graph.tensors()[1:], *(x for u in past for x in (u.query, u.key, u.gate))
+        )
     as_they_are, bound = False, None
     if kind is None:
         gates, scales = [u.gate for u in past], [u.edge_scale for u in past]

@@ -83,7 +83,7 @@ def _gradients(
     """
     rows = [
         empty_rows(query, x.shape[2], x.shape[3], x.dtype, x.shape[1]) if needed else None
-        for x, needed in zip((query, key, value), needs, strict=False)
+        for x, needed in zip((query, key, value), needs[:3], strict=True)
     ]
     return rows + [
         x.new_empty(x.shape) if needed else None

@@ -369,7 +369,12 @@ def _plan(
     chosen = backends.choose("graph_attention", backend, *nodes, graph, past)
     if chosen != "reference":
         check_one_device(
-            "graph_attention", query, key, value, *graph.tensors(), *(x for u in past for x in u[:3])
+            "graph_attention",
+            query,
+            key,
+            value,
+            *graph.tensors(),
+            *(x for u in past for x in (u.query, u.key, u.gate)),
         )
     as_they_are, bound = False, None
     if kind is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import compress
 from typing import Any
 
 import torch
@@ -91,7 +92,7 @@ def _forward(setting, tensors):
 
 def _backward(setting, needs, gradients, tensors, kept):
     (grad,) = gradients
-    wanted = [x for x, needed in zip(kept, needs, strict=False) if needed]
+    wanted = list(compress(kept, needs))  # torch 2.7 traces no zip of unequal lengths
     # On a CPU the look is free, and spares a pass over a gradient as large as the weight.
     plain = type(grad) is Tensor and not registration.dispatches((grad,))
     if plain and grad.device.type == "cpu" and grad.item() == 1.0:
