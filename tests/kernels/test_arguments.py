@@ -75,7 +75,8 @@ def test_scales_do_not_compile_anew(make, operator):
     compiled = torch.compile(call, fullgraph=True, backend=counter)
     frames = []
     for scale in (0.1, 0.2, 0.3, 0.5, 0.7):
-        torch.testing.assert_close(compiled(scale), call(scale))
+        expected = call(scale)
+        torch.testing.assert_close(compiled(scale), expected)
         frames.append(counter.frame_count)
     assert frames[1] == frames[-1]
 

@@ -252,6 +252,7 @@ def test_the_interpreter_runs_only_where_it_is_named(monkeypatch):
     x = torch.zeros(1, 1, 2, 2)
     low = x.bfloat16()
     assert "gets bfloat16 wrong" in explain("edge_attention", low, low, low, torch.ones(()))
+    monkeypatch.setattr(triton_kernels, "_version", lambda: (3, 5))
     for kind, most in ((torch.float32, 256), (torch.float64, 128)):
         wide = torch.zeros(1, 1, 2, most + 1, dtype=kind)
         with pytest.raises(RuntimeError, match=f"heads of float.. up to {most} wide, not {most + 1}"):
@@ -369,7 +370,8 @@ def test_use_backend_around_compiled_code():
     expected = compiled(values)
     with use_backend("reference"):
         assert torch.equal(compiled(values), expected)
-    with use_backend("triton"), pytest.raises(Exception, match="has no otsu kernel"):
+    # torch 2.7's Dynamo says of an exception only that it observed one.
+    with use_backend("triton"), pytest.raises(Exception, match=r"has no otsu kernel|Observed exception"):
         compiled(values)
     assert torch.equal(compiled(values), expected)
 
