@@ -10,9 +10,7 @@ allocator.
 
 from __future__ import annotations
 
-import argparse
 import functools
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,9 +19,11 @@ import torch
 from torch import Tensor
 
 from benchmarks import harness
+from benchmarks.command_line import parser_of
 from ecore_kernels import EdgeList, sparse_attention
 from ecore_kernels.backends import BACKENDS
 
+NODES = 10_000
 DEGREES = (8, 16, 32)
 HEADS, DIM = 4, 32
 FUSED_BACKEND = {"cpu": "native", "cuda": "triton"}
@@ -135,28 +135,16 @@ def report(results: Sequence[dict[str, Any]]) -> str:
                 harness.duration(ours),
                 *(f"{r['timings'][name].median / ours:.2f}" for name in names),
                 harness.memory(r["memory"]["fused"]),
-                f"{r['memory']['eager'] / r['memory']['fused']:.1f}",
+                f"{r['memory']['eager'] / r['memory']['fused']:.1f}" if r["memory"]["fused"] else "",
             ]
         )
     return harness.table(header, rows)
 
 
-def load(path: Path) -> list[dict[str, Any]]:
-    """The results in a JSON file, as measured."""
-    results = json.loads(path.read_text())["results"]
-    for result in results:
-        result["timings"] = {name: harness.Timing(**timing) for name, timing in result["timings"].items()}
-    return results
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.sparse",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("benchmarks.sparse", __doc__)
     parser.add_argument("--device", choices=tuple(FUSED_BACKEND), default="cpu")
-    parser.add_argument("--nodes", type=int, default=10_000, help="of a graph (default: 10000)")
+    parser.add_argument("--nodes", type=int, default=NODES, help="of a graph (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="write the results as JSON")
     arguments = parser.parse_args(argv)
     if arguments.nodes < 1:
@@ -167,12 +155,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if reasons:
         parser.exit(2, f"sparse: nothing to compare: {'; '.join(reasons)}\n")
     harness.keep_freed_memory()
-    results: list[dict[str, Any]] = []
     left_out: dict[str, str] = {}
-    for result in run(arguments.nodes, arguments.device, left_out):
-        results.append(result)
-        if arguments.out:
-            harness.write_json(arguments.out, "sparse", results)
+    results = harness.collect("sparse", run(arguments.nodes, arguments.device, left_out), arguments.out)
     print(report(results))
     harness.fail_for(left_out)
 

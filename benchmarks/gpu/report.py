@@ -156,6 +156,18 @@ def _otsu(path: Path) -> str:
     return otsu.report(harness.read_timed_results(path))
 
 
+def _step_operators(path: Path) -> str:
+    from benchmarks import harness, step_operators
+
+    return step_operators.report(harness.read_timed_results(path))
+
+
+def _sparse(path: Path) -> str:
+    from benchmarks import harness, sparse
+
+    return sparse.report(harness.read_timed_results(path))
+
+
 def _training(path: Path) -> str:
     lines = read(path)
     if not lines:
@@ -186,6 +198,8 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "steps": _steps,
     "operators": _operators,
     "otsu": _otsu,
+    "step_operators": _step_operators,
+    "sparse": _sparse,
     "train ": _training,
     "evaluation ": _evaluation,
     "generate": _generate,

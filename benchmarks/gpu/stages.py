@@ -23,6 +23,8 @@ OVERRUN_SECONDS = 60.0
 """Longest from a problem's start until its row is written: the operators' benchmark may overrun its budget by that."""
 TUNING_SECONDS = 150.0
 """Longest round of the tuner's search, which may overrun its budget by that."""
+FURTHER_OPERATORS = {"otsu": [], "step_operators": ["--compiled"], "sparse": []}
+"""Benchmarks that take seconds each, by name, with their flags."""
 # Sizes whose compilation is worth a cache: the larger ones need the GPU's memory for themselves.
 CACHED_NODES = ("160", "288", "96", "64")
 KINDS = ("tf32", "bfloat16")
@@ -127,18 +129,22 @@ def operators(session: Session, plan: Plan) -> None:
 
     out = session.result("operators")
     more: list[str] = []
-    otsu_seconds = min(90.0, session.left() / 4)
+    further_seconds = min(150.0, session.left() / 3)
     while True:
-        limit = session.left() - otsu_seconds
+        limit = session.left() - further_seconds
         budget = max(limit - OVERRUN_SECONDS, limit / 2)
         command = plan.python("benchmarks.operators", "--device", "cuda", "--out", str(out), *more)
         command += ["--seconds-budget", str(int(budget))]
         (record,) = session.run(Process("operators", command, limit))
-        if record["outcome"] != f"exit code {LOST_DEVICE}" or session.left() < otsu_seconds:
+        if record["outcome"] != f"exit code {LOST_DEVICE}" or session.left() < further_seconds:
             break
         more = ["--resume"]
-    command = plan.python("benchmarks.otsu", "--device", "cuda", "--out", str(session.result("otsu")))
-    session.run(Process("otsu", command, session.left()))
+    for number, (name, flags) in enumerate(FURTHER_OPERATORS.items()):
+        command = plan.python(
+            f"benchmarks.{name}", "--device", "cuda", "--out", str(session.result(name)), *flags
+        )
+        share = session.left() / (len(FURTHER_OPERATORS) - number)
+        session.run(Process(name.replace("_", " "), command, share))
 
 
 def train(session: Session, plan: Plan) -> None:

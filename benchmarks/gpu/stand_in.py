@@ -154,6 +154,8 @@ def stand_in(patches: contextlib.ExitStack) -> None:
     from benchmarks import (
         otsu,
         recorded,
+        sparse,
+        step_operators,
         workload,
     )
     from benchmarks.generation import runner as generation_runner
@@ -200,6 +202,11 @@ def stand_in(patches: contextlib.ExitStack) -> None:
     put(plan, "BATCH", 2)
     patches.enter_context(mock.patch.dict(problems.MOST_SETS, {"cuda": 2}))
     put(otsu, "ROWS", (16, 64))
+    for name, small_sizes in {"WORDS": (4,), "VOCABULARY": 40, "WIDTH": 8, "ROWS": (4,)}.items():
+        put(step_operators, name, small_sizes)
+    put(sparse, "NODES", 20)
+    put(sparse, "DEGREES", (3,))
+    patches.enter_context(mock.patch.dict(sparse.FUSED_BACKEND, {"cuda": "reference"}))
     put(breakdown, "PROFILED_STEPS", 1)
     put(breakdown, "SIZES", [(1, None), (2, 16)])
     for name, sizes in {"BATCHES": (1, 4), "CONTEXTS": (8, 16), "BEAMS": (1, 2), "SAID": (1, 5)}.items():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import sparse
+from benchmarks import harness, sparse
 from ecore_kernels import native
 
 
@@ -13,7 +13,7 @@ def test_rows(monkeypatch, tmp_path, capsys):
     sparse.main(["--nodes", "20", "--out", str(tmp_path / "sparse.json")])
     printed = capsys.readouterr().out
     assert "compiled / fused" in printed
-    results = sparse.load(tmp_path / "sparse.json")
+    results = harness.read_timed_results(tmp_path / "sparse.json")
     assert [(r["edges"], r["vectors"]) for r in results] == [(60, False), (60, True)]
     assert sparse.report(results) in printed
 
