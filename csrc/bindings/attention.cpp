@@ -55,7 +55,8 @@ ecore::EdgeAttention<T> edge_attention(const SizesTuple& sizes, const std::vecto
   return call;
 }
 
-// Addresses: query, key, value, edge, neighbors; and a gate and an edge scale. `more` is bound with its addresses.
+// Addresses: query, key, value, edge, neighbors, bias; and a gate and an edge scale. The rest of `more` is bound with
+// its addresses.
 template <typename T>
 py::cpp_function bind_edge_attention_forward(const SizesTuple& sizes, const std::vector<HeadsTuple>& query_key_value,
                                              const HeadsTuple& edge, const HeadsTuple& neighbors,
@@ -70,6 +71,7 @@ py::cpp_function bind_edge_attention_forward(const SizesTuple& sizes, const std:
     call.value.data = pointer<const T>(at.at(2));
     call.edge.data = pointer<const T>(at.at(3));
     call.neighbors.data = pointer<const uint8_t>(at.at(4));
+    call.bias.data = pointer<const T>(at.at(5));
     const int64_t size = call.batch * call.heads * call.receivers;
     const RowFactor<T> factor(gates, size);
     call.factor = factor.data;

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(not native.available(), reason=native.unavailabl
 OPERATORS = (graph_attention, edge_attention, edge_readout)
 BATCH, RESOLUTIONS, WORDS, EMOTIONS, DIM = 2, 3, 5, 4, 7
 NODES = WORDS + EMOTIONS
-CALLS = ("graph_attention", "words", "edge_readout", "per_word", "edge_attention", "update")
+CALLS = ("graph_attention", "words", "edge_readout", "per_word", "edge_attention", "update", "bias")
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +57,9 @@ def results(call, query, key, value, graph, history, scale=0.7):
     if call in ("edge_readout", "per_word"):
         return list(ecore_kernels.edge_readout(graph, history, scale=scale, per_word=call == "per_word"))
     edge, neighbors = graph.dense()
+    if call == "bias":
+        bias = edge[:, :, :1].transpose(2, 3)[:, :1] - 0.5 * history[0].gate[:1, :1, None]  # [B, 1, N, N]
+        return [ecore_kernels.edge_attention(query, key, value, edge, neighbors, bias=bias, scale=scale)[0]]
     if call == "edge_attention":
         return [ecore_kernels.edge_attention(query, key, value, edge, neighbors, scale=scale)[0]]
     gate, edge_scale = history[0].gate, history[0].edge_scale

@@ -30,8 +30,8 @@ def _sizes(query: Tensor, key: Tensor, value: Tensor) -> tuple[int, ...]:
 
 
 def _laid_out(tensors: Sequence[Any], output: Tensor, more: tuple[Any, ...] | None) -> Callable[..., None]:
-    """The forward kernel bound to the layout of its tensors: query, key, value, edge, neighbors."""
-    query, key, value, edge, neighbors = tensors
+    """The forward kernel bound to the layout of query, key, value, edge and neighbors, and of the bias in ``more``."""
+    query, key, value, edge, neighbors, _ = tensors
     return kernel("bind_edge_attention_forward", query.dtype)(
         _sizes(query, key, value), [strides(x) for x in (query, key, value)], _shared(edge), _shared(neighbors),
         strides(output), more,
@@ -48,7 +48,8 @@ def _more(
     all_pairs: bool,
 ) -> tuple[Any, ...] | None:
     """Return a call's arguments beside edges, neighbours and a factor, as the extension takes it; None for nothing."""
-    if (bias, sender_gate, edge_bias, seed) == (None,) * 4 and not clamp and not all_pairs:
+    # Not by ==, which a tensor answers with an error of its own, at the price of a whole small call.
+    if bias is sender_gate is edge_bias is seed is None and not clamp and not all_pairs:
         return None
     least = threshold(dropout)
     kept = (least, 1.0 / (1.0 - dropout)) if least < 2**32 else (2**32 - 1, 0.0)
@@ -77,10 +78,10 @@ def forward(
     results: Sequence[Tensor],
 ) -> None:
     """Run the forward kernel."""
-    tensors = [readable(x) for x in (query, key, value, edge, neighbors)]
-    bias, factor, sender_gate = (readable(x) for x in (bias, factor, sender_gate))
+    tensors = [readable(x) for x in (query, key, value, edge, neighbors, bias)]
+    factor, sender_gate = readable(factor), readable(sender_gate)
     output, new_edge, lse, saved = results
-    _laid_out(tensors, output, _more(bias, sender_gate, edge_bias, seed, clamp, dropout, all_pairs))(
+    _laid_out(tensors, output, _more(tensors[5], sender_gate, edge_bias, seed, clamp, dropout, all_pairs))(
         addresses(tensors), [address(factor), 0], scale,
         addresses((output, None if factor is None else new_edge, saved)), torch.get_num_threads(),
     )  # fmt: skip
@@ -95,16 +96,17 @@ def bind(
 ) -> Callable[..., tuple[Tensor, ...]] | None:
     """Bind :func:`forward` to the layout of its arguments: see :func:`ecore_kernels.native_kernels.repeatable`.
 
-    Only for calls with nothing but edges, neighbours and a gate.
+    Only for calls with nothing but edges, neighbours, a bias and a gate.
 
     Returns:
         None where a tensor in this layout has to be copied. Without a gate the output is the only result.
     """
-    tensors, gate = arguments[:5], arguments[6]
+    tensors, gate = arguments[:6], arguments[6]
     if not lies_ready(tensors, gates, edge_scales):
         return None
     wanted = results[:1] if gate is None else results[:2]
-    return repeatable(_laid_out(tensors, results[0], None), wanted, 3 - len(wanted))
+    more = _more(tensors[5], None, None, None, None, 0.0, all_pairs=False)
+    return repeatable(_laid_out(tensors, results[0], more), wanted, 3 - len(wanted))
 
 
 def backward(

@@ -174,8 +174,8 @@ def edge_attention(
     updated = gate is not None or edge_scale is not None or edge_bias is not None
     if plan.bound is not None and scale.__class__ is float and runs_at_once(plan):
         if gate is None:
-            return plan.bound((query, key, value, edge, neighbors), (), (), scale)[0], None
-        return plan.bound((query, key, value, edge, neighbors), (gate,), (edge_scale,), scale)
+            return plan.bound((query, key, value, edge, neighbors, bias), (), (), scale)[0], None
+        return plan.bound((query, key, value, edge, neighbors, bias), (gate,), (edge_scale,), scale)
     kind, chosen = plan.autocast, plan.backend
     if kind is not None:
         query, key, value = (backends.autocast(x, kind) for x in (query, key, value))
@@ -328,28 +328,28 @@ def _plan(
     if chosen != "reference":
         check_one_device("edge_attention", query, key, value, edge, neighbors, gate, bias, sender_gate)
     as_they_are, bound = False, None
-    plain = (bias, sender_gate, edge_bias, clamp) == (None,) * 4 and (dropout, return_lse) == (0.0, False)
+    plain = sender_gate is edge_bias is clamp is None and not dropout and not return_lse
     if kind is None and plain and update == "neighbors" and (gate is None) == (edge_scale is None):
-        as_they_are = takes_as_they_are(chosen, nodes, (edge, gate), (neighbors,), (edge_scale,))
+        as_they_are = takes_as_they_are(chosen, nodes, (edge, gate, bias), (neighbors,), (edge_scale,))
     if as_they_are:
         full = (*query.shape[:3], key.shape[2])
-        shared = [None if x is None else _broadcastable("", x, full) for x in (edge, neighbors)]
-        arguments = (*nodes, *shared, None, gate, None, None, None, 1.0, None, 0.0, False, False, "ieee")
+        shared = [None if x is None else _broadcastable("", x, full) for x in (edge, neighbors, bias)]
+        arguments = (*nodes, *shared, gate, None, None, None, 1.0, None, 0.0, False, False, "ieee")
         bound = bound_forward("edge_attention", chosen, arguments, (gate,), (edge_scale,))
     return Plan(chosen, kind, common_type(*nodes), as_they_are, bound)
 
 
 def _broadcastable(name: str, tensor: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
     """``tensor`` as [1 or B, 1 or H, Nq, Nk]: what batch and heads share stays shared."""
-    if tensor.shape == shape:
+    given = tuple(tensor.shape)
+    if given == shape:
         return tensor
-    try:
-        tensor.expand(shape)
-    except RuntimeError:
+    sizes = (1,) * (4 - len(given)) + given
+    if len(sizes) > 4 or any(size not in (1, full) for size, full in zip(sizes, shape, strict=True)):
         raise ValueError(
-            f"edge_attention: {name}: expected a shape that broadcasts to {list(shape)}, got {list(tensor.shape)}"
-        ) from None
-    return tensor[(None,) * (4 - tensor.dim())].expand(-1, -1, *shape[2:])
+            f"edge_attention: {name}: expected a shape that broadcasts to {list(shape)}, got {list(given)}"
+        )
+    return tensor.expand(*sizes[:2], *shape[2:])
 
 
 backends.register("edge_attention", edge_attention, _check)
