@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from dataclasses import replace
 
 import pytest
@@ -90,8 +91,11 @@ def test_tensorboard(quiet_train, reference, monkeypatch, tmp_path):
     with monkeypatch.context() as patched:
         at_call(patched, "loss", 7, interrupt)
         quiet_train(tmp_path / "run")
+    # TensorBoard orders the files of one second and one process by their numbers as text, 10 before 9.
+    time.sleep(1.0)
     with SummaryWriter(str(tmp_path / "run")) as writer:  # what a process wrote before it was killed
         writer.add_scalar("loss", 1.0, 9)
+    time.sleep(1.0)
     quiet_train(tmp_path / "run", resume=True)
     for run in (reference, tmp_path / "run"):
         events = EventAccumulator(str(run)).Reload()
