@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.fx.experimental import symbolic_shapes
 
 from ecore_kernels import (
     EdgeUpdate,
@@ -66,6 +67,9 @@ def test_a_scale_in_a_tensor_gets_its_gradient(make, operator, shape, backend):
     torch.testing.assert_close(gradient.reshape(()), (difference * weights).sum(), rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.skipif(
+    not hasattr(symbolic_shapes, "has_static_value"), reason="torch 2.7 compiles anew for every number"
+)
 @pytest.mark.usefixtures("backend", "fresh_compile")
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_scales_do_not_compile_anew(make, operator):
