@@ -1,4 +1,4 @@
-"""What a training writes to the console: its opening words, a progress bar, and lines above the bar."""
+"""Console output of a training: the opening words, the progress bar, and notices printed above it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stopping after the current step: Ctrl-C, SIGTERM or a closed terminal asks for it; a second signal stops at once."""
+"""Stop training after the current step on Ctrl-C, SIGTERM or SIGHUP; a second signal stops it at once."""
 
 from __future__ import annotations
 

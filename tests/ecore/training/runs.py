@@ -1,4 +1,4 @@
-"""What tests of training do to a run, and what they compare."""
+"""Helpers for training tests: interrupt a run, and compare weights between runs."""
 
 import os
 import signal

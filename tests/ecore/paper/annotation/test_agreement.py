@@ -1,4 +1,4 @@
-"""How far sets of labels agree."""
+"""Agreement between sets of emotion labels."""
 
 import pytest
 
