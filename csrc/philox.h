@@ -1,8 +1,8 @@
 // Philox 4x32-10: random words from a 64-bit seed and a counter of four words (Salmon et al., SC 2011). The same bits
 // as ecore_kernels/philox.py and Triton's tl.philox.
 //
-// In an unnamed namespace: every instruction set has its own copy, which the compiler turns into vectors where the
-// words of several counters are made in a loop.
+// In an unnamed namespace: every instruction set has its own copy. simd/philox_vectors.h draws for many counters at
+// once.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +11,7 @@ namespace ecore {
 namespace {
 
 constexpr int kPhiloxRounds = 10;
+constexpr uint32_t kPhiloxFirst = 0xD2511F53, kPhiloxSecond = 0xCD9E8D57;  // factors
 
 // The key of a round; the first one is the seed, its low word first.
 struct PhiloxKey {
@@ -25,7 +26,7 @@ struct PhiloxKey {
 
 [[maybe_unused]] inline void philox_round(const PhiloxKey& key, uint32_t& c0, uint32_t& c1, uint32_t& c2,
                                           uint32_t& c3) {
-  const uint64_t product = uint64_t{0xD2511F53} * c0, other = uint64_t{0xCD9E8D57} * c2;
+  const uint64_t product = uint64_t{kPhiloxFirst} * c0, other = uint64_t{kPhiloxSecond} * c2;
   c0 = static_cast<uint32_t>(other >> 32) ^ c1 ^ key.k0;
   c1 = static_cast<uint32_t>(other);
   c2 = static_cast<uint32_t>(product >> 32) ^ c3 ^ key.k1;

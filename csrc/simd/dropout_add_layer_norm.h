@@ -2,36 +2,25 @@
 // vectors.h.
 #pragma once
 
-#include "../philox.h"
 #include "kernels.h"
+#include "philox_vectors.h"
 #include "vectors.h"
 
 namespace ecore {
 namespace {
 
-constexpr int64_t kCounters = 16;          // under way at a time, which the compiler makes vectors of
-constexpr int64_t kBlock = 4 * kCounters;  // columns that they serve
+constexpr int64_t kBlock = 4 * kDrawn;  // columns that the words of kDrawn counters serve
 
 // kept[j] = 1 where column begin + j of the row is kept, else 0, for kBlock columns; begin is a multiple of 4.
 template <typename T>
 inline void keep_columns(const DropoutRow<T>& of, int64_t begin, T* kept) {
   const uint32_t row = static_cast<uint32_t>(of.row), far = static_cast<uint32_t>(static_cast<uint64_t>(of.row) >> 32);
-  uint32_t c0[kCounters], c1[kCounters], c2[kCounters], c3[kCounters];
-  for (int64_t i = 0; i < kCounters; ++i) {
-    c0[i] = static_cast<uint32_t>(begin / 4 + i);
-    c1[i] = row;
-    c2[i] = far;
-    c3[i] = 0;
-  }
-  PhiloxKey key(of.seed);
-  for (int round = 0; round < kPhiloxRounds; ++round, key.next()) {
-    for (int64_t i = 0; i < kCounters; ++i) philox_round(key, c0[i], c1[i], c2[i], c3[i]);
-  }
-  for (int64_t i = 0; i < kCounters; ++i) {
-    kept[4 * i] = c0[i] >= of.threshold;
-    kept[4 * i + 1] = c1[i] >= of.threshold;
-    kept[4 * i + 2] = c2[i] >= of.threshold;
-    kept[4 * i + 3] = c3[i] >= of.threshold;
+  uint32_t counters[kDrawn], words[4][kDrawn];
+  uint32_t* const out[] = {words[0], words[1], words[2], words[3]};
+  for (int64_t i = 0; i < kDrawn; ++i) counters[i] = static_cast<uint32_t>(begin / 4 + i);
+  draw_words<4>(of.seed, counters, row, far, 0, out);
+  for (int64_t i = 0; i < kDrawn; ++i) {
+    for (int64_t w = 0; w < 4; ++w) kept[4 * i + w] = words[w][i] >= of.threshold;
   }
 }
 

@@ -104,6 +104,7 @@ void edge_backward(const EdgeHead<T>& head, const T* packed, int64_t begin, int6
         }
       };
       V check{};
+      load_common(head, start, columns, at);
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t i = begin + r;
         T* const row = at.planes + r * at.stride;

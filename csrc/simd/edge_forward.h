@@ -25,6 +25,7 @@ bool edge_forward_tile(const EdgeHead<T>& head, const PackedNodes<T>& senders, i
     const int64_t columns = smaller_of(kTileColumns, head.senders - start);
     for (int64_t& limit : limits) limit = columns;
     multiply_across(queries, rows, limits, senders.keys + start * head.dim, head.dim, at.planes, at.stride);
+    load_common(head, start, columns, at);
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t i = begin + r;
       T* const row = at.planes + r * at.stride;

@@ -2,8 +2,8 @@
 // edge_forward.h and edge_backward.h; see edge_attention.h.
 #pragma once
 
-#include "../philox.h"
 #include "kernels.h"
+#include "philox_vectors.h"
 #include "products.h"
 
 namespace ecore {
@@ -89,39 +89,61 @@ int64_t edge_scratch(const EdgeHead<T>& head, bool backward) {
   return EdgeScratch<T>(head, backward, nullptr).size;
 }
 
-// A row's edges and neighbours in the columns of a tile, padded to whole vectors with what is not heard; and of heads
-// that are not plain, what else there is.
+// What all rows of a tile's columns have in common, once a tile: columns beyond the last one, which nobody hears, and
+// what the call lacks.
+template <typename T>
+void load_common(const EdgeHead<T>& head, int64_t start, int64_t columns, const EdgeScratch<T>& at) {
+  const int64_t padded = rounded_up(columns, kLanes<T>);
+  const auto fill = [&](T* to, int64_t begin, int64_t end, T value) {
+    for (int64_t j = begin; j < end; ++j) to[j] = value;
+  };
+  fill(at.edges, columns, padded, 0);
+  fill(at.heard, columns, padded, 0);
+  if (head.edge == nullptr) fill(at.edges, 0, columns, 1);
+  if (head.neighbors == nullptr) fill(at.heard, 0, columns, 1);
+  const EdgeMore<T>& more = head.more;
+  if (more.plain) return;
+  fill(at.biases, more.bias == nullptr ? 0 : columns, padded, 0);
+  fill(at.gates, columns, padded, 0);
+  fill(at.updated, columns, padded, 0);
+  if (more.sender_gate == nullptr) {
+    fill(at.gates, 0, columns, 1);
+  } else {
+    copy_row(at.gates, more.sender_gate + start, columns);
+  }
+  if (more.all_pairs || head.neighbors == nullptr) fill(at.updated, 0, columns, 1);
+  if (!more.drops) fill(at.kept, 0, padded, 1);
+}
+
+// kept[j] = more.kept_weight where the weight of the row and of column start + j is kept, else 0; `padded` of them.
+template <typename T>
+inline void keep_weights(const EdgeMore<T>& more, int64_t row, int64_t start, int64_t padded, T* kept) {
+  for (int64_t begin = 0; begin < padded; begin += kDrawn) {
+    uint32_t columns[kDrawn], words[kDrawn];
+    uint32_t* const out[] = {words};
+    for (int64_t i = 0; i < kDrawn; ++i) columns[i] = static_cast<uint32_t>(start + begin + i);
+    draw_words<1>(more.seed, columns, static_cast<uint32_t>(row), more.pair, 0, out);
+    const int64_t count = smaller_of(kDrawn, padded - begin);
+    for (int64_t i = 0; i < count; ++i) {
+      kept[begin + i] = words[i] >= more.least_kept ? more.kept_weight : static_cast<T>(0);
+    }
+  }
+}
+
+// A row's edges and neighbours in the columns of a tile, and of heads that are not plain, what else there is; beside
+// what load_common() has loaded.
 template <typename T>
 void load_edges(const EdgeHead<T>& head, int64_t row, int64_t start, int64_t columns, const EdgeScratch<T>& at) {
-  const int64_t padded = rounded_up(columns, kLanes<T>);
-  if (head.edge == nullptr) {
-    for (int64_t j = 0; j < columns; ++j) at.edges[j] = 1;
-  } else {
-    copy_row(at.edges, head.edge + row * head.edge_row + start, columns);
-  }
-  if (head.neighbors == nullptr) {
-    for (int64_t j = 0; j < columns; ++j) at.heard[j] = 1;
-  } else {
+  if (head.edge != nullptr) copy_row(at.edges, head.edge + row * head.edge_row + start, columns);
+  if (head.neighbors != nullptr) {
     const uint8_t* const neighbors = head.neighbors + row * head.neighbors_row + start;
     for (int64_t j = 0; j < columns; ++j) at.heard[j] = static_cast<T>(neighbors[j]);
   }
-  for (int64_t j = columns; j < padded; ++j) at.edges[j] = at.heard[j] = 0;
   const EdgeMore<T>& more = head.more;
   if (more.plain) return;
-  for (int64_t j = 0; j < columns; ++j) {
-    at.biases[j] = more.bias == nullptr ? static_cast<T>(0) : more.bias[row * more.bias_row + start + j];
-    at.gates[j] = more.sender_gate == nullptr ? static_cast<T>(1) : more.sender_gate[start + j];
-    at.updated[j] = more.all_pairs ? static_cast<T>(1) : at.heard[j];
-  }
-  for (int64_t j = columns; j < padded; ++j) at.biases[j] = at.gates[j] = at.updated[j] = 0;
-  if (!more.drops) {
-    for (int64_t j = 0; j < padded; ++j) at.kept[j] = 1;
-    return;
-  }
-  for (int64_t j = 0; j < padded; ++j) {
-    const uint32_t word = philox(more.seed, static_cast<uint32_t>(start + j), static_cast<uint32_t>(row), more.pair, 0);
-    at.kept[j] = word >= more.least_kept ? more.kept_weight : static_cast<T>(0);
-  }
+  if (more.bias != nullptr) copy_row(at.biases, more.bias + row * more.bias_row + start, columns);
+  if (!more.all_pairs && head.neighbors != nullptr) copy_row(at.updated, at.heard, columns);
+  if (more.drops) keep_weights(more, row, start, rounded_up(columns, kLanes<T>), at.kept);
 }
 
 template <typename T>

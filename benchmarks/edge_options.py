@@ -1,0 +1,243 @@
+"""``edge_attention`` as published layers call it, against what they use now: eager, compiled, SDPA, FlexAttention.
+
+    python -m benchmarks.edge_options [--device cpu|cuda] [--nodes 64 256 1024] [--out FILE.json]
+
+Complete graphs, in batches of 4, with 8 heads of 32, in float32; every edge or bias needs a gradient. A time is a
+forward and a backward to all inputs. The forms:
+
+* ``edge``: scores multiplied by edges (DGL's BiasedMHA "mul");
+* ``bias``: edges added to scores (BiasedMHA "add", Graphormer);
+* ``edge, update``: the weighted scores are returned as the next layer's edges, too (EGT, the E-CORE release);
+* ``bias, dropout``: a tenth of the weights dropped;
+* ``bias, shared keys``: 8 heads of the query share 2 of key and value.
+
+``eager`` is the formula in PyTorch, ``compiled`` the same under torch.compile at static shapes. ``sdpa`` is
+``scaled_dot_product_attention`` with the bias as its mask, ``flex`` is FlexAttention, compiled: neither returns scores,
+SDPA multiplies by no edge, and FlexAttention has no backward on a CPU and no dropout. All run in turn in one process,
+and a fused answer counts only where it is that of the formula.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks import harness
+from benchmarks.command_line import parser_of
+from ecore_kernels import edge_attention
+from ecore_kernels.backends import BACKENDS
+
+NODES = (64, 256, 1024)
+BATCH, HEADS, SHARED, DIM = 4, 8, 2, 32
+SCALE = DIM**-0.5
+FUSED_BACKEND = {"cpu": "native", "cuda": "triton"}
+NAMES = ("fused", "eager", "compiled", "sdpa", "flex")
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """One way to call the operator.
+
+    Attributes:
+        name: of the table's row.
+        multiplies: the edges multiply the scores; else they are added.
+        updates: weighted scores are returned.
+        dropout: of the softmax's weights.
+        key_heads: heads of key and value.
+    """
+
+    name: str
+    multiplies: bool = False
+    updates: bool = False
+    dropout: float = 0.0
+    key_heads: int = HEADS
+
+    def fused(self, query: Tensor, key: Tensor, value: Tensor, edge: Tensor) -> tuple[Tensor, ...]:
+        output, new_edge = edge_attention(
+            query,
+            key,
+            value,
+            edge if self.multiplies else None,
+            bias=None if self.multiplies else edge,
+            edge_scale=1.0 if self.updates else None,
+            scale=SCALE,
+            dropout=self.dropout,
+            seed=1 if self.dropout else None,
+            backend=FUSED_BACKEND[query.device.type],
+        )
+        return (output,) if new_edge is None else (output, new_edge)
+
+    def formula(self, query: Tensor, key: Tensor, value: Tensor, edge: Tensor) -> tuple[Tensor, ...]:
+        """The same in plain PyTorch, as the published layers have it."""
+        if self.key_heads != HEADS:
+            key, value = (x.repeat_interleave(HEADS // self.key_heads, 1) for x in (key, value))
+        score = SCALE * (query @ key.mT)  # [B, H, N, N]
+        score = score * edge if self.multiplies else score + edge
+        weight = score.softmax(-1)
+        if self.dropout:
+            weight = F.dropout(weight, self.dropout)
+        return (weight @ value, edge + score) if self.updates else (weight @ value,)
+
+    def sdpa(self, query: Tensor, key: Tensor, value: Tensor, edge: Tensor) -> tuple[Tensor, ...]:
+        shared = self.key_heads != HEADS
+        output = F.scaled_dot_product_attention(
+            query, key, value, edge, self.dropout, scale=SCALE, enable_gqa=shared
+        )
+        return (output,)
+
+    def flex(self) -> Callable[..., tuple[Tensor, ...]]:
+        from torch.nn.attention.flex_attention import flex_attention
+
+        def attend(query: Tensor, key: Tensor, value: Tensor, edge: Tensor) -> tuple[Tensor, ...]:
+            def weigh(score: Tensor, batch: Tensor, head: Tensor, receiver: Tensor, sender: Tensor) -> Tensor:
+                weight = edge[batch, head, receiver, sender]
+                return score * weight if self.multiplies else score + weight
+
+            shared = self.key_heads != HEADS
+            return (flex_attention(query, key, value, score_mod=weigh, scale=SCALE, enable_gqa=shared),)
+
+        return torch.compile(attend, fullgraph=True, dynamic=False)
+
+    def rivals(self, device: str) -> dict[str, Callable[..., tuple[Tensor, ...]]]:
+        """What can run this form, by name."""
+        found: dict[str, Callable[..., tuple[Tensor, ...]]] = {
+            "eager": self.formula,
+            "compiled": torch.compile(self.formula, fullgraph=True, dynamic=False),
+        }
+        if not self.multiplies:
+            found["sdpa"] = self.sdpa
+        if device == "cuda" and not self.updates and not self.dropout:
+            found["flex"] = self.flex()
+        return found
+
+
+FORMS = (
+    Form("edge", multiplies=True),
+    Form("bias"),
+    Form("edge, update", multiplies=True, updates=True),
+    Form("bias, dropout", dropout=0.1),
+    Form("bias, shared keys", key_heads=SHARED),
+)
+
+
+def problem(form: Form, nodes: int, device: str) -> tuple[list[Tensor], list[Tensor]]:
+    """Query, key, value and edges; gradients of the outputs."""
+    generator = torch.Generator().manual_seed(nodes)
+    query, keys, square = (
+        (BATCH, HEADS, nodes, DIM),
+        (BATCH, form.key_heads, nodes, DIM),
+        (BATCH, HEADS, nodes, nodes),
+    )
+    leaves = [torch.randn(shape, generator=generator).to(device) for shape in (query, keys, keys, square)]
+    sent = [torch.randn(shape, generator=generator).to(device) for shape in (query, square)]
+    return [leaf.requires_grad_() for leaf in leaves], sent[: 1 + form.updates]
+
+
+def both_ways(
+    attend: Callable[..., tuple[Tensor, ...]], leaves: list[Tensor], sent: list[Tensor]
+) -> tuple[Tensor, ...]:
+    """The outputs and all gradients."""
+    outputs = attend(*leaves)
+    return (*(x.detach() for x in outputs), *torch.autograd.grad(outputs, leaves, sent))
+
+
+def timed(
+    attend: Callable[..., tuple[Tensor, ...]], leaves: list[Tensor], sent: list[Tensor]
+) -> Callable[[int], object]:
+    return lambda _: both_ways(attend, leaves, sent)
+
+
+def check(form: Form, leaves: list[Tensor], sent: list[Tensor]) -> None:
+    """Compare the fused kernels with the formula in float64; with dropout, for which each draws its own mask, without.
+
+    A timing counts only for a right answer.
+    """
+    without = dataclasses.replace(form, dropout=0.0)
+    exact = both_ways(
+        without.formula, [x.detach().double().requires_grad_() for x in leaves], [x.double() for x in sent]
+    )
+    for got, expected in zip(both_ways(without.fused, leaves, sent), exact, strict=True):
+        torch.testing.assert_close(got.double(), expected, rtol=1e-3, atol=1e-3)
+
+
+def run(nodes: Sequence[int], device: str, left_out: dict[str, str]) -> Iterator[dict[str, Any]]:
+    """One result a size and form, each as soon as it is there; ``left_out`` gets why rivals are missing."""
+    for size in nodes:
+        for form in FORMS:
+            torch.compiler.reset()  # a program for each size
+            leaves, sent = problem(form, size, device)
+            check(form, leaves, sent)
+            attends: dict[str, Callable[..., tuple[Tensor, ...]]] = {"fused": form.fused}
+            for name, attend in form.rivals(device).items():
+                try:
+                    both_ways(attend, leaves, sent)
+                except Exception as error:  # no compiler, or what it cannot do
+                    left_out[f"{name}, {form.name}"] = f"{type(error).__name__}: {error}".splitlines()[0]
+                else:
+                    attends[name] = attend
+            calls = {name: timed(attend, leaves, sent) for name, attend in attends.items()}
+            timings = harness.interleaved(calls, device=device, measurements=9)
+            memory = {name: harness.peak_memory(call, device) for name, call in calls.items()}
+            yield {
+                "device": device,
+                "nodes": size,
+                "form": form.name,
+                "threads": torch.get_num_threads(),
+                "timings": timings,
+                "memory": memory,
+            }
+
+
+def report(results: Sequence[dict[str, Any]]) -> str:
+    """A table, a line a size and form: the fused time, the rivals' times over it, and memory."""
+    rivals = [name for name in NAMES[1:] if any(name in r["timings"] for r in results)]
+    header = ["nodes", "form", "fused", *(f"{name} / fused" for name in rivals), "memory", "eager / fused"]
+    rows = []
+    for r in results:
+        ours, memory = r["timings"]["fused"].median, r["memory"]
+        rows.append(
+            [
+                str(r["nodes"]),
+                r["form"],
+                harness.duration(ours),
+                *(
+                    f"{r['timings'][name].median / ours:.2f}" if name in r["timings"] else ""
+                    for name in rivals
+                ),
+                harness.memory(memory["fused"]),
+                f"{memory['eager'] / memory['fused']:.1f}" if memory["fused"] else "",
+            ]
+        )
+    return harness.table(header, rows)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = parser_of("benchmarks.edge_options", __doc__)
+    parser.add_argument("--device", choices=tuple(FUSED_BACKEND), default="cpu")
+    parser.add_argument(
+        "--nodes", type=int, nargs="+", default=list(NODES), help="of a graph (default: 64 256 1024)"
+    )
+    parser.add_argument("--out", type=Path, help="write the results as JSON")
+    arguments = parser.parse_args(argv)
+    if min(arguments.nodes) < 1:
+        parser.exit(2, f"edge_options: --nodes: expected at least 1, got {min(arguments.nodes)}\n")
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.exit(2, "edge_options: there is no CUDA device\n")
+    reasons = BACKENDS[FUSED_BACKEND[arguments.device]].why_not("edge_attention")
+    if reasons:
+        parser.exit(2, f"edge_options: nothing to compare: {'; '.join(reasons)}\n")
+    harness.keep_freed_memory()
+    left_out: dict[str, str] = {}
+    results = harness.collect("edge_options", run(arguments.nodes, arguments.device, left_out), arguments.out)
+    print(report(results))
+    harness.fail_for(left_out)
+
+
+if __name__ == "__main__":
+    main()
