@@ -168,6 +168,12 @@ def _sparse(path: Path) -> str:
     return sparse.report(harness.read_timed_results(path))
 
 
+def _edge_options(path: Path) -> str:
+    from benchmarks import edge_options, harness
+
+    return edge_options.report(harness.read_timed_results(path))
+
+
 def _training(path: Path) -> str:
     lines = read(path)
     if not lines:
@@ -200,6 +206,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "otsu": _otsu,
     "step_operators": _step_operators,
     "sparse": _sparse,
+    "edge_options": _edge_options,
     "train ": _training,
     "evaluation ": _evaluation,
     "generate": _generate,

@@ -23,7 +23,7 @@ OVERRUN_SECONDS = 60.0
 """Longest from a problem's start until its row is written: the operators' benchmark may overrun its budget by that."""
 TUNING_SECONDS = 150.0
 """Longest round of the tuner's search, which may overrun its budget by that."""
-FURTHER_OPERATORS = {"otsu": [], "step_operators": ["--compiled"], "sparse": []}
+FURTHER_OPERATORS = {"otsu": [], "step_operators": ["--compiled"], "sparse": [], "edge_options": []}
 """Benchmarks that take seconds each, by name, with their flags."""
 # Sizes whose compilation is worth a cache: the larger ones need the GPU's memory for themselves.
 CACHED_NODES = ("160", "288", "96", "64")
@@ -129,7 +129,7 @@ def operators(session: Session, plan: Plan) -> None:
 
     out = session.result("operators")
     more: list[str] = []
-    further_seconds = min(150.0, session.left() / 3)
+    further_seconds = min(200.0, session.left() / 3)
     while True:
         limit = session.left() - further_seconds
         budget = max(limit - OVERRUN_SECONDS, limit / 2)

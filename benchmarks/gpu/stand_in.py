@@ -152,6 +152,7 @@ def stand_in(patches: contextlib.ExitStack) -> None:
     """Put everything in place, until ``patches`` is closed."""
     import ecore.config
     from benchmarks import (
+        edge_options,
         otsu,
         recorded,
         sparse,
@@ -170,6 +171,7 @@ def stand_in(patches: contextlib.ExitStack) -> None:
 
     # What it makes for a CPU takes minutes, and says nothing of a GPU.
     put(torch, "compile", lambda model, **_: model)
+    put(torch.compiler, "reset", lambda: None)
     for name, function in _device_functions().items():
         put(torch.cuda, name, function)
     autocast = torch.autocast
@@ -206,7 +208,10 @@ def stand_in(patches: contextlib.ExitStack) -> None:
         put(step_operators, name, small_sizes)
     put(sparse, "NODES", 20)
     put(sparse, "DEGREES", (3,))
-    patches.enter_context(mock.patch.dict(sparse.FUSED_BACKEND, {"cuda": "reference"}))
+    patches.enter_context(mock.patch.dict(edge_options.NODES, {"cuda": (12,)}))
+    put(edge_options.Form, "flex", lambda form: form.formula)  # FlexAttention has no backward on a CPU
+    for module in (sparse, edge_options):
+        patches.enter_context(mock.patch.dict(module.FUSED_BACKEND, {"cuda": "reference"}))
     put(breakdown, "PROFILED_STEPS", 1)
     put(breakdown, "SIZES", [(1, None), (2, 16)])
     for name, sizes in {"BATCHES": (1, 4), "CONTEXTS": (8, 16), "BEAMS": (1, 2), "SAID": (1, 5)}.items():

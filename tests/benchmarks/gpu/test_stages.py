@@ -87,7 +87,7 @@ def test_training_is_the_command_line(session, commands, tmp_path):
 
 
 def test_operators_go_on_after_an_error_that_took_the_gpu_away(session, monkeypatch, python):
-    run, seen, codes = Session.run, [], [LOST_DEVICE, LOST_DEVICE, 0, 0, 0, 0]
+    run, seen, codes = Session.run, [], [LOST_DEVICE, LOST_DEVICE, 0, 0, 0, 0, 0]
 
     def stand_in(self, process):
         seen.append(process.command)
@@ -95,8 +95,8 @@ def test_operators_go_on_after_an_error_that_took_the_gpu_away(session, monkeypa
 
     monkeypatch.setattr(Session, "run", stand_in)
     stages.operators(session, Plan())
-    assert ["--resume" in command for command in seen] == [False, True, True, False, False, False]
-    for command, name in zip(seen[3:], ("otsu", "step_operators", "sparse"), strict=True):
+    assert ["--resume" in command for command in seen] == [False, True, True, False, False, False, False]
+    for command, name in zip(seen[3:], stages.FURTHER_OPERATORS, strict=True):
         assert f"benchmarks.{name}" in command
 
 
