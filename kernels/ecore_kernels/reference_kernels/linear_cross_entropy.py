@@ -16,8 +16,12 @@ from torch import Tensor
 from ecore_kernels.copying import mixture
 from ecore_kernels.label_smoothing import Goal, goal_of
 
-CHUNK = 128
-"""Rows whose logits exist at once: enough to keep a matrix product busy, and 12 MB at 23,714 classes in float32."""
+CHUNK = 192
+"""Rows whose logits exist at once: enough to keep a matrix product busy, and 18 MB at 23,714 classes in float32.
+
+Each chunk reads and writes the weight's gradient once more: with 128, calls of 190 and 300 rows took 1.19 and 1.11
+times as long on a Xeon.
+"""
 
 
 class Sums(NamedTuple):
