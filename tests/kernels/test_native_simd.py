@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -19,23 +20,39 @@ pytestmark = pytest.mark.skipif(not native.available(), reason="the compiled ext
 OTHERS = native.simd()[1][:-1] if native.available() else []
 
 
-@pytest.mark.parametrize("name", OTHERS)
-@pytest.mark.skipif("ECORE_KERNELS_SIMD" in os.environ, reason="one instruction set is named already")
-def test_other_instruction_set(name):
-    """These and the other files' tests on the kernels that would not be chosen here."""
-    folder = Path(__file__).parent
-    tests = (
-        *(str(folder / f"test_native_{part}.py") for part in ("kernels", "threads", "simd")),
+def run_tests(parts: Sequence[str], keyword: str, instruction_set: str) -> None:
+    """Run ``test_PART.py`` of this folder on an instruction set, in a process of its own."""
+    files = (str(Path(__file__).parent / f"test_{part}.py") for part in parts)
+    done = run_python(
+        "-m",
+        "pytest",
+        *files,
         "-q",
         "-p",
         "no:cacheprovider",
         "-k",
-        "not python_threads and not forked and not memory",
+        keyword,
+        ECORE_KERNELS_SIMD=instruction_set,
     )
-    done = run_python("-m", "pytest", *tests, ECORE_KERNELS_SIMD=name)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.skipif("ECORE_KERNELS_SIMD" in os.environ, reason="one instruction set is named already")
+def test_other_instruction_set(name):
+    """These and the other files' tests on the kernels that would not be chosen here."""
+    parts = "native_kernels", "native_threads", "native_simd"
+    run_tests(parts, "not python_threads and not forked and not memory", name)
     code = "from ecore_kernels.info import report; print(report())"
     assert f"simd: {name} (" in run_python("-c", code, ECORE_KERNELS_SIMD=name).stdout
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.skipif("ECORE_KERNELS_SIMD" in os.environ, reason="one instruction set is named already")
+def test_other_instruction_set_draws_the_same_words(name):
+    """Random words are drawn in vectors; the reference draws them in PyTorch."""
+    parts = "dropout_add_layer_norm", "edge_options"
+    run_tests(parts, "native and (test_results_and_gradients or TestDropout)", name)
 
 
 def test_unknown_instruction_set():
