@@ -60,7 +60,7 @@ class Perception:
         emotions: (name, probability) by falling probability: Softmax(h^m), Eq. 10.
         attention: (name, share) by falling share: Softmax(h_emo), by which the soft strategy guides (Eq. 13).
         relevant: names of the co-occurring emotions V', by falling share; the hard strategy guides by them alone.
-        words: M, the graph's word nodes, ``[CLS]`` first.
+        words: M, the graph's word nodes, ``[CLS]`` first; subwords with a backbone.
         names: P, the emotions in the order of the tensors below, which are None for a model without a graph.
         word_edges: [M, P], what each word receives from each emotion, summed over resolutions.
         emotion_edges: [P, P], weights by which the emotions' signals are aggregated: row i receives from column j.
@@ -187,7 +187,7 @@ class ECore:
             InputError: no turn, an empty turn, a decoding option out of range, or values of the model that are not
                 finite.
         """
-        settings = Decoding(**decoding)
+        settings = self._settings(decoding)
         if is_dialogue(dialogue):
             return self.answer([read_dialogue(dialogue, "respond")], settings)[0]
         return self.answer(_dialogues(dialogue, "respond", dialogue_expected=True), settings)
@@ -207,7 +207,13 @@ class ECore:
         Raises:
             InputError: as for :meth:`respond`.
         """
-        return self._stream(read_dialogue(dialogue, "stream"), Decoding(**decoding))
+        return self._stream(read_dialogue(dialogue, "stream"), self._settings(decoding))
+
+    def _settings(self, decoding: dict[str, Any]) -> Decoding:
+        """Return the decoding of ``decoding``, checked against what the model can do."""
+        settings = Decoding(**decoding)
+        self.model.check_length(settings.max_length)
+        return settings
 
     def _stream(self, turns: list[str], settings: Decoding) -> Generator[str, None, Reply]:
         heard: queue.SimpleQueue[tuple[list[str], Reply | BaseException | None]] = queue.SimpleQueue()
@@ -345,7 +351,7 @@ class ECore:
     def _words(self, turns: list[str], ids: Tensor) -> list[str]:
         """Return the words that ``ids`` stand for, as written where the vocabulary does not have them."""
         if self.model.config.backbone is not None:
-            return [self.model.vocabulary.text([i]) for i in ids.tolist()]
+            return [self.model.vocabulary.piece(i) for i in ids.tolist()]
         return [word for turn in turns for word in tokenize(turn)][-MAX_CONTEXT_WORDS:]
 
     def to(self, device: str | torch.device) -> ECore:

@@ -1,6 +1,7 @@
 """Answers from a model: greedy, beam search and sampling over one cached decoder.
 
-No special word (PAD, UNK, BOS, CLS) is ever chosen, and EOS not as the first word: these options are removed from the
+No special word (PAD, UNK, BOS, CLS) is ever chosen, and neither EOS nor a word without text as the first word, so that
+every answer has text: these options are removed from the
 scores before the softmax, so probabilities and beam scores are the model's under that rule. In a beam search the words
 that ``no_repeat_ngram`` forbids are removed after the softmax, so the scores stay the model's.
 """
@@ -111,6 +112,7 @@ class _Steps:
         self._graph: cuda_graph.StepGraph | None = None
         self._never = torch.zeros(len(SPECIAL_WORDS), device=device)
         self._never[NEVER] = -math.inf
+        self._blank: Tensor | None = getattr(model, "blank", None)
 
     def scores(self, words: Tensor, position: int) -> Tensor:
         """After ``words`` [B]: [B, V] in float32 at least, minus infinity where the word may not come."""
@@ -124,6 +126,8 @@ class _Steps:
         if not self.waits:  # what is sampled from NaN may be no word at all
             expect_finite(logits, "scores of words")
         logits[:, : len(SPECIAL_WORDS)] += self._never if position else -math.inf
+        if position == 0 and self._blank is not None:
+            logits[:, self._blank] = -math.inf
         return logits
 
     def likeliest(self, words: Tensor, position: int, said: Tensor, no_repeat: int) -> Tensor:

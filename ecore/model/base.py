@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ecore.config import WEIGHTS, ModelConfig
-from ecore.data.batches import Split
+from ecore.data.batches import MAX_RESPONSE_WORDS, Split
 from ecore.data.vocabulary import PAD
 from ecore.data.word_tables import WordTables
 from ecore.errors import InputError
@@ -58,6 +58,10 @@ class EmpatheticModel(nn.Module, ABC):
     emotion_words: Tensor
     cooccurrence: Tensor
     """[P, P], what ``correlation_prior`` teaches R; training fills it in."""
+    most_response = MAX_RESPONSE_WORDS
+    """Words of a response that there are positions for (subwords with a backbone)."""
+    blank: Tensor | None
+    """[W] ids without text; an answer does not begin with one of them. None where every word has text."""
 
     def __init__(self, config: ModelConfig, vocabulary: Any, tables: WordTables, word_count: int) -> None:
         super().__init__()
@@ -71,6 +75,7 @@ class EmpatheticModel(nn.Module, ABC):
             self.register_buffer(name, value.clone())
         emotions = len(vocabulary.emotions)
         self.register_buffer("cooccurrence", torch.zeros(emotions, emotions), persistent=False)
+        self.register_buffer("blank", None, persistent=False)
 
     @property
     def device(self) -> torch.device:
@@ -132,6 +137,18 @@ class EmpatheticModel(nn.Module, ABC):
         return replaced(encoding, perceived=self.perceiver(context))
 
     # Encoding to words
+
+    def check_length(self, max_length: int) -> None:
+        """Check that responses may have ``max_length`` words.
+
+        Raises:
+            InputError: there are no positions for so many.
+        """
+        if max_length > self.most_response:
+            raise InputError(
+                f"max_length: expected at most {self.most_response}, got {max_length}; the model has no positions for "
+                "more"
+            )
 
     @abstractmethod
     def forward(self, batch: Any) -> ECoreOutput:

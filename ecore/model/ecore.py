@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ecore.config import ModelConfig
-from ecore.data.batches import MAX_RESPONSE_WORDS, Batch, Split, context_batch
+from ecore.data.batches import Batch, Split, context_batch
 from ecore.data.vocabulary import PAD, Vocabulary
 from ecore.data.word_tables import WordTables
 from ecore.errors import InputError
@@ -219,8 +219,7 @@ class ECore(EmpatheticModel):
         Raises:
             InputError: there are no positions for so many.
         """
-        if max_length > MAX_RESPONSE_WORDS:
-            raise InputError(f"max_length: expected at most {MAX_RESPONSE_WORDS}, got {max_length}")
+        self.check_length(max_length)
         return self.decoder.start(
             encoding.memory,
             encoding.memory_mask,

@@ -132,6 +132,8 @@ class GPT2ECore(EmpatheticModel):
         emotion_words, share = _emotion_words(vocabulary)
         self.register_buffer("emotion_words", emotion_words, persistent=False)
         self.register_buffer("emotion_share", share, persistent=False)
+        blank = vocabulary.blank(gpt2.config.vocab_size)
+        self.register_buffer("blank", torch.tensor(blank, dtype=torch.int64), persistent=False)
         self._reader = TurnReader(vocabulary, tables.intensity.cpu().numpy())
         self.most_context = min(MAX_CONTEXT_WORDS, gpt2.config.n_positions // 2)
         """Subwords of a context that are read: the latest."""
@@ -276,8 +278,7 @@ class GPT2ECore(EmpatheticModel):
         Raises:
             InputError: GPT-2 has no positions for so many.
         """
-        if max_length > self.most_response:
-            raise InputError(f"max_length: expected at most {self.most_response}, got {max_length}")
+        self.check_length(max_length)
         return GPT2Cache(encoding, self._joined(encoding.guidance), max_length)
 
     def step(self, words: Tensor, cache: GPT2Cache) -> Tensor:

@@ -76,7 +76,7 @@ def server_config(app: object) -> uvicorn.Config:
 
 def longest_answer(model: ECore) -> int:
     """Return the words that an answer may have: :data:`LONGEST`, or as many as a backbone has positions for."""
-    return min(LONGEST, getattr(model.model, "most_response", LONGEST))
+    return min(LONGEST, model.model.most_response)
 
 
 def listening(host: str, port: int) -> socket.socket:

@@ -50,6 +50,16 @@ class SubwordVocabulary:
             for tokens, spans in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
         ]
 
+    def blank(self, tokens: int) -> list[int]:
+        """Ids of the first ``tokens`` tokens that have no text: white space, special tokens, places without a token."""
+        texts = self.tokenizer.batch_decode([[i] for i in range(tokens)], skip_special_tokens=True)
+        return [OFFSET + token for token, text in enumerate(texts) if not text.strip()]
+
+    def piece(self, word: int) -> str:
+        """The text of one id; where it has none, the tokenizer's own name of it."""
+        token = self.eos_token if word < OFFSET else word - OFFSET
+        return self.text([word]) or str(self.tokenizer.convert_ids_to_tokens(token))
+
     def text(self, ids: Iterable[int]) -> str:
         """Readable text of ``ids``, the special ones dropped."""
         tokens = [i - OFFSET for i in ids if i >= OFFSET]
