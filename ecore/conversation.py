@@ -26,7 +26,7 @@ class Conversation:
 
     def __init__(self, model: ECore, **decoding: Any) -> None:
         # What is out of range should be said before anything is.
-        model.model.check_length(Decoding(**decoding).max_length)
+        model.model.check_length(Decoding.of(decoding).max_length)
         self.model, self.decoding = model, decoding
         self.turns: list[str] = []
         self.replies: list[Reply] = []

@@ -211,7 +211,7 @@ class ECore:
 
     def _settings(self, decoding: dict[str, Any]) -> Decoding:
         """Return the decoding of ``decoding``, checked against what the model can do."""
-        settings = Decoding(**decoding)
+        settings = Decoding.of(decoding)
         self.model.check_length(settings.max_length)
         return settings
 

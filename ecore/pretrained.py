@@ -44,6 +44,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; expected one that `ecore train` wrote")
+    if not (folder / CONFIG).exists():
+        inside = sorted(
+            path.parent for path in folder.glob(f"*/{CHECKPOINTS}") if (path.parent / CONFIG).exists()
+        )
+        wanted = f"; did you mean {inside[0]}?" if inside else ", which `ecore train` writes"
+        raise InputError(f"{folder / CONFIG}: no such file; expected the folder of a run{wanted}")
     config = read_json(folder / CONFIG)
     version = config.get("format") if isinstance(config, dict) else None
     if version != FORMAT:

@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from ecore.cli import (
     about,
@@ -44,6 +45,14 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
         if action.default in (None, False, []):
             return action.help
         return super()._get_help_string(action)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a wrong flag in one line, without the command's other flags before it."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print ``message`` and exit with code 2."""
+        self.exit(2, f"{self.prog}: error: {_printable(message)}; `{self.prog} --help` lists what there is\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -93,16 +102,18 @@ def _fail(error: object, code: int) -> int:
     text = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         text = f"{os.fsdecode(error.filename)}: {error.strerror}"
-    # Messages quote what others wrote, and a terminal obeys control characters.
-    shown = "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.split())
-    )
-    print(f"ecore: error: {shown}", file=sys.stderr)
+    print(f"ecore: error: {_printable(text)}", file=sys.stderr)
     return code
 
 
+def _printable(text: str) -> str:
+    """Return ``text`` as one line: messages quote what others wrote, and a terminal obeys control characters."""
+    line = " ".join(text.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
 def _parser(command: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="ecore",
         description="Empathetic dialogue over a multi-resolution emotion graph (E-CORE, EMNLP 2023).",
         epilog="start here:  ecore demo          the whole story on a built-in corpus, in minutes\n"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 from ecore.config import setting
 from ecore.errors import InputError
@@ -38,3 +40,16 @@ class Decoding:
             for name, unset in (("top_k", 0), ("top_p", 1.0), ("temperature", 1.0)):
                 if getattr(self, name) != unset:
                     raise InputError(f"{name}: only for method 'sample', the method is {self.method!r}")
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Decoding:
+        """Return the decoding with the settings ``options``.
+
+        Raises:
+            InputError: a name that is no setting, or as for :class:`Decoding`.
+        """
+        names = [field.name for field in fields(cls)]
+        for name in options:
+            if name not in names:
+                raise InputError(f"{name}: no such option of decoding; expected one of {', '.join(names)}")
+        return cls(**options)

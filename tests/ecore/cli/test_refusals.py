@@ -116,3 +116,35 @@ def test_errors_of_the_disk_name_the_file(capsys, monkeypatch, tmp_path):
         refused(capsys, "evaluate", "--predictions", "x")
         == f"ecore: error: {tmp_path}/a: No space left on device"
     )
+
+
+@pytest.mark.parametrize(
+    "arguments, what",
+    [
+        (["chat", "run", "--method", "best"], "ecore chat: error: argument --method: invalid choice: 'best'"),
+        (
+            ["train", "--max-steps", "ten"],
+            "ecore train: error: argument --max-steps: invalid int value: 'ten'",
+        ),
+        (["talk"], "ecore: error: argument COMMAND: invalid choice: 'talk'"),
+        (["info", "run", "a\nb\x1b[2J"], "ecore: error: unrecognized arguments: a b\\x1b[2J; "),
+        ([], "ecore: error: the following arguments are required: COMMAND"),
+    ],
+)
+def test_a_wrong_flag_is_one_line(capsys, arguments, what):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(what)
+    assert line.endswith(f"; `{line.partition(': error:')[0]} --help` lists what there is")
+
+
+def test_a_folder_around_a_run_names_the_run(run, prepared, capsys, tmp_path):
+    (tmp_path / "around").mkdir()
+    (tmp_path / "around" / "run").symlink_to(run)
+    line = refused(capsys, "chat", tmp_path / "around")
+    assert line.endswith(f"expected the folder of a run; did you mean {tmp_path / 'around' / 'run'}?")
+    assert refused(capsys, "chat", prepared).endswith(
+        "expected the folder of a run, which `ecore train` writes"
+    )

@@ -150,6 +150,11 @@ def test_bad_input_is_refused_before_the_first_word(talker: ECore) -> None:
         talker.stream("")
     with pytest.raises(InputError, match="beams"):
         talker.stream("Hello.", method="beam", beams=0)
+    for ask in (talker.stream, talker.respond, lambda _, **options: Conversation(talker, **options)):
+        with pytest.raises(
+            InputError, match=r"^beam: no such option of decoding; expected one of method, beams, "
+        ):
+            ask("Hello.", beam=3)
 
 
 class Words:
