@@ -1,8 +1,8 @@
 """The choice among backends.
 
-A backend is a name and, per operator, a function that lists the reasons why it cannot run a call; its package states
-them. An empty list means that it can. ``ECORE_KERNELS_BACKEND`` (read at import) or :func:`use_backend` name one
-backend for every call.
+A backend has a name and, for each operator, a function that lists the reasons why it cannot run a call; an empty list
+means that it can. The functions are in the backend's package. ``ECORE_KERNELS_BACKEND`` (read at import) or
+:func:`use_backend` choose one backend for every call.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ecore_kernels.tracing import replaced
 
 
 class _Registered(NamedTuple):
-    """An operator's public function, and what raises ValueError where a call's arguments do not fit each other."""
+    """An operator's public function, and a check that raises ValueError if arguments do not fit each other."""
 
     function: Callable[..., Any]
     check: Callable[..., None] | None
@@ -58,9 +58,9 @@ class Backend:
 
     name: str
     refusals: Mapping[str, Callable[..., list[str]]]
-    """Per operator that it implements: the reasons against running a call with these arguments."""
+    """For each operator that it implements: the reasons against running a call with these arguments."""
     by_name_only: bool = False
-    """Never chosen unless named: Triton's interpreter is a test instrument, slower than everything."""
+    """Used only when named: Triton's interpreter is for tests, and slower than the other backends."""
 
     def why_not(self, operator: str, *args: Any, **kwargs: Any) -> list[str]:
         """The reasons why this backend cannot run ``operator`` on these arguments; empty if it can."""
@@ -107,10 +107,10 @@ _thread = _Named()
 
 
 class use_backend(contextlib.ContextDecorator):
-    """Context manager and decorator: every operator called inside runs on the named backend, or raises if that cannot.
+    """Context manager and decorator: operators called inside run on the named backend, or raise if it cannot run them.
 
-    The choice is the calling thread's own. A backward runs where its forward ran, whatever is named by then. But what
-    runs a *forward* in another thread does not see the choice: so does a recomputation (torch.utils.checkpoint) in the
+    The choice holds for the calling thread. A backward runs on the backend of its forward, whatever is named by then.
+    But a *forward* in another thread does not see the choice. One case is recomputation (torch.utils.checkpoint) in a
     backward on a GPU, which autograd runs in a thread of its own. Decorate the recomputed function, or pass
     ``backend=``, or set ``ECORE_KERNELS_BACKEND``, which holds for all threads.
 
@@ -133,7 +133,7 @@ class use_backend(contextlib.ContextDecorator):
 
 
 def named() -> str | None:
-    """The backend that this thread, or the environment, has named for calls that name none; None if nobody has."""
+    """The backend that this thread or the environment names for calls without ``backend=``; None if neither does."""
     return _thread.backend
 
 
@@ -180,9 +180,9 @@ def available_backends() -> tuple[str, ...]:
 def autocast_type(device: torch.device) -> torch.dtype | None:
     """The type that autocast asks queries, keys and values to have; None outside autocast.
 
-    On CPU it is float32: the low-precision types only pay on a GPU's matrix units.
+    On a CPU it is float32: low precision is faster only on a GPU's matrix units.
     """
-    # Tensors without data ("meta") have no autocast, and to ask for it raises.
+    # Tensors without data ("meta") have no autocast, and asking for it raises.
     if device.type == "meta" or not torch.is_autocast_enabled(device.type):
         return None
     return torch.float32 if device.type == "cpu" else torch.get_autocast_dtype(device.type)
@@ -224,7 +224,7 @@ def explain(operator: str | Callable[..., Any], *args: Any, **kwargs: Any) -> st
         **kwargs: those given by name.
 
     Returns:
-        One line a backend, for reading.
+        One line for each backend, for reading.
 
     Raises:
         ValueError: an unknown operator or backend.
@@ -239,7 +239,7 @@ def explain(operator: str | Callable[..., Any], *args: Any, **kwargs: Any) -> st
     check = _registered[name].check
     if arguments and check is not None:
         check(**arguments)
-    # Autocast casts what an operator multiplies, and not its edges, gates and graph.
+    # Autocast casts queries, keys and values, but not edges, gates and the graph.
     arguments = {
         n: _cast(v) if n in ("query", "key", "value", "history") else v for n, v in arguments.items()
     }

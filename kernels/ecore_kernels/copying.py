@@ -2,8 +2,9 @@
 
     P(w) = p softmax(logits)_w + (1 - p) sum of a_i over the places i that hold class w
 
-``p = sigmoid(gate)`` is the probability that a class is generated, ``a`` a softmax over places. Places are summed by
-class first: a class's *slot* is its first place. P differs from p softmax(logits) at slots only.
+``p = sigmoid(gate)`` is the probability that a class is generated and not copied; ``a`` is a softmax over places. The
+places of each class are summed first, and the sum is kept at the class's first place, its *slot*. So P differs from p
+softmax(logits) at slots only.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ def copied(scores: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
     """The attention to places, and its sums by class.
 
     Args:
-        scores: [..., S], logits of a; minus infinity where there is nothing to copy.
+        scores: [..., S], logits of a; minus infinity at places that cannot be copied.
         slots: [..., S] int64, the slot of each place.
 
     Returns:
-        a [..., S], 0 in a row without anything to copy, and its sums [..., S]: at slots, 0 elsewhere; float32 at least.
+        a [..., S], which is 0 in a row without anything to copy; and its sums by class [..., S], at slots and 0
+        elsewhere. Both are float32 at least.
     """
     exact = scores.to(torch.promote_types(scores.dtype, torch.float32))
     attention = exact.softmax(-1).nan_to_num()
@@ -36,7 +38,7 @@ def mixed(logits: Tensor, gate: Tensor, scores: Tensor, classes: Tensor, slots: 
     """log P [n, V] of the mixture; differentiable.
 
     Args:
-        logits: [n, V], of what is generated.
+        logits: [n, V], of the generated class.
         gate: [n], p's logit; infinite where there is nothing to copy.
         scores: [n, S], see :func:`copied`.
         classes, slots: [n, S] int64: the class at each place, and its slot.
@@ -45,23 +47,23 @@ def mixed(logits: Tensor, gate: Tensor, scores: Tensor, classes: Tensor, slots: 
     generated = logits.to(torch.promote_types(logits.dtype, gate.dtype)).log_softmax(-1) + F.logsigmoid(gate)
     _, sums = copied(scores, slots)
     present = sums > 0.0
-    # Where nothing is copied the logarithm, and its gradient, would not be finite.
+    # In rows without copying the logarithm and its gradient would not be finite.
     ratio = torch.where(present, sums, 1.0).log() + F.logsigmoid(-gate) - generated.gather(1, classes)
     more = torch.where(present, F.softplus(torch.where(present, ratio, 0.0)), 0.0)
     return generated.scatter_add(1, classes, more.to(generated.dtype))
 
 
 class Mixture(NamedTuple):
-    """Terms that copying adds to the smoothed and the plain loss, each [n, 1], and to the errors.
+    """Terms that copying adds to the smoothed and the plain loss, both [n, 1], and to the errors.
 
-    With t the wanted distribution and s_w the chance that w, if said, was generated, the loss is
-    -sum t log P = -sum t log softmax(logits) - log p sum t + sum t log s, and s is 1 outside of the places:
-    all that is new happens at slots.
+    Let t be the target distribution and s_w the probability that w, if it is the output, was generated. The loss is
+    -sum t log P = -sum t log softmax(logits) - log p sum t + sum t log s, and s is 1 for classes without a place: so
+    copying changes terms at slots only.
 
     Attributes:
-        moved: [n, S], t (1 - s) at slots: what the logits no longer answer for.
-        gate_error: [n, 1], the loss's derivative by the gate.
-        scores_error: [n, S], by the scores.
+        moved: [n, S], t (1 - s) at slots: the part of the target that copying takes from the logits.
+        gate_error: [n, 1], the derivative of the loss by the gate.
+        scores_error: [n, S], the derivative of the loss by the scores.
     """
 
     loss: Tensor

@@ -11,7 +11,7 @@ _HALF = (torch.float16, torch.bfloat16)
 
 
 def node_type(nodes: Sequence[Tensor], *weights: Tensor | None) -> torch.dtype:
-    """The type that queries, keys and values are multiplied in: their common one, float64 where a weight is."""
+    """The type in which queries, keys and values are multiplied: their common type; float64 if a weight is."""
     kind = nodes[0].dtype
     for tensor in nodes:
         if tensor.dtype is not kind:
@@ -20,12 +20,12 @@ def node_type(nodes: Sequence[Tensor], *weights: Tensor | None) -> torch.dtype:
 
 
 def kernel_type(kind: torch.dtype, backend: str) -> torch.dtype:
-    """The type that a backend's kernels take nodes in: a CPU has no units for half precision."""
+    """The type of nodes that a backend's kernels take: a CPU has no units for half precision."""
     return torch.float32 if backend == "native" and kind in _HALF else kind
 
 
 def weight_type(kind: torch.dtype) -> torch.dtype:
-    """The type of edge weights, row factors and sums beside nodes of type ``kind``."""
+    """The type of edge weights, row factors and sums for nodes of type ``kind``."""
     return torch.float64 if kind is torch.float64 else torch.float32
 
 

@@ -1,4 +1,4 @@
-"""Sparse graphs: who hears whom, as a list of edges."""
+"""Sparse graphs as lists of edges."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor
 class EdgeList:
     """A directed graph of E edges, sorted once by receiver and once by sender; make it by :meth:`from_edge_index`.
 
-    Edges keep the numbers that they were given: tensors of edges [E, ...] are in that order. Two edges between the same
-    nodes are two edges.
+    Edges keep their numbers: tensors of edges [E, ...] have the order of the list that was given. Two edges between the
+    same nodes count separately.
 
     Attributes:
         sender, receiver: [E] int64, the nodes that an edge leads from and to.
-        senders, receivers: numbers of nodes; equal for a graph on one set of nodes.
+        senders, receivers: how many there are; equal for a graph on one set of nodes.
         receiver_begin: [receivers + 1] int64; ``by_receiver[begin[i] : begin[i + 1]]`` are the edges to receiver i.
         by_receiver: [E] int64, the edges' numbers, sorted by receiver, then by number.
         sender_begin, by_sender: the same by sender.
@@ -39,7 +39,7 @@ class EdgeList:
 
         Args:
             edge_index: [2, E] of any integer type: senders (PyG's sources), then receivers (targets).
-            nodes: their number, or those of (senders, receivers); None takes the largest index + 1 for both.
+            nodes: their number, or the numbers of (senders, receivers); None takes the largest index + 1 for both.
 
         Raises:
             ValueError: another shape or type, or an index out of range. On a GPU this check waits for the device once.
@@ -69,7 +69,7 @@ class EdgeList:
 
     @classmethod
     def from_dense(cls, neighbors: Tensor) -> EdgeList:
-        """Make a graph from a mask [receivers, senders], bool: row i hears the columns that are True."""
+        """Make a graph from a mask [receivers, senders], bool: row i attends to the columns that are True."""
         if not isinstance(neighbors, Tensor) or neighbors.dim() != 2 or neighbors.dtype != torch.bool:
             got = (
                 f"{neighbors.dtype} {list(neighbors.shape)}"

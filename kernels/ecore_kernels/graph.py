@@ -1,4 +1,4 @@
-"""The multi-resolution emotion graph: who neighbours whom, and the initial edge weights (Sec. 3.2, Eq. 3)."""
+"""The multi-resolution emotion graph: the neighbours of each node, and the initial edge weights (Sec. 3.2, Eq. 3)."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ from torch.utils import _pytree as pytree
 class EmotionGraph:
     """A batch of emotion graphs over M words (word 0 is ``[CLS]``) and P emotions at K resolutions.
 
-    Nodes 0...M-1 are words, M...M+P-1 emotions; N = M + P. The graph is kept as the vectors that determine it;
-    :meth:`dense` spells it out.
+    Nodes 0...M-1 are words, M...M+P-1 emotions; N = M + P. The graph is stored as the vectors that determine it;
+    :meth:`dense` writes it out as matrices.
 
-    Who hears whom, among nodes that take part in a resolution: ``[CLS]`` hears every word and every emotion; word i
-    hears ``[CLS]``, words j <= i and every emotion; an emotion hears ``[CLS]`` and every other emotion. A word that
-    does not take part in a resolution neither sends nor receives there.
+    The neighbours of a node are those that it attends to. Among the nodes that take part in a resolution, ``[CLS]``
+    attends to every word and every emotion; word i to ``[CLS]``, words j <= i and every emotion; an emotion to
+    ``[CLS]`` and every other emotion. A word that does not take part in a resolution neither sends nor receives there.
+    (Names and comments in the kernels say *hears* for *attends to*.)
 
     Args:
         word_weight: [B, M], initial weight of an edge that word j sends to any word (slot 0 is ignored: ``[CLS]``
             sends 1).
-        word_mask: [B, K, M] bool, word j takes part in resolution k (slot 0 always does, whatever stands there).
+        word_mask: [B, K, M] bool, word j takes part in resolution k (slot 0 always does, whatever its value).
         emotion_weight: [B, P], initial weight of an edge that emotion j sends to a word.
         correlation: [P, P] or [B, P, P], initial weight of an edge that emotion j sends to emotion i (row i, column
-            j): already softmaxed over all P, and not renormalised when emotions are masked.
+            j): a softmax over all P, which is not normalised again when emotions are masked.
         emotion_mask: [B, P] bool, emotions that take part; None means all.
 
     Raises:
@@ -82,7 +83,7 @@ class EmotionGraph:
         emotion_weight: Tensor | None = None,
         emotion_mask: Tensor | None = None,
     ) -> EmotionGraph:
-        """The graph of contexts whose words have the given emotion intensities (Eq. 3).
+        """Make the graph of contexts whose words have the given emotion intensities (Eq. 3).
 
         Args:
             intensity: [B, M], c_j >= 0 of every word; slot 0 and padding are ignored.
@@ -111,7 +112,7 @@ class EmotionGraph:
         peak = torch.linalg.vector_norm(intensity, torch.inf, 1, keepdim=True)
         # A context without any intensity keeps weights of zero instead of 0/0.
         word_weight = intensity / torch.where(peak > 0, peak, 1.0)
-        # [CLS] reaches every threshold, and what is not a number none.
+        # [CLS] reaches every threshold, NaN reaches none.
         level = intensity.masked_fill(first, torch.inf).masked_fill(padding, torch.nan)
         if isinstance(thresholds, Tensor):
             word_mask = level[:, None] >= thresholds[:, None]
@@ -125,10 +126,10 @@ class EmotionGraph:
     def to(self, *args: Any, **kwargs: Any) -> EmotionGraph:
         """The graph on a device or in a float type; arguments as those of :meth:`torch.nn.Module.to`.
 
-        A type is that of the weights; the masks stay bool.
+        A type is applied to the weights; the masks stay bool.
 
         Raises:
-            ValueError: a type that is not one of floats.
+            ValueError: a type that is no float type.
         """
         device, kind, non_blocking, _ = torch._C._nn._parse_to(*args, **kwargs)
         if kind is not None and not kind.is_floating_point:
@@ -140,11 +141,11 @@ class EmotionGraph:
         return self._of(moved)
 
     def pin_memory(self) -> EmotionGraph:
-        """The graph in page-locked memory, from which a copy to a GPU can go on beside other work."""
+        """The graph in page-locked memory, from which it can be copied to a GPU during other work."""
         return self._of(Tensor.pin_memory)
 
     def _of(self, function: Callable[[Tensor], Tensor]) -> EmotionGraph:
-        """The graph whose tensors ``function`` makes of this one's."""
+        """The graph whose tensors are ``function`` of this one's."""
         return _unflatten([None if x is None else function(x) for x in self.tensors()], None)
 
     def tensors(self) -> tuple[Tensor | None, ...]:
@@ -168,12 +169,12 @@ class EmotionGraph:
         return torch.cat([self.word_mask | first, emotion_mask.expand(batch, resolutions, emotions)], dim=2)
 
     def dense(self) -> tuple[Tensor, Tensor]:
-        """Spell the graph out.
+        """Write the graph out as matrices.
 
         Returns:
             edge: [B, K, N, N], the initial weight E0 of the edge that node j (column) sends to node i (row); 0 off the
                 graph.
-            neighbors: [B, K, N, N] bool, node i hears node j.
+            neighbors: [B, K, N, N] bool, node i attends to node j.
         """
         batch, _, words, emotions = self.shape
         nodes = words + emotions
@@ -203,7 +204,7 @@ _FIELDS = tuple(field.name for field in fields(EmotionGraph))
 
 
 def _unflatten(values: Iterable[Any], _: Any) -> EmotionGraph:
-    """A graph of these fields, unchecked: in a pytree they may be anything (shapes, gradients, None)."""
+    """A graph of these fields, without checks: in a pytree they may be anything (shapes, gradients, None)."""
     graph = object.__new__(EmotionGraph)
     for name, value in zip(_FIELDS, values, strict=True):
         object.__setattr__(graph, name, value)

@@ -124,7 +124,7 @@ def compile_report(architectures: Sequence[int], to: Path | None = None) -> tupl
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line. Returns the exit code: 1 if a kernel does not compile or fit, 2 for what cannot be asked."""
+    """The command line. Returns the exit code: 1 if a kernel does not compile or fit, 2 for wrong arguments."""
     parser = argparse.ArgumentParser(
         prog="python -m ecore_kernels.info",
         description="What is installed and compiled, what runs and why something is missing.",

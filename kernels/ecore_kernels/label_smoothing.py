@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Goal(NamedTuple):
-    """The wanted distribution: ``base`` on every class but ``hole``, and ``extra`` more on the target.
+    """The target distribution: ``base`` on every class but ``hole``, and ``extra`` more on the target.
 
     Attributes:
         hole: the class that smoothing leaves out; -1 for none.

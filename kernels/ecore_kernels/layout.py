@@ -1,4 +1,4 @@
-"""Layout in memory of a [B, K, N, d]: what the fused kernels take, and the layout of their results."""
+"""Layouts in memory of tensors [B, K, N, d]: those that the fused kernels take, and those of their results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def laid_out_like(tensor: Tensor, model: Tensor) -> Tensor:
 def dense_rows(tensor: Tensor) -> Tensor:
     """``tensor`` [B, K, N, d], copied if a row's elements do not lie side by side or two elements share memory.
 
-    Copied too if a head's rows reach further than 32 bits count: offsets within a head are that wide.
+    It is also copied if a head's rows span more elements than 32 bits can count, because offsets within a head have 32
+    bits.
     """
     shape, strides = tensor.shape, tensor.stride()
     reach, apart = 1, True  # of the dimensions with smaller strides
@@ -35,10 +36,11 @@ def dense_rows(tensor: Tensor) -> Tensor:
 
 
 def empty_rows(model: Tensor, rows: int, width: int, dtype: torch.dtype, heads: int | None = None) -> Tensor:
-    """An uninitialised [B, K, rows, width] whose heads lie side by side in memory if the model's do.
+    """An uninitialised tensor [B, K, rows, width] whose heads lie side by side in memory if those of ``model`` do.
 
-    A model that is a transposed [B, N, K, d] then gets a result that flattens back to [B, N, K * d] without a copy.
-    Not where a head's rows would reach further than 32 bits count. With ``heads`` K is that and not the model's.
+    If ``model`` is a transposed [B, N, K, d], the result then flattens back to [B, N, K * d] without a copy. Heads do
+    not lie side by side if a head's rows would span more elements than 32 bits can count. ``heads`` gives another K
+    than the model's.
     """
     batch, resolutions = model.shape[0], model.shape[1] if heads is None else heads
     if model.stride(1) < model.stride(2) and rows * resolutions * width < 2**31:
@@ -49,16 +51,16 @@ def empty_rows(model: Tensor, rows: int, width: int, dtype: torch.dtype, heads: 
 
 
 def empty_saved(query: Tensor, planes: int) -> Tensor:
-    """An uninitialised [planes, B, K, N] for what a forward leaves its backward, in the type of sums over query's rows.
+    """An uninitialised tensor [planes, B, K, N] for what a forward saves for its backward.
 
-    float64 for float64, else float32. A plane of integers holds them as int32 from its beginning on.
+    It is float64 if ``query`` is, else float32. A plane of integers holds them as int32, from its beginning on.
     """
     kind = torch.float64 if query.dtype is torch.float64 else torch.float32
     return query.new_empty((planes, *query.shape[:3]), dtype=kind)
 
 
 def sum_resolutions(apart: Tensor | None, result: Tensor | None) -> None:
-    """Fill a gradient [B, ...], or [...] of all dialogues, with the sum of what lies apart by resolution, [B, K, ...].
+    """Fill a gradient [B, ...], or [...] for all dialogues, with the sum over the resolutions of ``apart`` [B, K, ...].
 
     Nothing happens where ``apart`` is None.
     """
@@ -67,27 +69,27 @@ def sum_resolutions(apart: Tensor | None, result: Tensor | None) -> None:
 
 
 def own_heads(result: Tensor | None, query: Tensor) -> Tensor | None:
-    """Return the place of the gradient of keys or values: in ``result``, or apart from each other if they share it."""
+    """Return where heads write gradients of keys or values: ``result``, or memory of their own if they share it."""
     if result is None or result.shape[1] == query.shape[1]:
         return result
     return empty_rows(query, result.shape[2], result.shape[3], result.dtype)
 
 
 def sum_heads(own: Tensor | None, result: Tensor | None) -> None:
-    """Fill a gradient of keys or values [B, Hk, N, d] with the sums of what :func:`own_heads` gave."""
+    """Fill a gradient of keys or values [B, Hk, N, d] with sums over the heads of what :func:`own_heads` gave."""
     if own is not None and result is not None and own is not result:
         torch.sum(own.unflatten(1, (result.shape[1], -1)), 2, out=result)
 
 
 def fill_lse(saved: Tensor, lse: Tensor) -> None:
-    """Fill the logarithm of every receiver's sum, of what the forward saved; -inf for no neighbour."""
+    """Fill the logarithm of every receiver's softmax sum, from what the forward saved; -inf without a neighbour."""
     if lse.numel():
         maximum, inverse = saved.unbind(0)
         lse.copy_(torch.where(inverse == 0, float("-inf"), (maximum - inverse.log2()) * math.log(2.0)))
 
 
 def sum_updated(grad_new_edge: Tensor | None, neighbors: Tensor | None, result: Tensor | None) -> None:
-    """Fill the gradient of what is added to all updated edges; without ``neighbors`` all are."""
+    """Fill the gradient of what is added to all updated edges; without ``neighbors`` all edges are."""
     if result is None:
         return
     if grad_new_edge is None:

@@ -65,7 +65,7 @@ class MultiResolutionEdgeAttention(nn.Module):
 
     def _projected(self, nodes: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
         """Return each layer's output for nodes [B, N, D]."""
-        # One product of all weights: alone, each is too small for a GPU, and its two gradients are as well.
+        # One product of all weights, because each alone is too small for a GPU; the same holds for its two gradients.
         width = sum(layer.out_features for layer in layers)
         idle = -width % ALIGNED_COLUMNS  # zeros, so that every row begins where full vectors can be loaded
         zeros = self.query.weight.new_zeros(idle, self.query.in_features)
@@ -88,10 +88,10 @@ class MultiResolutionEdgeAttention(nn.Module):
         history: Sequence[EdgeUpdate] = (),
         receivers: str = "all",
     ) -> Tensor:
-        """Attention over the edges that ``history`` leaves, heads side by side: [B, N, D], or [B, M, D] for "words".
+        """Attend over the edges after ``history``. Returns the heads side by side: [B, N, D], or [B, M, D] for "words".
 
-        Apart from :meth:`forward` because a model that runs the same nodes over two graphs needs queries, keys and
-        values only once.
+        It is separate from :meth:`forward` so that a model that runs the same nodes over two graphs computes queries,
+        keys and values only once.
         """
         output = graph_attention(
             update.query, update.key, values, graph, history, scale=self.scale, receivers=receivers
@@ -105,12 +105,12 @@ class MultiResolutionEdgeAttention(nn.Module):
 
         Args:
             nodes: [B, N, D], M words and then P emotions.
-            graph: who hears whom, and the initial edges.
-            history: the updates of the layers before, first layer first.
+            graph: the neighbours of each node, and the initial edges.
+            history: the updates by earlier layers, first layer first.
 
         Returns:
             output: [B, N, D], the heads' results side by side, before any MLP.
-            update: what this layer did to the edges, to be appended to ``history``.
+            update: this layer's update of the edges, to be appended to ``history``.
         """
         update, values = self.project(nodes)
         return self.attend(update, values, graph, history), update

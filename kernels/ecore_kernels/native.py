@@ -1,7 +1,7 @@
 """The compiled extension seen from Python: tensors in, addresses out.
 
-``_native`` (sources in csrc/) knows nothing of torch: here tensors are checked, outputs allocated, and
-addresses, strides, the number of threads and the CUDA stream passed on.
+``_native`` (sources in csrc/) knows nothing of torch: this module checks tensors, allocates outputs, and passes
+addresses, strides, the number of threads and the CUDA stream.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def available() -> bool:
 
 
 def unavailable_reason() -> str:
-    """Return the reason why :func:`available` is false; empty where it is true."""
+    """Return the reason why :func:`available` is false; empty if it is true."""
     return "" if available() else _missing
 
 
@@ -38,7 +38,7 @@ def build_record() -> dict[str, str]:
 
     Returns:
         compiler, build_type, commit ("" where unknown), cuda (nvcc's version, or ""), cuda_missing (why there
-        is no CUDA, or "") and cuda_architectures; an empty dict where there is no extension.
+        is no CUDA, or "") and cuda_architectures; an empty dict without the extension.
     """
     return _native.build_record() if available() else {}
 
@@ -46,10 +46,10 @@ def build_record() -> dict[str, str]:
 def simd() -> tuple[str, list[str]]:
     """The instruction set whose CPU kernels run, and those that this machine can run, narrowest first.
 
-    The widest is taken, or the one that the environment variable ECORE_KERNELS_SIMD names.
+    The widest is used, or the one that the environment variable ECORE_KERNELS_SIMD names.
 
     Raises:
-        ValueError: that one is unknown or impossible here.
+        ValueError: the named one is unknown, or this machine cannot run it.
     """
     return _native.simd(), _native.simd_available()
 

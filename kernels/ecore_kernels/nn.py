@@ -97,13 +97,13 @@ class EdgeAttention(nn.Module):
         update: str = "neighbors",
         seed: Tensor | int | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend. A receiver that hears nobody gets the bias of the output's projection, where torch gives NaN.
+        """Attend. A receiver without neighbours gets the bias of the output's projection, where torch gives NaN.
 
         Args:
             query: [Nq, B, D], or [B, Nq, D] with ``batch_first``.
             key, value: [Nk, B, D], or [B, Nk, D]; None for ``query``, and for ``key``.
-            key_padding_mask: [B, Nk]; bool: True for those that nobody hears; floats are added to the scores.
-            attn_mask: [Nq, Nk] or [B * H, Nq, Nk]; bool: True for pairs that do not hear; floats are added.
+            key_padding_mask: [B, Nk]; bool: True for keys to leave out; floats are added to the scores.
+            attn_mask: [Nq, Nk] or [B * H, Nq, Nk]; bool: True for pairs to leave out; floats are added to the scores.
             edge, bias, neighbors, gate, edge_scale, edge_bias, sender_gate, update, seed: as
                 :func:`ecore_kernels.edge_attention` takes them, with H heads.
 
@@ -179,10 +179,10 @@ def _feed_forward(dim: int, hidden: int, dropout: float) -> nn.Sequential:
 
 
 class EdgeTransformerLayer(nn.Module):
-    """A transformer layer with a channel of edges, as EGT has it without its gates.
+    """A transformer layer with edges: EGT's layer without its gates.
 
-    Normed edges give every head a bias; the clamped scores with that bias go back to the edges. Nodes and edges each
-    have a feed-forward part. Norms come first.
+    Normed edges give every head a bias; the clamped scores plus that bias update the edges. Nodes and edges each have a
+    feed-forward part. Norms come first (pre-norm).
 
     Args:
         dim: width D of the nodes.
@@ -191,7 +191,7 @@ class EdgeTransformerLayer(nn.Module):
         dropout: of attention weights, and of what the parts add to nodes and edges.
         multiplier: width of the feed-forward parts' hidden layer, in D and De.
         clamp: (low, high) of the scaled scores; None for none.
-        update_edges: whether edges are updated; else they come out as they went in.
+        update_edges: whether edges are updated; else they are returned unchanged.
     """
 
     def __init__(
@@ -261,13 +261,13 @@ EGT_NAMES = {
     "lin_W_e_1": "edge_feed_forward.1",
     "lin_W_e_2": "edge_feed_forward.3",
 }
-"""EGT's names of what :class:`EdgeTransformerLayer` has as it is."""
+"""EGT's names of the parameters that :class:`EdgeTransformerLayer` has in the same shape."""
 
 
 def egt_weights(state: Mapping[str, Tensor], num_heads: int) -> dict[str, Tensor]:
     """Weights of an EGT layer under the names of :class:`EdgeTransformerLayer`.
 
-    EGT numbers channels with the head last, [3 * d, H], and its output's likewise; here the head comes first. Its gates
+    In EGT's channels the head is the last axis, [3 * d, H], in its output too; here the head comes first. Its gates
     after the softmax (``lin_G``) have no counterpart and are left out.
     """
     weights = {}

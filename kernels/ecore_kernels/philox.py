@@ -1,8 +1,8 @@
 """Philox 4x32-10, the counter-based random numbers of every dropout here (Salmon et al., SC 2011).
 
-A word depends on the seed and its counter alone: never on the number of threads, the device or the order of the work.
-So the backward computes a mask again, and no backend stores one. The same function in C++ is
-csrc/philox.h, and in Triton ``tl.philox``; all give the same bits.
+A word depends on the seed and its counter only, not on the number of threads, the device or the order of the work. So
+the backward computes a mask again, and no backend stores one. The C++ function is in csrc/philox.h, Triton's is
+``tl.philox``; all give the same bits.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def philox_words(
     k0, k1 = seed & _WORD, (seed >> 32) & _WORD
     a, b = MULTIPLIERS
     for _ in range(ROUNDS):
-        # Bits 32 ... 63 of the product. Of int64 they are there too: it wraps, and the sign's copies are masked off.
+        # Bits 32 ... 63 of the product. int64 has them too: it wraps, and copies of the sign are masked off.
         product, other = c0 * a, c2 * b
         c0, c1, c2, c3 = (
             ((other >> 32) & _WORD) ^ c1 ^ k0,

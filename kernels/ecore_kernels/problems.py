@@ -1,7 +1,7 @@
 """One call of an operator at one size: its random inputs, and the call. For :mod:`ecore_kernels.verify` and benchmarks.
 
 Inputs have the model's layout: queries, keys and values [B, K, N, d] are transposed [B, N, K, d], as a
-projection of [B, N, K * d] leaves them. Words take part in one of two ways:
+projection of [B, N, K * d] leaves them. There are two kinds of masks of words:
 
 * ``all``: every context has M words and all of them take part in every resolution;
 * ``real``: a batch as the data has them. Its longest context has M words (batches are padded to the longest),
@@ -105,7 +105,7 @@ class Problem:
 
 
 def set_precision(precision: str) -> None:
-    """Ask PyTorch for float32 products in that precision; beside bfloat16 inputs, in the fastest."""
+    """Set PyTorch's precision of float32 products; with bfloat16 inputs, the fastest."""
     torch.set_float32_matmul_precision("highest" if precision in ("ieee", "float64") else "high")
 
 
@@ -117,13 +117,13 @@ def draw_lengths(batch: int, words: int, generator: torch.Generator) -> Tensor:
         while drawn > words:
             normal = float(torch.randn((), generator=generator))
             drawn = max(min(2, words), round(math.exp(LENGTH_LOCATION + LENGTH_SCALE * normal)))
-            drawn = min(drawn, words) if words < 8 else drawn  # hardly a context is that short
+            drawn = min(drawn, words) if words < 8 else drawn  # hardly any context is that short
         lengths[b] = drawn
     return lengths
 
 
 def draw_graph(problem: Problem, generator: torch.Generator) -> EmotionGraph:
-    """A float32 graph on the CPU; no word's weight is 0, so that a mistake in any shows."""
+    """A float32 graph on the CPU; no word's weight is 0, so that a mistake in any of them is seen."""
     batch, words, emotions = problem.batch, problem.words, problem.emotions
     correlation = torch.randn(emotions, emotions, generator=generator).softmax(-1)
     emotion_weight = torch.randn(batch, emotions, generator=generator).softmax(-1)
@@ -148,7 +148,7 @@ def draw_graph(problem: Problem, generator: torch.Generator) -> EmotionGraph:
 
 
 def draw(problem: Problem, seed: int, device: str) -> dict[str, Tensor]:
-    """All tensors of one call by name, none asking for gradients: inputs, and ``upstream0``, ... for the backward."""
+    """All tensors of one call by name, none requiring gradients: inputs, and ``upstream0``, ... for the backward."""
     generator = torch.Generator().manual_seed(seed)
     graph = draw_graph(problem, generator)
     # Large tensors are drawn where they are used.
@@ -199,7 +199,7 @@ def draw(problem: Problem, seed: int, device: str) -> dict[str, Tensor]:
             tensors |= {f"query{m}": rows(), f"key{m}": rows(), f"gate{m}": normal(*lead)}
             tensors[f"edge_scale{m}"] = one.clone()
     for index, shape in enumerate(outputs):
-        # A model's projection behind the heads sends its gradient with the heads side by side.
+        # In a model the projection after the heads passes back its gradient with the heads side by side.
         nodes = index == 0 and problem.operator != "edge_readout"
         receivers = problem.words if problem.variant == "words" else problem.nodes
         tensors[f"upstream{index}"] = rows(receivers) if nodes else normal(*shape)
@@ -281,7 +281,7 @@ def _call_layers(
 
 
 def asking(tensors: dict[str, Tensor], leaves: tuple[str, ...]) -> dict[str, Tensor]:
-    """The same tensors, those in ``leaves`` asking for gradients."""
+    """The same tensors; those in ``leaves`` require gradients."""
     return tensors | {name: tensors[name].detach().requires_grad_() for name in leaves}
 
 

@@ -87,7 +87,7 @@ class QuantizedLinear:
         if dtype not in TYPES:
             raise ValueError(f"QuantizedLinear: dtype: expected torch.int8 or torch.bfloat16, got {dtype}")
         weight = weight.detach()
-        # A copy: the layer should not change with what it was made from.
+        # A copy: the layer must not change when its source changes.
         bias = None if bias is None else bias.detach().to(torch.float32, copy=True)
         if dtype is torch.bfloat16:
             return cls(weight.to(dtype, copy=True).contiguous(), None, bias)
@@ -111,7 +111,7 @@ class QuantizedLinear:
         return QuantizedLinear(*(x if x is None else x.to(device) for x in parts))  # type: ignore[arg-type]
 
     def dequantized(self) -> Tensor:
-        """Return the weights as the products take them, [V, D] float32."""
+        """Return the weights that the products use, [V, D] float32."""
         weight = self.weight.float()
         return weight if self.scale is None else weight * self.scale[:, None]
 

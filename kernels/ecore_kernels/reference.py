@@ -1,6 +1,6 @@
 """Every operator in plain PyTorch on the dense graph: the oracle, on any device and in any float type.
 
-Autograd differentiates these functions, twice if asked. Arithmetic is float32 at least.
+Autograd can differentiate these functions, twice as well. Arithmetic is float32 at least.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ecore_kernels.philox import keep_scale, kept, philox, threshold
 
 
 def compute_type(*tensors: Tensor | None) -> torch.dtype:
-    """The type that the given tensors are computed in: their common type, float32 at least."""
+    """The type for computing with these tensors: their common type, float32 at least."""
     kind = torch.float32
     for tensor in tensors:
         if tensor is not None:
@@ -39,9 +39,10 @@ def attend(
     Args:
         scores: [..., N, N], numbers in rows without neighbours.
         neighbors: bool, broadcasts to the scores.
-        hears: [..., N, 1] bool, the row has neighbours; one that has none gives 0.
-        value: [..., N, dv]. What is not finite there makes NaN of the rows that hear it, and changes no other row.
-        kept: factor of every weight, 0 where dropout drops it; None for 1.
+        hears: [..., N, 1] bool, the row has neighbours; a row without gives 0.
+        value: [..., N, dv]. A value that is not finite makes NaN of the rows that attend to it, and changes no other
+            row.
+        kept: factor on every weight, 0 for those that dropout drops; None for 1.
     """
     attention = among_neighbors(scores, neighbors, hears).softmax(-1)
     spoilt = (0.0 * value.detach()).sum(-1).isnan().to(value.dtype)  # [..., N]
@@ -54,7 +55,7 @@ def attend(
 
 def among_neighbors(scores: Tensor, neighbors: Tensor, hears: Tensor) -> Tensor:
     """Scores with -inf off the graph, for a softmax."""
-    # A row of -inf alone would give NaN, in the gradient too: one without neighbours keeps its scores until the end.
+    # A row of nothing but -inf would give NaN, in the gradient too: a row without neighbours keeps its scores here.
     return torch.where(neighbors.logical_not() & hears, float("-inf"), scores)
 
 
@@ -94,11 +95,11 @@ def edge_attention(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """One layer with its edges in memory, as the paper writes it (Eqs. 4 to 7), and what other models add to it.
 
-    ``operators.edge_attention`` says what is computed.
+    ``operators.edge_attention`` has the formulas.
 
     Returns:
         output [B, H, Nq, dv], the updated edges [B, H, Nq, Nk], the logarithm of the softmax's sum [B, H, Nq]; None for
-        edges that nothing updates, and for a logarithm that is not asked for.
+        edges without an update, and for a logarithm that is not wanted.
     """
     kind = compute_type(query, key, value, edge, bias, gate, edge_scale, edge_bias, sender_gate)
     query, key, value = query.to(kind), key.to(kind), value.to(kind)
@@ -109,7 +110,7 @@ def edge_attention(
     factor = None if gate is None else gate.to(kind)[..., None]  # [B, H, Nq, 1]
     sent = None if sender_gate is None else sender_gate.to(kind)[..., None]  # [B, H, Nk, 1]
     if neighbors is not None:
-        # On a CPU, to count them is several times faster than any().
+        # On a CPU counting them is several times faster than any().
         hears, heard = (neighbors.sum(dim, dtype=torch.int32)[..., None] > 0 for dim in (-1, -2))
         bias = None if bias is None else select(bias, neighbors)
         if not all_pairs:
@@ -218,7 +219,7 @@ def linear_cross_entropy(
     mean: bool,
     copies: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Loss and unsmoothed losses [T] of a linear layer's outputs, all of which it holds: [T, V].
+    """Loss and unsmoothed losses [T] of a linear layer's outputs [T, V], all of which are in memory.
 
     Args:
         copies: gate, scores, classes and slots of :func:`ecore_kernels.copying.mixed`.
@@ -276,7 +277,7 @@ def otsu(values: Tensor, max_relevant: int | None) -> tuple[Tensor, Tensor, Tens
         sums = exact.cumsum(1)
         size = torch.arange(1, most + 1, device=values.device, dtype=torch.float64)
         between = (sums[:, :most] - size * (sums[:, -1:] / emotions)).square() / (size * (emotions - size))
-        best = between.argmax(1, keepdim=True)  # the first of equal ones: the smaller split
+        best = between.argmax(1, keepdim=True)  # of equal scores the first, which is the smaller split
         threshold = torch.where(ordered[:, 0] == threshold, threshold, ordered.gather(1, best)[:, 0])
     threshold = torch.where(finite, threshold, float("nan"))
     mask = values >= threshold[:, None]  # nothing is >= NaN: a row that is not finite gets an empty mask
@@ -290,5 +291,6 @@ def _range_factor(first: Tensor, last: Tensor) -> Tensor:
         first, last: [B] float64, the largest and the smallest value of every row.
     """
     exponent = torch.maximum(first.abs(), last.abs()).frexp().exponent.long()
-    # By their bits: a power function need not be exact. All are normal numbers, which flushing to zero leaves alone.
+    # Built from bits, because a power function need not be exact. All are normal numbers, so flushing to zero does not
+    # change them.
     return ((1023 + (1 - exponent).clamp(-1022, 1023)) << 52).view(torch.float64)

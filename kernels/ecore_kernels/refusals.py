@@ -18,13 +18,13 @@ def wants_gradient(tensor: Tensor) -> bool:
 
 
 def no_gradient_to_words(graph: Any) -> list[str]:
-    """Intensities come from a lexicon: the fused kernels do not differentiate them, and must not pretend to."""
+    """The reason against a gradient of word intensities, which come from a lexicon: fused kernels have none."""
     asked = graph is not None and torch.is_grad_enabled() and wants_gradient(graph.word_weight)
     return ["gives no gradient to word_weight"] if asked else []
 
 
 def not_inside_torch_func(**options: bool) -> list[str]:
-    """The reason against what members of a vmapped batch could not share; empty if the call wants none of it."""
+    """The reason against options that members of a vmapped batch cannot share; empty if a call uses none."""
     wanted = [name for name, is_wanted in options.items() if is_wanted]
     if not wanted or torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
         return []

@@ -33,7 +33,7 @@ ARCHITECTURES = {
 
 
 def occupancy(architecture: int, warps: int, registers: int, shared: int) -> tuple[int, str]:
-    """Return the number of thread blocks that an SM holds at a time, and the limit that keeps it from more.
+    """Return the number of thread blocks that an SM holds at a time, and the limit that prevents more.
 
     Args:
         warps: of a block.

@@ -1,6 +1,6 @@
 """Triton's compiler, run on entries for GPUs that need not be present.
 
-The compiler is not thread-safe, so every processor gets a process; none of them sees TRITON_INTERPRET.
+The compiler is not thread-safe, so there is one process for each processor, all without TRITON_INTERPRET.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _POINTERS = {
 
 
 class Compiled(NamedTuple):
-    """Result of compiling an entry; of one that does not compile only ``error``."""
+    """Result of compiling an entry; if it does not compile, only ``error`` is set."""
 
     entry: Entry
     constants: dict[str, int] = {}  # noqa: RUF012 (never changed)
@@ -75,7 +75,7 @@ def _type_of(argument: Any) -> Any:
 
 
 def source_of(launched: Launch) -> ASTSource:
-    """A launch as its compiler wants it: types, constants, and which addresses are multiples of 16, as torch's are."""
+    """A launch as the compiler takes it: types, constants, and which addresses are multiples of 16, as torch's are."""
     parameters = {parameter.name: parameter for parameter in launched.kernel.params}
     signature: dict[str, Any] = {}
     constants: dict[str, Any] = {}
@@ -99,7 +99,7 @@ def source_of(launched: Launch) -> ASTSource:
 
 
 def _assembler_report(ptx: str, architecture: int) -> str:
-    """Return the output of ``ptxas -v``, for the versions of Triton that do not hand it on."""
+    """Return the output of ``ptxas -v``, for versions of Triton that do not pass it on."""
     ptxas = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "kernel.ptx")
@@ -117,7 +117,7 @@ def _assembler_report(ptx: str, architecture: int) -> str:
 
 
 def compile_launch(launched: Launch, entry: Entry) -> Compiled:
-    """Compile a launch for an entry's architecture. Raises whatever the compiler raises."""
+    """Compile a launch for an entry's architecture. Exceptions of the compiler are not caught."""
     began = time.perf_counter()
     target = GPUTarget("cuda", entry.architecture, 32)
     report = io.StringIO()
@@ -150,7 +150,7 @@ def compile_launch(launched: Launch, entry: Entry) -> Compiled:
 
 
 def compile_entry(entry: Entry) -> Compiled:
-    """Plan and compile an entry; what goes wrong is in the result."""
+    """Plan and compile an entry; errors are in the result."""
     try:
         return compile_launch(planned(entry), entry)
     except Exception as error:  # the compiler raises whatever it likes
@@ -163,12 +163,12 @@ def compile_entry(entry: Entry) -> Compiled:
 
 @contextlib.contextmanager
 def _compilers(processes: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that compile without interpreter, without line numbers (40 % of the time), and leave nothing behind."""
+    """Processes that compile without interpreter and line numbers (40 % of the time), and leave no files."""
     before = dict(os.environ)
     with tempfile.TemporaryDirectory() as folder:
         os.environ.pop("TRITON_INTERPRET", None)
         os.environ.update(
-            # A cache of its own: from another run's, the assembler would not report anything.
+            # A fresh cache: for kernels in another run's cache the assembler would not report anything.
             TRITON_CACHE_DIR=folder,
             TRITON_DUMP_PTXAS_LOG="1",
             TRITON_DISABLE_LINE_INFO="1",
@@ -190,11 +190,11 @@ def compile_all(
     """Compile entries in parallel, in the order given.
 
     Args:
-        processes: how many at a time; None for one a processor.
+        processes: how many at a time; None for one per processor.
         progress: called with every result as it comes.
     """
     processes = min(processes or len(os.sched_getaffinity(0)), len(wanted)) or 1
-    # The longest first, so that no process is left alone with one at the end.
+    # The longest first, so that no process works alone on one at the end.
     kinds = ("half", "tf32", "ieee", "float64")
     queue = sorted(
         wanted, key=lambda e: (e.direction != "backward", -kinds.index(e.arithmetic), -e.depth, -e.head)
@@ -210,7 +210,7 @@ def compile_all(
     with _compilers(processes) as pool:
         collect({pool.submit(compile_entry, entry): entry for entry in queue})
     for entry in queue:
-        # A process died, by a failed assertion in the compiler or for want of memory: who was it?
+        # A process died, of a failed assertion in the compiler or for lack of memory: find the entry.
         if entry not in done:
             with _compilers(1) as pool:
                 collect({pool.submit(compile_entry, entry): entry})

@@ -21,7 +21,7 @@ def record(compiled: Compiled) -> dict[str, Any]:
 
 
 def table(results: Sequence[Compiled]) -> str:
-    """Results as aligned text, a line each."""
+    """Results as aligned text, one line each."""
     head = [
         "kernel", "arithmetic", "d", "depth", "tile", "warps", "stages", "registers", "shared", "spills", "tensor core",
         "blocks/SM", "warps/SM", "limited by",

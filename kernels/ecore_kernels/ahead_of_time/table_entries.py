@@ -17,7 +17,7 @@ from ecore_kernels.triton_kernels.launch import Launch
 
 PAPER_HEAD = 100  # padded to 128: what an entry for heads of 128 is compiled for
 PAPER_DEPTH = 1  # layers of history of the paper's last attention
-SCARCEST = 86  # has the least shared memory, and by it histories are refused
+SCARCEST = 86  # has the least shared memory, which decides how deep a history may be
 _TYPES = {"half": torch.bfloat16, "tf32": torch.float32, "ieee": torch.float32, "float64": torch.float64}
 _SIZES = {"batch": 2, "resolutions": 3, "words": 128, "emotions": 32}  # vary at run time: any will do
 
@@ -47,10 +47,10 @@ class Entry(NamedTuple):
 def entries(architecture: int) -> list[Entry]:
     """All that the launch table holds for an architecture.
 
-    Every entry is there at its own head size and depth (100 standing for 128). In half and tf32 the paper's head size
-    is there at up to three layers of history, so with the entry that a call of that depth is given; for sm_86 also
-    with words alone receiving, and both head sizes at the greatest depth that is not refused. float64 and ieee stay at
-    their own depths: they are for checking, and take the compiler longest.
+    Every entry is listed at its own head size and depth (100 stands for 128). In half and tf32 the paper's head size is
+    also listed at up to three layers of history, with the entry that a call of that depth gets; for sm_86 also with
+    only words as receivers, and with both head sizes at the greatest depth that is not refused. float64 and ieee are
+    listed at their own depths only: they are for checking, and take the longest to compile.
     """
     found: dict[Entry, None] = {}
     for (kernel, arithmetic), rows in launch.table().items():
@@ -62,7 +62,7 @@ def entries(architecture: int) -> list[Entry]:
                 wanted |= {(head, _deepest(operator, arithmetic, head)) for head in (128, 256)}
         for head, depth in sorted(wanted):
             if operator == "edge_readout" and arithmetic == "half":
-                depth = max(depth, 1)  # without history there is nothing of that type
+                depth = max(depth, 1)  # without history no tensor has that type
             entry = Entry(kernel, arithmetic, PAPER_HEAD if head == 128 else head, depth, architecture)
             found[entry] = None
             if (
@@ -82,7 +82,7 @@ def entries(architecture: int) -> list[Entry]:
 
 
 def _deepest(operator: str, arithmetic: str, head: int) -> int:
-    """The most layers of history that the operator takes; the dense one has none."""
+    """The most layers of history that the operator takes; edge_attention has none."""
     narrow, wide = DEEPEST.get(operator, (0, 0))
     return narrow if head * _TYPES[arithmetic].itemsize <= NARROW_ROW else wide
 
@@ -170,7 +170,7 @@ _OPERATORS = {
 
 
 def planned(entry: Entry, scale: float = 0.1) -> Launch:
-    """The launch that the operator's own launcher makes for this entry, with every gradient asked for."""
+    """The launch that the operator's own launcher makes for this entry, with every gradient wanted."""
     batch, resolutions, words, emotions = _SIZES.values()
     dtype = _TYPES[entry.arithmetic]
     accumulated = torch.float64 if dtype is torch.float64 else torch.float32

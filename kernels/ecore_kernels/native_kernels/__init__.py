@@ -1,7 +1,7 @@
-"""The CPU kernels, in C++: one file an operator, which hands addresses to the extension.
+"""The CPU kernels, in C++: one file for each operator, which passes addresses to the extension.
 
-Arguments and results are those of ``_results`` and ``_gradients`` in the operator's file, which allocate what is filled
-here. All tensors of a call are of one type, masks excepted. ``precision`` is about GPUs: here float32 is float32.
+Arguments and results are those of ``_results`` and ``_gradients`` in the operator's file, which allocates what is
+filled here. All tensors of a call but masks have one type. ``precision`` is for GPUs only: here float32 is float32.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ecore_kernels.native_kernels import otsu
 from ecore_kernels.refusals import no_gradient_to_words, not_inside_torch_func
 
 TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-"""Half precision is converted before and after: a CPU computes it in float32."""
+"""Half precision is converted before and after, since a CPU computes in float32."""
 
 
 def why_not(*tensors: Tensor) -> list[str]:
@@ -38,7 +38,7 @@ def why_not(*tensors: Tensor) -> list[str]:
 
 
 CPU = torch.device("cpu")
-"""Named wherever memory is allocated: torch.set_default_device may have named another one."""
+"""Given wherever memory is allocated, because torch.set_default_device may name another device."""
 
 
 @functools.cache
@@ -48,9 +48,9 @@ def kernel(name: str, kind: torch.dtype) -> Callable[..., Any]:
 
 
 def readable(tensor: Any) -> Any:
-    """``tensor`` as the kernels read it: itself, or a copy where it lies otherwise in memory; None stays.
+    """``tensor`` as the kernels read it: itself, or a copy if it has another layout in memory; None stays None.
 
-    Of a [B, K, N, d] the elements of a row lie side by side, anything else is contiguous.
+    In a tensor [B, K, N, d] the elements of a row lie side by side; any other tensor is contiguous.
     """
     if tensor is None or (tensor.dim() == 4 and (tensor.stride(3) == 1 or tensor.shape[3] == 1)):
         return tensor
@@ -63,7 +63,7 @@ def addresses(tensors: Sequence[Tensor | None]) -> list[int]:
 
 
 def number(value: Any, kind: torch.dtype) -> Tensor | None:
-    """An edge scale as a tensor of type ``kind``; None stays."""
+    """An edge scale as a tensor of type ``kind``; None stays None."""
     return value if value is None or isinstance(value, Tensor) else _as_tensor(float(value), kind)
 
 
@@ -75,7 +75,7 @@ def _as_tensor(value: float, kind: torch.dtype) -> Tensor:
 def lies_ready(
     tensors: Sequence[Tensor | None], gates: Sequence[Tensor | None], edge_scales: Sequence[Any]
 ) -> bool:
-    """Return True if the extension takes all of these without a copy, the first as :func:`readable` has them."""
+    """Return True if the extension takes all without a copy; the first need the layout of :func:`readable`."""
     kind = next(x.dtype for x in tensors if x is not None and x.is_floating_point())
     return (
         all(readable(x) is x for x in tensors)
@@ -92,8 +92,8 @@ def repeatable(
     Args:
         run: the extension's function: (addresses of tensors, of gates and edge scales, scale, addresses of results,
             threads).
-        results: like those of every call.
-        unwanted: number of results that follow them and are not wanted.
+        results: tensors like those of every call.
+        unwanted: number of further results, which are not wanted.
 
     Returns:
         (tensors, gates, edge_scales, scale) -> results.
@@ -122,7 +122,7 @@ def repeatable(
         gates: Sequence[Tensor | None],
         edge_scales: Sequence[Any],
         scale: float,
-    ) -> tuple[Tensor, ...]:  # one result is the common call, which a loop would make 4 % longer
+    ) -> tuple[Tensor, ...]:  # a call mostly has one result, and a loop would make it 4 % slower
         made = torch.empty_strided(shape, stride, dtype=kind, device=CPU)
         factors = addresses([*gates, *[number(x, kind) for x in edge_scales]]) if gates else []
         run(addresses(tensors), factors, scale, [made.data_ptr(), *nowhere], torch.get_num_threads())
@@ -153,9 +153,9 @@ def address(tensor: Tensor | None) -> int:
 
 
 def check_sizes(operator: str, word_mask: Tensor, emotions: int) -> None:
-    """Raise ValueError unless a registered operator, called by itself, got a graph as EmotionGraph would take it.
+    """Raise ValueError if a registered operator was called directly with a graph that EmotionGraph would refuse.
 
-    The kernels take the first word, ``[CLS]``, for granted: without one they would read beyond their arguments.
+    The kernels rely on the first word, ``[CLS]``: without it they would read beyond their arguments.
     """
     if min(*word_mask.shape[1:], emotions) < 1:
         raise ValueError(

@@ -22,7 +22,7 @@ def _as(tensor: Tensor | None, kind: torch.dtype) -> Tensor | None:
 
 
 def _filled(tensor: Tensor | None, like: Tensor, value: float) -> Tensor:
-    """A weight or bias [D], or what one that is left out stands for."""
+    """A weight or bias [D], or the default of one that is left out."""
     if tensor is None:
         return like.new_full(like.shape[-1:], value)
     return tensor.to(like.dtype).contiguous()

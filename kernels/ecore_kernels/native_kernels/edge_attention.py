@@ -47,8 +47,8 @@ def _more(
     dropout: float,
     all_pairs: bool,
 ) -> tuple[Any, ...] | None:
-    """Return a call's arguments beside edges, neighbours and a factor, as the extension takes it; None for nothing."""
-    # Not by ==, which a tensor answers with an error of its own, at the price of a whole small call.
+    """Return the arguments besides edges, neighbours and a factor, as the extension takes them, or None."""
+    # Not by ==: for a tensor it fails inside torch, which takes as long as a whole small call.
     if bias is sender_gate is edge_bias is seed is None and not clamp and not all_pairs:
         return None
     least = threshold(dropout)
@@ -99,7 +99,7 @@ def bind(
     Only for calls with nothing but edges, neighbours, a bias and a gate.
 
     Returns:
-        None where a tensor in this layout has to be copied. Without a gate the output is the only result.
+        None if a tensor in this layout has to be copied. Without a gate the output is the only result.
     """
     tensors, gate = arguments[:6], arguments[6]
     if not lies_ready(tensors, gates, edge_scales):
@@ -139,7 +139,7 @@ def backward(
     )
     grad_new_edge = None if factor is None else grad_new_edge
     sizes = _sizes(query, key, value)
-    if 0 in sizes[:5]:  # the kernel writes nothing then, but what an empty batch shares has a gradient too
+    if 0 in sizes[:5]:  # the kernel writes nothing then, but what an empty batch shares has gradients, too
         for result in results:
             if result is not None:
                 result.zero_()
@@ -181,6 +181,6 @@ def _matrices(tensor: Tensor | None) -> tuple[int, int, int, int]:
 
 
 def _planes(saved: Tensor) -> tuple[int, int]:
-    """The planes of what the forward leaves for the backward, as the extension takes them."""
+    """The planes that the forward saves for the backward, as the extension takes them."""
     first = saved.data_ptr()
     return first, first + saved.stride(0) * saved.element_size()

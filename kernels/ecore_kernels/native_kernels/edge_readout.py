@@ -65,7 +65,7 @@ def bind(
     """Bind :func:`forward` to the layout of its arguments: see :func:`ecore_kernels.native_kernels.repeatable`.
 
     Returns:
-        None where a tensor in this layout has to be copied.
+        None if a tensor in this layout has to be copied.
     """
     *graph, history_query, history_key, _, _, per_word, _ = arguments
     tensors = (*graph, *history_query, *history_key)
@@ -90,7 +90,7 @@ def backward(
     precision: str,
     results: Sequence[Tensor | None],
 ) -> None:
-    """Run the backward kernel, and add up what it leaves per resolution."""
+    """Run the backward kernel, and sum its results over resolutions."""
     *gradients, grad_row_factor, grad_emotion_weight, grad_correlation = results
     batch, resolutions, _ = word_mask.shape
     emotions, layers = emotion_weight.shape[1], len(history_query)

@@ -70,7 +70,7 @@ def bind(
     """Bind :func:`forward` to the layout of its arguments: see :func:`ecore_kernels.native_kernels.repeatable`.
 
     Returns:
-        None where a tensor in this layout has to be copied.
+        None if a tensor in this layout has to be copied.
     """
     *nodes_and_graph, history_query, history_key, _, _, words_only, _ = arguments
     tensors = (*nodes_and_graph, *history_query, *history_key)
@@ -99,7 +99,7 @@ def backward(
     precision: str,
     results: Sequence[Tensor | None],
 ) -> None:
-    """Run the backward kernel, and add up what it leaves per resolution."""
+    """Run the backward kernel, and sum its results over resolutions."""
     layers, emotions = len(history_query), correlation.shape[-1]
     check_sizes("graph_attention", word_mask, query.shape[2] - word_mask.shape[2])
     *gradients, grad_row_factor, grad_emotion_weight, grad_correlation = results
@@ -110,7 +110,7 @@ def backward(
     apart = query.shape[:2]
     by_weight = None if grad_emotion_weight is None else saved.new_empty((*apart, emotions))
     by_correlation = None
-    if grad_correlation is not None and words_only:  # words hear emotions by emotion_weight alone
+    if grad_correlation is not None and words_only:  # edges from emotions to words have emotion_weight alone
         grad_correlation.zero_()
     elif grad_correlation is not None:
         by_correlation = saved.new_empty((*apart, emotions, emotions))
@@ -133,6 +133,6 @@ def backward(
 
 
 def _planes(saved: Tensor) -> tuple[int, ...]:
-    """The planes of what the forward leaves for the backward, as the extension takes them."""
+    """The planes that the forward saves for the backward, as the extension takes them."""
     first, plane = saved.data_ptr(), saved.stride(0) * saved.element_size()
     return first, first + plane, first + 2 * plane, first + 3 * plane, first + 4 * plane

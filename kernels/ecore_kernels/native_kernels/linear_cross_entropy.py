@@ -14,7 +14,7 @@ from ecore_kernels.reference_kernels.linear_cross_entropy import Sums
 
 
 class InCpp:
-    """The passes in C++, on float32 and float64; logits of 16 bits are converted before."""
+    """The passes in C++, on float32 and float64; 16-bit logits are converted first."""
 
     def sums(self, logits: Tensor, goal: Goal, exact: torch.dtype) -> tuple[Tensor, Sums]:
         work = logits.to(exact).contiguous()

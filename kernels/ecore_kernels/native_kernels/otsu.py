@@ -1,4 +1,4 @@
-"""OTSU's split in the extension: csrc/otsu_cpu.cpp and csrc/otsu_cuda.cu, seen from torch."""
+"""Otsu's split in the extension: csrc/otsu_cpu.cpp and csrc/otsu_cuda.cu, seen from torch."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def why_not(values: Tensor) -> str | None:
 
 
 def otsu(values: Tensor, max_relevant: int | None) -> tuple[Tensor, Tensor, Tensor]:
-    """OTSU's split of every row; :func:`ecore_kernels.otsu` says what it means.
+    """Otsu's split of every row, as :func:`ecore_kernels.otsu` defines it.
 
     Args:
         values: [B, P] float32 or float64, P >= 1, on CPU or CUDA; any strides.
@@ -55,7 +55,7 @@ def otsu(values: Tensor, max_relevant: int | None) -> tuple[Tensor, Tensor, Tens
         current stream, and a row that is not finite gets an empty mask, count 0 and threshold NaN.
 
     Raises:
-        ValueError: on CPU, where a row is not finite.
+        ValueError: on a CPU, if a row is not finite.
         RuntimeError: :func:`why_not` has a reason, or CUDA refuses the launch.
     """
     refusal = why_not(values)

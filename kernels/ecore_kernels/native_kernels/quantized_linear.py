@@ -9,7 +9,7 @@ from ecore_kernels.native_kernels import CPU, address, kernel
 
 
 class Layer:
-    """A layer as the extension takes it, which reads the tensors where they lie.
+    """A layer as the extension takes it; it reads the tensors in place.
 
     Args:
         weight: [V, D] int8 or bfloat16.

@@ -11,12 +11,12 @@ from ecore_kernels.native_kernels import CPU, address, kernel
 
 
 def _nodes(tensor: Tensor | None) -> tuple[int, int, int]:
-    """A [N, H, d] as the extension takes it: address, strides over N and H; zeros for None."""
+    """A tensor [N, H, d] as the extension takes it: address, strides over N and H; zeros for None."""
     return (0, 0, 0) if tensor is None else (tensor.data_ptr(), tensor.stride(0), tensor.stride(1))
 
 
 def _readable(tensor: Tensor | None) -> Tensor | None:
-    """``tensor``, or a copy where elements of a row do not lie side by side."""
+    """``tensor``, or a copy if the elements of a row do not lie side by side."""
     if tensor is None or tensor.dim() < 3 or tensor.stride(-1) == 1 or tensor.shape[-1] == 1:
         return tensor
     return tensor.contiguous()
@@ -73,12 +73,12 @@ def backward(
     needs: list[bool],
     results: Sequence[Tensor | None],
 ) -> None:
-    """Run the backward kernel: receivers one by one, then senders one by one."""
+    """Run the backward kernel: first by receiver, then by sender."""
     inputs = (query, key, value, edge, bias, key_scale, key_offset, value_offset)
     inputs = [_readable(x) for x in inputs]  # type: ignore[assignment]
     grad_output = grad_output.contiguous()
     graph = [x.contiguous() for x in (sender, receiver, receiver_begin, by_receiver, sender_begin, by_sender)]
-    # The gradient of scores: that of the bias, and what the senders' part reads.
+    # The gradient of scores is also that of the bias, and the senders' part reads it.
     grad_score = results[4] if results[4] is not None else torch.empty_like(weight, device=CPU)
     kernel("sparse_attention_backward", query.dtype)(
         (query.shape[0], key.shape[0], *query.shape[1:], value.shape[2]),

@@ -20,7 +20,7 @@ class Fold:
         self.size, self.batch = size, batch
 
     def fold(self, tensor: Tensor | None, dim: Dim, axis: int = 0) -> Tensor | None:
-        """``tensor`` whose batch is at ``axis``, in its own numbering, with size * batch there."""
+        """``tensor`` with size * batch at ``axis``, the place of its batch without the mapped dimension."""
         if tensor is None:
             return None
         if dim is None:
@@ -39,7 +39,7 @@ class Fold:
         return [self.fold(x, dim) for x, dim in zip(tensors, dims, strict=True)]
 
     def spread(self, tensor: Tensor | None, dim: Dim, apart: bool) -> Tensor | None:
-        """``tensor`` whose batch may be 1 for all; with ``apart`` every member of the batch gets its own."""
+        """``tensor``, whose batch may be 1, shared by all; with ``apart`` every member of the batch gets its own."""
         if tensor is None or (dim is None and tensor.shape[0] == 1 and not apart):
             return tensor
         tensor = tensor[None].expand(self.size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
@@ -67,7 +67,7 @@ def batch_of(tensor: Tensor, dim: Dim) -> int:
 
 
 def one_by_one(operator: Callable[..., list[Tensor]]) -> Callable[..., Any]:
-    """A rule that calls ``operator`` for one member after the other."""
+    """A rule that calls ``operator`` for each member in turn."""
 
     def rule(info: Any, dims: Sequence[Any], *arguments: Any) -> Any:
         def member(value: Any, dim: Any, i: int) -> Any:
@@ -91,7 +91,7 @@ def _folded(
     """The arguments of a registered operator, folded.
 
     Args:
-        apart: names of the arguments of which every member of the batch gets its own.
+        apart: names of arguments that every member of the batch gets a copy of.
     """
 
     def folded(of: Any, value: Any, dim: Any) -> Any:
@@ -111,12 +111,12 @@ def _folded(
 def register(operator: str, shared: Mapping[str, int], saved_as_a_whole: bool = False) -> None:
     """Give both registered operators of ``operator`` their rules.
 
-    The first argument of each has a batch.
+    The first argument of each operator has a batch.
 
     Args:
-        shared: names of the arguments that members of a batch may share, and of each the place of its gradient among
+        shared: names of the arguments that members of a batch may share, and the position of each one's gradient among
             the gradients.
-        saved_as_a_whole: what the forward leaves belongs to its batch as a whole, and cannot be repeated.
+        saved_as_a_whole: what the forward saves belongs to its batch as a whole, and cannot be repeated.
     """
     names = f"fused_{operator}", f"fused_{operator}_backward"
     run_forward, run_backward = (getattr(torch.ops.ecore_kernels, name) for name in names)

@@ -25,7 +25,7 @@ def check_tensors(operator: str, **tensors: Any) -> None:
 
 
 def check_floats(operator: str, **tensors: Any) -> None:
-    """Raise ValueError unless the values are float tensors: results in their type would be cut off to integers."""
+    """Raise ValueError unless the values are float tensors: results in an integer type would be truncated."""
     check_tensors(operator, **tensors)
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
@@ -45,7 +45,7 @@ def check_number(operator: str, name: str, value: Any) -> None:
 
 
 def check_scalar(operator: str, name: str, value: Any) -> None:
-    """Raise ValueError unless ``value`` is one real number, in a tensor of whatever shape or not."""
+    """Raise ValueError unless ``value`` is one real number, or a tensor of any shape that holds one."""
     if isinstance(value, Tensor):
         check_tensors(operator, **{name: value})
         if value.numel() != 1:
@@ -55,7 +55,7 @@ def check_scalar(operator: str, name: str, value: Any) -> None:
 
 
 def check_one_device(operator: str, *tensors: Any) -> None:
-    """Raise ValueError if tensors are on more than one device: kernels would take an address for one of their own."""
+    """Raise ValueError if tensors are on several devices: a kernel would read a foreign address as its own."""
     devices = [tensor.device for tensor in tensors if isinstance(tensor, Tensor)]
     for device in devices:
         if device != devices[0]:
@@ -63,7 +63,7 @@ def check_one_device(operator: str, *tensors: Any) -> None:
 
 
 def check_saveable(operator: str, **tensors: Any) -> None:
-    """Raise ValueError if a tensor was made in inference mode, where a gradient asks for it to be saved."""
+    """Raise ValueError if a gradient needs to save a tensor that was made in inference mode."""
     if not torch.is_grad_enabled():
         return
     for name, tensor in tensors.items():
@@ -102,7 +102,7 @@ def check_history(operator: str, history: Any, leading: tuple[int, int, int], di
     """Raise ValueError unless every update has queries and keys [B, K, N, d] of one d and a gate [B, K, N] or none.
 
     Args:
-        dim: the d that they must have; default that of the first.
+        dim: the d that they must have; None takes that of the first.
     """
     check_updates(operator, history)
     for layer, update in enumerate(history):

@@ -92,7 +92,7 @@ def _forward(x, residual, weight, bias, seed, p, eps, backend):
 
 
 class _DropoutAddLayerNorm(torch.autograd.Function):
-    """Both kernels; of the inputs' size only the sum is kept, which the blocks of a model keep in any case."""
+    """Both kernels. Of the inputs' size only the sum is saved, which the blocks of a model keep in any case."""
 
     generate_vmap_rule = True
 
@@ -116,7 +116,7 @@ class _DropoutAddLayerNorm(torch.autograd.Function):
         if grad_normed is None and grad_sum is None:
             return (None,) * 8
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            # It may be differentiated again: in plain PyTorch, from the sum on.
+            # It can be differentiated again: in plain PyTorch, from the sum on.
             exact = total.to(saved.dtype)
             moments = in_pytorch.moments(exact, ctx.eps)
             found = in_pytorch.gradients(grad_normed, grad_sum, exact, moments, weight, seed, ctx.p)
@@ -170,7 +170,7 @@ def _check(
 
 
 def _seed_tensor(seed: Any, device: torch.device) -> Tensor:
-    """A seed as an int64 scalar on ``device``, drawn there from torch's generator where there is none."""
+    """A seed as an int64 scalar on ``device``; None draws one there from torch's generator."""
     if isinstance(seed, Tensor):
         return seed
     if seed is None:
@@ -193,11 +193,13 @@ def dropout_add_layer_norm(
     """Dropout, the residual connection and LayerNorm in one, as between two layers of a pre-norm Transformer.
 
     ``sum = residual + dropout(x)``; ``normed = (sum - mean) / sqrt(variance + eps) * weight + bias`` over the last
-    dimension. One pass over memory each way. The mask is made anew in the backward and never stored: with x seen as
+    dimension. One pass over memory each way. The backward computes the mask again, so it is never stored: with x seen
+        as
     [rows, D], element (row, column) has a random word, ``column % 4`` of the four of Philox 4x32-10 with the seed for
     the key and ``(column // 4, row mod 2^32, row // 2^32, 0)`` for the counter, and is kept where the word is at least
-    ``round(p * 2^32)``. What is kept is divided by 1 - p; what is dropped is not read, NaN and infinity included. Masks
-    and sums are the same bits on every run, number of threads and backend.
+    ``round(p * 2^32)``. Elements that are kept are divided by 1 - p. Elements that are dropped are not read, so they
+    may be NaN or infinity. Masks and sums are the same bits on every run, for every number of threads and on every
+    backend.
 
     Args:
         x: [..., D]: the output of a layer.
@@ -206,8 +208,8 @@ def dropout_add_layer_norm(
         p: the chance that an element is dropped, 0 to 1.
         eps: added to the variance.
         training: False drops nothing.
-        seed: 64 bits, an int or an int64 scalar on the device, which a recorded CUDA graph may change. None draws one
-            there, from torch's generator.
+        seed: 64 bits, an int, or an int64 scalar on the device, which may change between replays of a CUDA graph. None
+            draws one there, from torch's generator.
         backend: "reference", "native", "triton"; None takes the fastest that can run the call.
 
     Returns:
@@ -225,7 +227,7 @@ def dropout_add_layer_norm(
     at = _seed_tensor(seed, x.device) if training and p > 0.0 else None
     shape, size = x.shape, x.shape[-1]
     rows = x.reshape(-1, size), residual.reshape(-1, size)
-    # An exported program of the reference is PyTorch's own operations: it runs where this package is not.
+    # An exported program of the reference consists of PyTorch's own operations, so it runs without this package.
     plain = chosen == "reference" and torch.compiler.is_exporting()
     if plain or backends.differentiates_forward():
         normed, total = reference.dropout_add_layer_norm(*rows, weight, bias, at, p, eps)
@@ -236,7 +238,7 @@ def dropout_add_layer_norm(
 
 
 def _apply(tensors: tuple[Any, ...], setting: tuple[float, float, str]) -> tuple[Tensor, Tensor]:
-    """The results, with a backward where something wants a gradient."""
+    """The results, with a backward if a tensor requires a gradient."""
     transformed = not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
     wanting = torch.is_grad_enabled() and any(y is not None and y.requires_grad for y in tensors)
     if not wanting and not transformed:

@@ -42,7 +42,7 @@ def _composite(query: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     return tuple(query.new_empty(0) if x is None else x for x in reference.edge_attention(query, *arguments))
 
 
-# Composite: autograd, torch.func and torch.compile see through the operator to the PyTorch that it is made of.
+# Composite: autograd, torch.func and torch.compile see the PyTorch operations that the operator consists of.
 registration.library.impl("edge_attention", _composite, "CompositeImplicitAutograd")
 registration.library.impl("edge_attention", _composite, "FuncTorchBatchedDecomposition")
 
@@ -113,11 +113,12 @@ def edge_attention(
     return_lse: bool = False,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor | None] | tuple[Tensor, Tensor | None, Tensor]:
-    """Attention on any dense graph, its scores multiplied by edge weights, and the edges' update (Eqs. 4 to 7).
+    """Attention on any dense graph, with scores multiplied by edge weights, and the update of the edges (Eqs. 4 to 7).
 
     ``x = clamp(scale * query @ key^T) * edge * sender_gate``; ``output = dropout(softmax over neighbours of
     (x + bias)) @ value``; ``new_edge = gate * edge_scale * (edge + x) + edge_bias``. A row without neighbours gives 0.
-    What is off the graph is not read: neither an edge's weight nor a value that nobody hears, NaN and infinity too.
+    Off the graph nothing is read, neither an edge's weight nor the value of a sender without receivers; they may be
+        NaN.
 
     Args:
         query: [B, H, Nq, d], the receivers.
@@ -125,20 +126,20 @@ def edge_attention(
         value: [B, Hk, Nk, dv].
         edge: weights that broadcast to [B, H, Nq, Nk], of any real type; row i receives, column j sends. None means 1.
         neighbors: bool, broadcasts to [B, H, Nq, Nk]; None means a complete graph.
-        bias: what is added to the weighted scores, broadcasts to [B, H, Nq, Nk]. The update does not see it.
-        gate: [B, H, Nq], of the update. With any of ``gate``, ``edge_scale`` and ``edge_bias`` the updated edges are
-            returned; those left out count as 1, 1 and 0.
+        bias: what is added to the weighted scores, broadcasts to [B, H, Nq, Nk]. It is not part of the update.
+        gate: [B, H, Nq], of the update. If ``gate``, ``edge_scale`` or ``edge_bias`` is given, the updated edges are
+            returned; those left out are 1, 1 and 0.
         edge_scale, edge_bias: scalars of the update.
         sender_gate: [B, H, Nk], a factor on all that a node sends.
-        update: "neighbors": edges off the graph become 0; "all": they are updated too, and read for it.
-        scale: factor on the scores, a number or a tensor of one; None means 1 / sqrt(d). Another number compiles
-            nothing anew.
-        clamp: (low, high), the least and the largest of a scaled product of query and key. Beyond, its gradient is 0.
+        update: "neighbors": edges off the graph become 0; "all": they are updated too, and therefore read.
+        scale: factor on the scores, a number or a tensor of one; None means 1 / sqrt(d). A new number does not
+            recompile a kernel.
+        clamp: (low, high), bounds of a scaled product of query and key. Outside of them its gradient is 0.
         dropout: probability, from 0 to 1, that a weight of the softmax is dropped; the others are divided by
             1 - dropout.
-        seed: of the dropout: an int of 64 bits, or an int64 tensor of one (which a recorded CUDA graph can change). All
-            backends draw the same mask from it: a weight is kept where the first word of Philox 4x32-10 at counter
-            (j, i, b * H + h, 0) is at least round(dropout * 2^32). None draws a seed on the device.
+        seed: of the dropout: an int of 64 bits, or an int64 tensor of one element (which can change between replays of
+            a CUDA graph). All backends compute the same mask from it: a weight is kept where the first word of Philox
+            4x32-10 at counter (j, i, b * H + h, 0) is at least round(dropout * 2^32). None draws a seed on the device.
         return_lse: whether to return the logarithm of the sum that the softmax divides by.
         backend: "reference", "native", "triton"; None takes the fastest that can run the call.
 
@@ -226,7 +227,7 @@ def _checked_options(
     """Return ``clamp`` and ``dropout`` as floats.
 
     Raises:
-        ValueError: one of the options is not what it should be.
+        ValueError: an option of the wrong type or out of range.
     """
     if not isinstance(update, str) or update not in ("neighbors", "all"):
         raise ValueError(f"edge_attention: update: expected 'neighbors' or 'all', got {update!r}")
@@ -340,7 +341,7 @@ def _plan(
 
 
 def _broadcastable(name: str, tensor: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
-    """``tensor`` as [1 or B, 1 or H, Nq, Nk]: what batch and heads share stays shared."""
+    """``tensor`` as [1 or B, 1 or H, Nq, Nk]: a size of 1 for what batch or heads share."""
     given = tuple(tensor.shape)
     if given == shape:
         return tensor

@@ -101,7 +101,8 @@ def _gradients(
     """Allocate the results of the backward.
 
     Args:
-        grad_word_to_emotion, grad_emotion_to_emotion: gradients of the forward's results; the rest is as it got it.
+        grad_word_to_emotion, grad_emotion_to_emotion: gradients of the forward's results; the other arguments are the
+            forward's.
         needs: which of the gradients below are wanted, in their order; for the others nothing is computed.
 
     Returns:
@@ -195,7 +196,7 @@ def _fused(
     per_word: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """:func:`ecore_kernels.edge_readout` on a backend's fused kernels; arguments as the reference's."""
+    """:func:`ecore_kernels.edge_readout` on a backend's fused kernels; arguments as for the reference."""
     past = [*history_query, *history_key]
     kind = node_type(past or [graph.emotion_weight], graph.emotion_weight, graph.correlation, row_factor)
     kind = kernel_type(kind, backend)
@@ -227,21 +228,21 @@ def edge_readout(
     """The weights of the edges that emotions send, after the layers of ``history``, summed over resolutions (Eq. 8).
 
     Args:
-        graph: who hears whom, and E0.
+        graph: the neighbours of each node, and E0.
         history: one :class:`EdgeUpdate` per layer, first layer first.
         scale: factor on the scores, as in the layers' attention: a number, a tensor of one, or None for 1 / sqrt(d).
-        per_word: keep the words apart instead of adding them up.
+        per_word: one result for each word instead of their sum.
         backend: "reference", "native", "triton"; None takes the fastest that can run the call.
 
     Returns:
         word_to_emotion: [B, P], sum over resolutions k and words i of E_ij for every emotion j; [B, M, P], the sum
             over resolutions alone, with ``per_word``.
         emotion_to_emotion: [B, P, P], sum over k of E_ij: row i is what emotion i receives from emotion j; the diagonal
-            is 0, for no emotion hears itself.
+            is 0, since an emotion does not attend to itself.
         Both are float32 at least.
 
     Gradients reach the history's queries, keys, gates and edge scales, and the graph's emotion_weight and correlation.
-    They reach a scale in a tensor, too, and all of them twice if asked.
+    They also reach a scale in a tensor, and all can be differentiated twice.
 
     Raises:
         ValueError: a shape or a type that does not fit.
@@ -299,7 +300,7 @@ def _plan(graph: EmotionGraph, history: Sequence[EdgeUpdate], per_word: bool, ba
     past = autocast_history(history, kind)
     chosen = backends.choose("edge_readout", backend, graph, past)
     if chosen != "reference":
-        # The readout does not read the words' weights.
+        # The readout does not use the words' weights.
         check_one_device(
             "edge_readout", *graph.tensors()[1:], *(x for u in past for x in (u.query, u.key, u.gate))
         )

@@ -52,7 +52,7 @@ def _results(
         new_edge: [B, H, Nq, Nk], float32 (float64 where query is); empty without ``factor``.
         lse: [B, H, Nq], the logarithm of every receiver's sum, in the type of new_edge; empty unless it is wanted.
         saved: [2, B, H, Nq], for the backward: every receiver's largest exponent to base 2, and one over the sum of its
-            softmax, which is 0 where there is no neighbour.
+            softmax, which is 0 without a neighbour.
     """
     batch, heads, receivers = query.shape[:3]
     number = weight_type(query.dtype)
@@ -74,7 +74,7 @@ def _gradients(
         grad_output: the gradient of output, in its shape.
         grad_new_edge: the gradient of new_edge, in its shape; None for 0, or where there is no factor.
         grad_lse: the gradient of lse; None for 0.
-        output, saved: from the forward; the rest as it got them.
+        output, saved: from the forward; the other arguments are the forward's.
         needs: which of the gradients below are wanted, in their order; for the others nothing is computed.
 
     Returns:
@@ -97,7 +97,7 @@ batching.register("edge_attention", {"edge": 3, "bias": 4})
 
 
 def _inputs(tensors):
-    """The inputs of the registered operators in their order, of the flat tensors of the autograd function."""
+    """The inputs of the registered operators in their order, from the flat tensors of the autograd function."""
     query, key, value, edge, bias, factor, sender_gate, edge_bias, neighbors, seed = tensors
     return query, key, value, edge, neighbors, bias, factor, sender_gate, edge_bias, seed
 
@@ -112,7 +112,7 @@ def _backward(setting, needs, gradients, tensors, kept):
     if grad_output is None:
         grad_output = torch.zeros_like(kept[0])
     inputs = _inputs(tensors)
-    # torch.compile makes gradients of zeros for results that nobody asked for, as empty as those.
+    # torch.compile makes gradients of zeros for results that are not wanted; they are empty, as those are.
     if inputs[6] is None:
         grad_new_edge = None
     if not with_lse:
@@ -163,7 +163,7 @@ def fused_edge_attention(
     """:func:`ecore_kernels.edge_attention` on a backend's fused kernels.
 
     Args:
-        query, key, value, sender_gate, edge_bias: as there.
+        query, key, value, sender_gate, edge_bias: as for :func:`ecore_kernels.edge_attention`.
         edge, neighbors, bias: [1 or B, 1 or H, Nq, Nk]; a size of 1 is shared.
         factor: [B, H, Nq], gate * edge_scale; None for no new edges.
         seed: int64 of no dimensions; None for no dropout.

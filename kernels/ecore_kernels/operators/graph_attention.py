@@ -97,9 +97,9 @@ def _results(
 
     Returns:
         output: [B, K, N or M, dv], in the type of value.
-        saved: [5, B, K, N], for the backward: of every receiver by its place its largest exponent to base 2, one over
-            the sum of its softmax, E0 of the edges that the node in that place sends to words; then order, int32
-            [B, K, N]: the nodes that take part ([CLS], emotions, words); and counts, int32 [B, K, 2]: emotions and
+        saved: [5, B, K, N], for the backward: for every place in the order, its receiver's largest exponent to base 2,
+            one over the sum of its softmax, and E0 of the edges that its node sends to words; then the order, int32 [B,
+            K, N]: the nodes that take part ([CLS], emotions, words); and counts, int32 [B, K, 2]: of emotions and of
             nodes that take part.
     """
     rows = word_mask.shape[2] if words_only else query.shape[2]
@@ -114,7 +114,7 @@ def _gradients(
 
     Args:
         grad_output: the gradient of output, in its shape.
-        output, saved: from the forward; the rest as it got them.
+        output, saved: from the forward; the other arguments are the forward's.
         needs: which of the gradients below are wanted, in their order; for the others nothing is computed.
 
     Returns:
@@ -212,7 +212,7 @@ def _fused(
     words_only: bool,
     backend: str,
 ) -> Tensor:
-    """:func:`ecore_kernels.graph_attention` on a backend's fused kernels; arguments as the reference's.
+    """:func:`ecore_kernels.graph_attention` on a backend's fused kernels; arguments as for the reference.
 
     Returns:
         [B, K, N or M, dv], in the type that values are multiplied in.
@@ -252,18 +252,19 @@ def graph_attention(
 ) -> Tensor:
     """Attention on the emotion graph, over edges recomputed from what earlier layers did to them.
 
-    After the layers of ``history`` an edge weighs ``E_ij = E0_ij * r_i * prod_m (1 + scale * q^m_i . k^m_j)``, with r
+    After the layers of ``history`` the weight of an edge is ``E_ij = E0_ij * r_i * prod_m (1 + scale * q^m_i .
+    k^m_j)``, with r
     the product of the layers' gates and edge scales (Eqs. 5 and 7 unrolled). The output is
     ``softmax over neighbours of (scale * q_i . k_j * E_ij) @ value`` (Eqs. 4, 6, 7). A row without neighbours, or one
-    that does not take part in a resolution, gives 0, and nothing of such a node is read.
+    that does not take part in a resolution, gives 0, and no value of such a node is read.
 
     Args:
         query, key: [B, K, N, d], N = M words and then P emotions.
         value: [B, K, N, dv].
-        graph: who hears whom, and E0.
+        graph: the neighbours of each node, and E0.
         history: one :class:`EdgeUpdate` per earlier layer, first layer first; all share ``scale`` and one d.
-        scale: factor on the scores, a number or a tensor of one; None means 1 / sqrt(d). Another number compiles
-            nothing anew.
+        scale: factor on the scores, a number or a tensor of one; None means 1 / sqrt(d). A new number does not
+            recompile a kernel.
         receivers: "all", or "words" to compute the words' rows only.
         backend: "reference", "native", "triton"; None takes the fastest that can run the call.
 

@@ -1,4 +1,4 @@
-"""History of an operator: the updates of the edges by earlier layers, and r, the product of their gates."""
+"""The history of an operator: the updates of the edges by earlier layers, and r, the product of their gates."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ torch.serialization.add_safe_globals([EdgeUpdate])
 
 
 class _RowFactor(torch.autograd.Function):
-    """The product of gates [B, K, N] and scalar edge scales, given in turns.
+    """The product of gates [B, K, N] and scalar edge scales, given alternately.
 
-    A node that takes no part has a gradient of 0 and any gate, NaN included: times that gate it would spoil the other
-    gradients. So gates enter gradients as 0 where they are not finite; a node that does take part has a gradient of NaN
-    then.
+    A node that takes no part has a gradient of 0, but its gate may be anything, even NaN, and their product would spoil
+    the other gradients. So a gate that is not finite counts as 0 in gradients. If its node does take part, the gradient
+    is NaN in any case.
     """
 
     generate_vmap_rule = True
@@ -73,7 +73,7 @@ class _RowFactor(torch.autograd.Function):
 
 
 def _factors(history: Iterable[tuple[Any, ...]]) -> list[Any]:
-    """Gates [B, K, N] in float32 at least and their edge scales, in turns."""
+    """Gates [B, K, N] in float32 at least and their edge scales, alternately."""
     factors: list[Any] = []
     for _, _, gate, scale in history:
         if gate is None:
@@ -90,11 +90,12 @@ def _factors(history: Iterable[tuple[Any, ...]]) -> list[Any]:
 
 
 def row_factor(history: Iterable[tuple[Any, ...]]) -> Tensor | None:
-    """r = prod_m gate^m * edge_scale^m, [B, K, N] in float32 at least; None where no layer has a gate."""
+    """r = prod_m gate^m * edge_scale^m, [B, K, N] in float32 at least; None if no layer has a gate."""
     factors = _factors(history)
     if not factors:
         return None
-    # Tensors of torch.func hide what requires a gradient. Forward mode is served by the derivatives of the product.
+    # Tensors of torch.func hide whether they require a gradient. In forward mode the product's own derivatives are
+    # used.
     if torch.is_grad_enabled() and (
         any(isinstance(x, Tensor) and x.requires_grad for x in factors)
         or (not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active())

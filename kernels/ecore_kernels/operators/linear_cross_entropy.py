@@ -51,8 +51,8 @@ def _results(
 
     Args:
         hidden: [T, D]; weight: [V, D]; bias: [V] or None; target: [T] int64.
-        gate: [T], scores, classes and slots: [T, S]: what copying mixes in (:mod:`ecore_kernels.copying`); None, all of
-            them, without.
+        gate: [T], scores, classes and slots: [T, S]: the arguments of copying (:mod:`ecore_kernels.copying`); all None
+            without it.
         label_smoothing, smoothing_classes, ignore_index: of the public function.
         scale: factor on the loss.
         mean: divide the loss by the number of targets that are not ignored.
@@ -93,7 +93,7 @@ def _forward(setting, tensors):
 def _backward(setting, needs, gradients, tensors, kept):
     (grad,) = gradients
     wanted = list(compress(kept, needs))  # torch 2.7 traces no zip of unequal lengths
-    # On a CPU the look is free, and spares a pass over a gradient as large as the weight.
+    # On a CPU the check is free, and saves a pass over a gradient as large as the weight.
     plain = type(grad) is Tensor and not registration.dispatches((grad,))
     if plain and grad.device.type == "cpu" and grad.item() == 1.0:
         return wanted
@@ -179,15 +179,15 @@ def scaled_losses(
     """:func:`linear_cross_entropy` with a factor on the loss, and with copying.
 
     Args:
-        scale: factor on the loss. Applied later it would be a pass over the weight's gradient.
-        copies: makes it the loss of the mixture of generating and copying (:mod:`ecore_kernels.copying`): gate [T],
-            scores, classes and slots [T, S].
+        scale: factor on the loss. Applied later, it would cost a pass over the weight's gradient.
+        copies: gate [T], scores, classes and slots [T, S]. With them the loss is that of the mixture of generating and
+            copying (:mod:`ecore_kernels.copying`).
     """
     _check(hidden, weight, bias, target, label_smoothing, smoothing_classes, ignore_index, reduction, backend)
     chosen = backends.choose("linear_cross_entropy", backend, hidden, weight, bias, target)
     device, mean = hidden.device, reduction == "mean"
     kind = common_type(hidden, weight)
-    # Tensors without data ("meta") have no autocast, and to ask for it raises.
+    # Tensors without data ("meta") have no autocast, and asking for it raises.
     cast = device.type != "meta" and torch.is_autocast_enabled(device.type)
     if cast and kind is not torch.float64:
         kind = torch.get_autocast_dtype(device.type)
@@ -210,7 +210,7 @@ def scaled_losses(
             (label_smoothing, smoothing_classes, ignore_index, factor, mean, needs, kind, chosen),
             hidden, weight, bias, gate, scores, target, classes, slots,
         )  # fmt: skip
-        # A number that torch.compile has found to vary would, in the operator, compile it anew for every value.
+        # torch.compile would recompile the operator for every value of a number that it has found to vary.
         return loss if factor is scale else loss * scale, nll
 
 
@@ -239,8 +239,8 @@ def linear_cross_entropy(
       MoEL and code after them, which leaves out target and padding. Theirs is a KL divergence: it has in addition
       ``sum_w goal_w log goal_w`` for each row, a constant without gradient.
 
-    Logits are made a chunk of rows at a time. Where a gradient is wanted, each chunk's is computed while its logits are
-    there, and the backward only scales it: three matrix products, none of them twice.
+    Logits are computed for a chunk of rows at a time. If a gradient is wanted, the chunk's share is computed from the
+    same logits, and the backward only scales it: three matrix products, none of them repeated.
 
     Args:
         hidden: [T, D].
@@ -257,13 +257,13 @@ def linear_cross_entropy(
         loss: scalar. As with torch, the mean of no target is NaN, its gradients are 0.
         nll: [T], -log softmax(x)_y without smoothing, 0 where left out; not differentiable.
 
-        Both are float32 at least. Under autocast the products are in its type, and everything else as without.
+        Both are float32 at least. Under autocast the products are in its type; nothing else changes.
 
     Gradients reach hidden, weight and bias, twice if asked (the second time by whole logits in plain PyTorch).
 
     Raises:
-        ValueError: a shape or a type that does not fit; on a CPU also a target out of range, which on a GPU, where
-            looking would synchronise, makes NaN of its row's loss.
+        ValueError: a shape or a type that does not fit; on a CPU also a target out of range. On a GPU, where the check
+            would synchronise, such a row's loss is NaN.
         RuntimeError: the named backend cannot run the call.
     """
     return scaled_losses(

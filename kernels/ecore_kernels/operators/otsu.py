@@ -32,7 +32,7 @@ library.define("otsu(Tensor values, int? max_relevant, str backend) -> (Tensor, 
 
 
 def _check(values: Tensor, max_relevant: int | None) -> None:
-    """Raise ValueError for what there is no split of."""
+    """Raise ValueError for values that have no split."""
     if values.dim() != 2 or values.shape[1] < 1:
         raise ValueError(f"otsu: values: expected [B, P] with P >= 1, got {list(values.shape)}")
     if not values.is_floating_point():
@@ -42,7 +42,7 @@ def _check(values: Tensor, max_relevant: int | None) -> None:
 
 
 def _otsu(values: Tensor, max_relevant: int | None, backend: str) -> tuple[Tensor, Tensor, Tensor]:
-    _check(values, max_relevant)  # the registered operator can be called by itself
+    _check(values, max_relevant)  # the registered operator can be called directly
     run = native_otsu.otsu if backend == "native" else reference.otsu
     return run(values, max_relevant)
 
@@ -76,8 +76,8 @@ def otsu(values: Tensor, max_relevant: int | None = 5, *, backend: str | None = 
 
     With the row sorted in descending order, S_n the sum of its n largest values and mu its mean, a split of n relevant
     values scores ``(S_n - n mu)^2 / (n (P - n))`` in float64, which orders splits as Eq. 21 does. The best n wins, the
-    smaller one on a tie; every value not below the n-th largest is relevant, so equal values are never parted (and
-    their count may pass ``max_relevant``). A row of one value, or of equal values, is relevant as a whole.
+    smaller one on a tie. Every value not below the n-th largest is relevant, so equal values are never separated (and
+    there may be more than ``max_relevant`` of them). A row of one value, or of equal values, is relevant as a whole.
 
     Args:
         values: [B, P], any float type.
@@ -89,7 +89,7 @@ def otsu(values: Tensor, max_relevant: int | None = 5, *, backend: str | None = 
 
     Raises:
         ValueError: a shape, type or max_relevant out of range; on CPU also a value that is not finite. On CUDA, where
-            looking would synchronise, such a row gets an empty mask, count 0 and threshold NaN.
+            the check would synchronise, such a row gets an empty mask, count 0 and threshold NaN.
         RuntimeError: the named backend cannot run the call.
     """
     _check(values, max_relevant)

@@ -1,4 +1,4 @@
-"""Plans: results of a call's checks, kept for all calls of the same signature; and the scale of scores."""
+"""Plans: the results of a call's checks, kept for calls of the same signature; and the scale of scores."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ecore_kernels.operators.checks import check_graph, check_number, check_scal
 
 try:
     from torch.fx.experimental.symbolic_shapes import has_static_value
-except ImportError:  # older than torch 2.8, which compiles anew for every number
+except ImportError:  # torch before 2.8, which recompiles for every number
 
     def has_static_value(a: Any) -> bool:  # type: ignore[misc]
         return True
@@ -25,11 +25,11 @@ except ImportError:  # older than torch 2.8, which compiles anew for every numbe
 MOST_SIGNATURES = 4096
 
 
-"""Signatures whose checks are remembered, an operator: with sizes that never repeat they would fill the memory."""
+"""Signatures remembered for each operator. Without a limit, sizes that never repeat would fill the memory."""
 
 
 def signature(values: Sequence[Any]) -> tuple[Any, ...]:
-    """Return all that the checks of a call depend on: of a tensor all but its numbers, of another value its class."""
+    """Return what the checks of a call depend on: all of a tensor but its numbers, the class of other values."""
     return tuple(
         [
             (x.__class__, x.shape, x.stride(), x.dtype, x.device, x.requires_grad)
@@ -47,17 +47,17 @@ class Plan(NamedTuple):
 
     backend: str
     autocast: torch.dtype | None
-    """Type that autocast asks queries, keys and values to have; None outside of it."""
+    """Type that autocast gives queries, keys and values; None outside of autocast."""
     result: torch.dtype
     """Type of the output."""
     as_they_are: bool
-    """True where the backend's kernels take the tensors without a conversion and no gradient is wanted."""
+    """True if the backend's kernels take the tensors without conversion and no gradient is wanted."""
     bound: Callable[..., Any] | None = None
-    """(tensors, gates, edge_scales, scale) -> results: the forward for tensors in this layout, where there is one."""
+    """(tensors, gates, edge_scales, scale) -> results: the forward for tensors in this layout, if there is one."""
 
 
 def settled(plans: dict[Any, Plan], tensors: Sequence[Any], options: Any, make: Callable[[], Plan]) -> Plan:
-    """The plan of a call: of the last one with its signature, or else made anew.
+    """The plan of a call: that of the last call with the same signature, or a new one.
 
     Raises:
         ValueError, RuntimeError: the call is refused.
@@ -90,7 +90,7 @@ def takes_as_they_are(
 ) -> bool:
     """Return True if a backend's kernels take queries, keys and values, edges and gates, and masks as they are.
 
-    False where one of them, or an edge scale, wants a gradient.
+    False if one of them, or an edge scale, requires a gradient.
     """
     if backend == "reference" or backends.settles_every_call():
         return False
@@ -120,7 +120,7 @@ def bound_forward(
         arguments: those of the registered operator without ``backend``; the row factor is not read.
 
     Returns:
-        None where the backend has no such thing, or has to copy a tensor first.
+        None if the backend has no such function, or has to copy a tensor first.
     """
     module = registration.kernels(backend, operator)
     if not hasattr(module, "bind"):
@@ -134,7 +134,7 @@ def flat(operator: str, nodes: Sequence[Any], graph: Any, history: Any) -> list[
     """The tensors of a call: ``nodes``, five of the graph, and four of each layer of history.
 
     Raises:
-        ValueError: no graph, or a history that is none.
+        ValueError: ``graph`` is no graph, or ``history`` no history.
     """
     check_graph(operator, graph)
     check_updates(operator, history)
@@ -149,9 +149,9 @@ def score_scale(
 ) -> tuple[float, Sequence[Tensor]]:
     """The factor on the scores as a number, and the queries that it leaves.
 
-    A scale in a tensor is multiplied into the queries instead, of which all share it: so autograd gives its gradient,
-    and no value is fetched from a GPU. So is a number that torch.compile has found to vary: as an argument of an
-    operator it would compile anew for every value.
+    A scale in a tensor is multiplied into the queries instead. So autograd gives its gradient, and no value is fetched
+    from a GPU. The same is done with a number that torch.compile has found to vary: as an argument of an operator it
+    would cause a recompilation for every value.
 
     Args:
         scale: a number, a tensor of one number, or None for 1 / sqrt(dim).
@@ -171,5 +171,5 @@ def score_scale(
 def without_autocast(
     device: torch.device, kind: torch.dtype | None
 ) -> contextlib.AbstractContextManager[None]:
-    """Keeps autocast out of an operator's arithmetic; ``kind`` is what :func:`backends.autocast_type` said."""
+    """A context without autocast for an operator's arithmetic; ``kind`` is from :func:`backends.autocast_type`."""
     return contextlib.nullcontext() if kind is None else torch.autocast(device.type, enabled=False)

@@ -34,7 +34,7 @@ def _largest(scores: Tensor, forbidden: Tensor | None) -> tuple[Tensor, Tensor]:
     if forbidden is not None:
         outputs = scores.shape[1]
         there = (forbidden >= 0) & (forbidden < outputs)
-        # One output more, for what is no place.
+        # One more output, for numbers that are no place.
         wide = torch.cat([scores, scores.new_empty(len(scores), 1)], 1)
         scores = wide.scatter(1, torch.where(there, forbidden, outputs), -math.inf)[:, :outputs]
     largest, place = scores.max(1)
@@ -51,7 +51,7 @@ library.define(
 
 
 def _linear(x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None, backend: str) -> Tensor:
-    _check(x, QuantizedLinear(weight, scale, bias))  # the registered operator can be called by itself
+    _check(x, QuantizedLinear(weight, scale, bias))  # the registered operator can be called directly
     if backend == "native":
         return Layer(weight, scale, bias).linear(x.float()).to(x.dtype)
     return _product(x, weight, scale, bias).to(x.dtype)
@@ -91,9 +91,9 @@ torch.library.register_fake("ecore_kernels::quantized_linear_argmax", _fake_argm
 def quantized_linear(x: Tensor, layer: QuantizedLinear, *, backend: str | None = None) -> Tensor:
     """Multiply rows by a linear layer whose weights are int8 or bfloat16.
 
-    For few rows, where the time is that of reading the weights: an int8 has a quarter of a float32's bytes. The C++
-    kernel rounds each row to 16 bits by its largest number for int8 weights, whose products it then sums exactly; with
-    bfloat16 weights rows stay float32. For inference alone: there is no gradient.
+    It is for few rows, where reading the weights takes the time: an int8 has a quarter of a float32's bytes. With int8
+    weights the C++ kernel rounds each row to 16 bits, scaled by its largest number, and then sums the products exactly;
+    with bfloat16 weights rows stay float32. It is for inference only: there is no gradient.
 
     Args:
         x: [B, D].
@@ -118,18 +118,18 @@ def quantized_linear(x: Tensor, layer: QuantizedLinear, *, backend: str | None =
 def quantized_linear_argmax(
     x: Tensor, layer: QuantizedLinear, forbidden: Tensor | None = None, *, backend: str | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Find the largest output of each row: greedy search's choice of a word, without writing all outputs.
+    """Find the largest output of each row: the word that greedy search chooses, without writing all outputs.
 
     Args:
         x: [B, D].
         layer: V outputs.
-        forbidden: [B, F] int64, outputs of each row that may not be chosen; numbers outside of 0 ... V - 1 mean none.
+        forbidden: [B, F] int64, outputs of each row that may not be chosen; numbers outside of 0 ... V - 1 are ignored.
         backend: as for :func:`quantized_linear`.
 
     Returns:
-        place: [B] int64, the first of equal ones; 0 where all are forbidden.
-        largest: [B] in float32 at least, the output there: minus infinity where all are forbidden, and NaN where any of
-        the row's outputs is NaN or infinity.
+        place: [B] int64, the first of equal outputs; 0 if all are forbidden.
+        largest: [B] in float32 at least, the output there: minus infinity if all are forbidden, and NaN if any of the
+        row's outputs is NaN or infinity.
 
     Raises:
         ValueError, RuntimeError: as for :func:`quantized_linear`.
@@ -153,9 +153,9 @@ def _fits(forbidden: Tensor, x: Tensor) -> bool:
 
 
 def _goes_straight(x: Any, layer: Any) -> bool:
-    """Return True for a call that the C++ kernel runs as it is.
+    """Return True if the C++ kernel can run the call without further checks.
 
-    Looking at everything takes as long as a small layer's product, and a word of an answer has some thirty of those.
+    All checks together take as long as a small layer's product, and a word of an answer needs some thirty of those.
     """
     return (
         type(layer) is QuantizedLinear

@@ -1,13 +1,14 @@
-"""Registered operators: a fused kernel a direction, and the autograd functions around the two.
+"""Registered operators: a fused kernel for each direction, and the autograd functions around the two.
 
-The ``autograd.Function`` stands outside the registered operators, so that autograd, ``torch.func``, ``torch.compile``
-and ``opcheck`` all see plain operators without derivatives of their own. Its tensors come flat, those that may need a
-gradient first, and none of them twice: tensors in a list would get no gradient, and torch.compile fails on a repeated
-one.
+The ``autograd.Function`` is outside of the registered operators, so that autograd, ``torch.func``, ``torch.compile``
+and ``opcheck`` all see plain operators without derivatives of their own. It takes a flat sequence of tensors, those
+that may need a gradient first, and none of them twice: tensors in a list would get no gradient, and torch.compile fails
+on a repeated one.
 
 The operator allocates the results of both directions, one function for each: the fake implementation returns them as
-they are, and a backend fills them. A backend's package has a module an operator with the functions ``forward`` and
-``backward``, which take the registered operators' arguments (without ``backend``) and the results, and return nothing.
+they are, and a backend fills them. A backend's package has a module for each operator, with the functions ``forward``
+and ``backward``, which take the registered operators' arguments (without ``backend``) and the results, and return
+nothing.
 """
 
 from __future__ import annotations
@@ -41,10 +42,10 @@ def kernels(backend: str, operator: str) -> ModuleType:
     return importlib.import_module(f"{_PACKAGES[backend]}.{operator}")
 
 
-@constant_result  # torch.compile cannot trace the question
+@constant_result  # torch.compile cannot trace the query
 def _matmul_precision() -> str:
-    """Return the precision of float32 products on a GPU: that of torch's own."""
-    # Since torch 2.9 this knows both ways to ask for tf32; ``get_float32_matmul_precision`` raises after the newer one.
+    """Return the precision of float32 products on a GPU: torch's setting."""
+    # Since torch 2.9 this covers both ways to set tf32; ``get_float32_matmul_precision`` raises after the newer one.
     chosen = getattr(torch.backends.cuda.matmul, "fp32_precision", None)
     if chosen is None:
         chosen = "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
@@ -70,9 +71,9 @@ class FusedOperator(NamedTuple):
     reference: Callable[..., tuple[Tensor, ...]]
     """(setting, tensors) -> the results that have gradients, in plain PyTorch."""
     differentiable: int
-    """Number of results that have gradients; the others are for the backward alone."""
+    """Number of results that have gradients; the others are only for the backward."""
     kept: tuple[int, ...]
-    """The results that the backward wants."""
+    """The results that the backward needs."""
     names: Callable[[Any], list[str]]
     """(first of the setting) -> the flat tensors' names, for messages."""
 
@@ -125,7 +126,7 @@ class _Fused(torch.autograd.Function):
 
 @_with_signature
 class _FusedBackward(torch.autograd.Function):
-    """An operator's backward kernel where it may be differentiated again: by the reference, at the same inputs."""
+    """An operator's backward kernel, which can be differentiated again: by the reference, at the same inputs."""
 
     generate_vmap_rule = True
 
@@ -146,7 +147,7 @@ class _FusedBackward(torch.autograd.Function):
         results = operator.differentiable
         given = [i for i in range(results) if tensors[i] is not None]
         asked = [i + results for i, needed in enumerate(ctx.needs) if needed]
-        # What the gradients depend on: the results' gradients, and every input of floats.
+        # What the gradients depend on: the results' gradients, and every float input.
         leaves = [i for i, x in enumerate(tensors) if x is not None and x.is_floating_point()]
 
         def first(*values):
@@ -171,14 +172,15 @@ class _FusedBackward(torch.autograd.Function):
 
 
 def apply(name: str, setting: tuple[Any, ...], *tensors: Tensor | None) -> tuple[Tensor, ...]:
-    """The operator's results, by ``_Fused.apply`` where something wants a gradient, else by its forward alone.
+    """The operator's results, by ``_Fused.apply`` if a tensor requires a gradient, else by its forward alone.
 
-    Not only cheaper: without gradients torch.compile hands a context to a forward that takes any number of tensors.
+    This is not only cheaper: without gradients torch.compile passes a context to a forward that takes any number of
+    tensors.
 
     Raises:
         ValueError: an inference tensor, which cannot be saved for the backward.
-        NotImplementedError: torch.func inside of compiled code, where nothing seems to require a gradient: derivatives
-            would be lost without a word.
+        NotImplementedError: torch.func inside of compiled code, where no tensor seems to require a gradient:
+            derivatives would be lost silently.
     """
     if torch.compiler.is_compiling():
         if _inside_torch_func():
@@ -188,7 +190,7 @@ def apply(name: str, setting: tuple[Any, ...], *tensors: Tensor | None) -> tuple
         if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
             return _Fused.apply(name, setting, *tensors)
         return OPERATORS[name].forward(setting, tensors)
-    if torch._C._are_functorch_transforms_active():  # whose tensors hide what requires a gradient
+    if torch._C._are_functorch_transforms_active():  # whose tensors hide whether they require a gradient
         return _Fused.apply(name, setting, *tensors)
     if torch.is_grad_enabled():
         for tensor in tensors:
@@ -202,7 +204,7 @@ def apply(name: str, setting: tuple[Any, ...], *tensors: Tensor | None) -> tuple
 
 
 def apart(tensors: Sequence[Tensor], kind: torch.dtype) -> list[Tensor]:
-    """The tensors in type ``kind``; for torch.compile none of them the same object as another."""
+    """The tensors in type ``kind``; for torch.compile no two of them are the same object."""
     result = [x if x.dtype is kind else x.to(kind) for x in tensors]
     if torch.compiler.is_compiling():
         for i, tensor in enumerate(result):
@@ -219,9 +221,9 @@ PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def dispatches(tensors: Sequence[Tensor | None]) -> bool:
-    """Return True if a call on these must pass torch's dispatcher, where somebody may listen.
+    """Return True if a call on these must go through torch's dispatcher, because something may intercept it.
 
-    The dispatcher takes longer than a small call's kernels. It has nothing to do for plain tensors outside of
+    The dispatcher takes longer than a small call's kernels. It is not needed for plain tensors outside of
     torch.compile, torch.func, dispatch modes (FakeTensorMode, FlopCounterMode, ...) and profilers.
     """
     return (
@@ -283,7 +285,7 @@ def is_list(argument: Any) -> bool:
 
 
 def register(operator: str, direction: str, allocate: Callable[..., Sequence[Tensor | None]]) -> None:
-    """Implement the registered operator of that direction: without data by ``allocate``, else by a backend's kernels.
+    """Implement a registered operator: by ``allocate`` for tensors without data, else by a backend's kernels.
 
     Args:
         allocate: see :data:`ALLOCATORS`.

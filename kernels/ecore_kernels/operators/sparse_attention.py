@@ -159,7 +159,7 @@ def sparse_attention(
     scale: float | None = 1.0,
     backend: str | None = None,
 ) -> Tensor:
-    """Attention of every receiver to the senders of its edges, in memory linear in the edges.
+    """Attention of every receiver to the senders of its edges, with memory linear in the number of edges.
 
     For an edge e from j to i: ``x_e = scale * q_i . (k_j * key_scale_e + key_offset_e) * edge_e + bias_e``;
     ``output_i = sum_e softmax_i(x)_e (v_j + value_offset_e)``, the softmax over the edges to i. A receiver without
@@ -171,7 +171,7 @@ def sparse_attention(
         key: [M, H, d], of the senders.
         value: [M, H, dv].
         edges: the graph, N receivers and M senders, E edges.
-        edge, bias: [E] or [E, H], factor and summand of an edge's score.
+        edge, bias: [E] or [E, H], which multiply an edge's score and are added to it.
         key_scale, key_offset: broadcast to [E, H, d]: edge vectors on the key.
         value_offset: broadcasts to [E, H, dv]: edge vectors on the value.
         scale: factor on the scores; None means 1 / sqrt(d).
@@ -180,7 +180,8 @@ def sparse_attention(
     Returns:
         [N, H, dv], in the common type of query, key and value.
 
-    Gradients reach all tensors, twice if asked; the fused kernels' are the same bits on every run.
+    Gradients reach all tensors, and can be differentiated twice; those of the fused kernels are the same bits on every
+    run.
 
     Raises:
         ValueError: a shape or a type that does not fit.
@@ -227,7 +228,7 @@ _OF_EDGES = ("edge", "bias", "key_scale", "key_offset", "value_offset")
 
 
 def _edge_type(kind: torch.dtype, number: torch.dtype) -> torch.dtype:
-    """The type in which kernels for nodes of type ``number`` take a tensor of edges: its own, if that is theirs."""
+    """The type in which kernels for nodes of type ``number`` take a tensor of edges: its own, if they take that."""
     return number if kind is number else weight_type(number)
 
 

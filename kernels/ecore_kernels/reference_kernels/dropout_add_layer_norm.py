@@ -24,7 +24,7 @@ def forward(
     eps: float,
     results: Sequence[Tensor],
 ) -> None:
-    """Compute both results, and what the backward wants."""
+    """Compute both results, and what the backward needs."""
     normed, total, saved = results
     kind = saved.dtype
     exact = residual.to(kind) + reference.dropped(x.to(kind), seed, p)

@@ -1,7 +1,7 @@
 """Output layer and cross entropy, a chunk of rows at a time, with loss and gradients together.
 
-A chunk is a matrix product to its logits, two passes over them, and a product for each gradient. Products are torch's
-on every backend; the passes are here in PyTorch, and the other backends have their own.
+For a chunk there is a matrix product that gives its logits, two passes over them, and a product for each gradient.
+Products are torch's on every backend. The passes are here in PyTorch; the other backends have their own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ecore_kernels.copying import mixture
 from ecore_kernels.label_smoothing import Goal, goal_of
 
 CHUNK = 192
-"""Rows whose logits exist at once: enough to keep a matrix product busy, and 18 MB at 23,714 classes in float32.
+"""Rows whose logits exist at once: enough for an efficient matrix product, and 18 MB at 23,714 classes in float32.
 
 Each chunk reads and writes the weight's gradient once more: with 128, calls of 190 and 300 rows took 1.19 and 1.11
 times as long on a Xeon.
@@ -105,7 +105,7 @@ def run(
     Arguments and results are those of ``_results`` in :mod:`ecore_kernels.operators.linear_cross_entropy`.
 
     Raises:
-        ValueError: a target out of range, on a CPU. On a GPU, where looking would synchronise, it gives NaN.
+        ValueError: a target out of range, on a CPU. On a GPU, where the check would synchronise, the row's loss is NaN.
     """
     loss, nll, *gradients = results
     grad_hidden, grad_weight, grad_bias, grad_gate, grad_scores = (

@@ -1,9 +1,9 @@
-"""Prove an installation: every operator on every backend that runs here, against float64.
+"""Check an installation: every operator on every backend that runs here, against float64.
 
 ``python -m ecore_kernels.verify`` draws random inputs, runs each operator forward and backward on each backend, and
-compares outputs and gradients with the paper's layer-by-layer recurrence in float64. An error is allowed to be twice
-that of the same recurrence, as anybody would write it in PyTorch, in the type and precision of the call, plus
-rounding; NaN never passes. Each call runs twice and must give the same bits. The exit code is 0 if all is right and 1
+compares outputs and gradients with the paper's layer-by-layer recurrence in float64. The error may be twice that of the
+same recurrence in plain PyTorch, in the type and precision of the call, plus rounding; NaN never passes. Each call runs
+twice and must give the same bits. The exit code is 0 if all is right and 1
 if anything is wrong. A backend that refuses a call is listed with its reason.
 """
 

@@ -49,11 +49,11 @@ OTSU_TYPES = {"ieee": torch.float32, "float64": torch.float64, "bfloat16": torch
 
 
 class DeviceLostError(RuntimeError):
-    """After an error nothing runs on the GPU any more in this process."""
+    """After an error the GPU runs nothing more in this process."""
 
 
 class OperatorCheck:
-    """One call of an operator, to be made on every backend."""
+    """One call of an operator, which is made on every backend."""
 
     def __init__(self, problem: Problem, device: str) -> None:
         self.problem, self.device = problem, device
@@ -119,7 +119,7 @@ class OtsuCheck:
         """[rows, columns]"""
         values = torch.randn(OTSU_ROWS, self.columns, generator=torch.Generator().manual_seed(0))
         values[:, 1] = values[:, 0]  # equal values stay together
-        values[0] = 0.25  # and here nothing stands out
+        values[0] = 0.25  # no value stands out in this row
         return values.to(self.device, OTSU_TYPES[self.precision])
 
     def refusals(self, backend: str) -> list[str]:
@@ -131,7 +131,7 @@ class OtsuCheck:
         return otsu(self.values, self.most, backend=backend)._asdict()
 
     def judge(self, row: Row, found: dict[str, Tensor]) -> None:
-        """Enter into the row the share of the results that differs."""
+        """Enter the share of the results that differ into the row."""
         exact = dict(
             zip(OtsuSplit._fields, reference.otsu(self.values.double().cpu(), self.most), strict=True)
         )
@@ -171,7 +171,7 @@ def make_row(check: Check, backend: str) -> Row:
     """Run a check on a backend, twice.
 
     Raises:
-        DeviceLostError: after the row's exception nothing runs on the GPU any more; the row is in ``args[1]``.
+        DeviceLostError: after the row's exception the GPU runs nothing more; the row is in ``args[1]``.
     """
     row, began = check.row(backend), time.perf_counter()
     try:
@@ -207,6 +207,6 @@ def _lost(error: Exception, device: str) -> bool:
     if device == "cuda":
         try:
             torch.ones(1, device=device).add(1).item()
-        except Exception:  # torch says it in several types
+        except Exception:  # torch reports it by several types
             return True
     return False

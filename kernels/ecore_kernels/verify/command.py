@@ -26,7 +26,7 @@ def run(
 
     Args:
         device: "cpu" or "cuda".
-        each: called with every row at once. Refusals of one operator for the same reason are one row.
+        each: called with every row as it comes. Refusals of one operator for the same reason are one row.
 
     Returns:
         The rows.
@@ -61,7 +61,7 @@ def run(
 
 
 def write(path: Path, record: dict[str, Any]) -> None:
-    """Write a record; at no time is the file half written."""
+    """Write a record; the file is never incomplete."""
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
     partial.replace(path)
@@ -79,7 +79,7 @@ def summary(rows: Sequence[Row], seconds: float) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line. Returns the exit code: 1 if anything is wrong, 2 for what cannot be asked."""
+    """The command line. Returns the exit code: 1 if anything is wrong, 2 for wrong arguments."""
     parser = argparse.ArgumentParser(
         prog="python -m ecore_kernels.verify",
         description="Check every operator on every backend that runs here, forward and backward, against float64. "

@@ -18,16 +18,16 @@ WORKER_BYTES = 3 * 2**30
 
 
 def compile_for(calls: Sequence[Problem | EdgeCheck], device: str) -> None:
-    """Run calls on the Triton backend, in a process of its own: what it compiles stays in Triton's cache on disk."""
+    """Run calls on the Triton backend in a separate process: the compiled kernels stay in Triton's cache on disk."""
     for call in calls:
         problems.set_precision(call.precision)
         (call if isinstance(call, EdgeCheck) else OperatorCheck(call, device)).run("triton")
 
 
 class Compilers:
-    """Processes that compile the Triton kernels of later checks, for one process would take minutes.
+    """Processes that compile the Triton kernels of later checks, since one process would take minutes.
 
-    They only fill a cache: whatever becomes of them, the checks run.
+    They only fill a cache: the checks run even if these processes fail.
     """
 
     def __init__(self, every: Sequence[Check], device: str) -> None:
@@ -40,7 +40,7 @@ class Compilers:
         groups: dict[Problem, list[Problem]] = {}
         for check in every:
             if isinstance(check, OperatorCheck):
-                # Masks are no matter to the compiler; sizes may be, by what divides the strides.
+                # Masks do not matter to the compiler; sizes may, by the divisors of strides.
                 alike = dataclasses.replace(check.problem, nodes=0, masks="all")
                 groups.setdefault(alike, []).append(check.problem)
         self._pool = concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
@@ -53,12 +53,12 @@ class Compilers:
                 self._jobs[check] = self._pool.submit(compile_for, [check], device)
 
     def wait_for(self, check: Check) -> None:
-        """Return once the kernels of a check are compiled, or cannot be."""
+        """Return when the kernels of a check are compiled, or have failed to."""
         wanted = check.problem if isinstance(check, OperatorCheck) else check
         if isinstance(wanted, Problem | EdgeCheck) and wanted in self._jobs:
             concurrent.futures.wait([self._jobs[wanted]])
 
     def close(self) -> None:
-        """Stop what has not begun."""
+        """Cancel what has not begun."""
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""Checks of attention on anybody's graph: edge_attention with all that it takes, and sparse_attention."""
+"""Checks of attention on general graphs: edge_attention with all its options, and sparse_attention."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from ecore_kernels.reference import kept_weights
 from ecore_kernels.verify.oracle import Bounds
 from ecore_kernels.verify.rows import Row
 
-# Operator and variant: of edge_attention what it takes beside edges, two things a call, since each is another kernel to
-# compile; of sparse_attention its tensors of edges.
+# Operator and variant. Calls of edge_attention have two options each, since every combination is another kernel to
+# compile; those of sparse_attention differ in their tensors of edges.
 EDGE_CALLS = (
     ("edge_attention", "bias, shared heads"),
     ("edge_attention", "rectangular, lse"),
@@ -40,10 +40,10 @@ TYPES = {"bfloat16": torch.bfloat16, "float64": torch.float64}
 
 @dataclasses.dataclass(frozen=True)
 class EdgeCheck:
-    """One call of an operator, to be made on every backend.
+    """One call of an operator, which is made on every backend.
 
     Attributes:
-        small: True for Triton's interpreter's sizes.
+        small: True for the sizes of Triton's interpreter.
     """
 
     operator: str
@@ -67,7 +67,7 @@ class EdgeCheck:
 
     @functools.cached_property
     def edges(self) -> EdgeList:
-        """The sparse graph: some receivers hear nobody, one hears many; the last edges are there twice."""
+        """The sparse graph: some receivers have no edges, one has many; the last edges are in it twice."""
         generator, count = torch.Generator().manual_seed(2), self._size("EDGES")
         receivers, senders = self._pairs
         receiver = torch.randint(1, receivers, (count,), generator=generator)
@@ -78,7 +78,7 @@ class EdgeCheck:
 
     @functools.cached_property
     def neighbors(self) -> Tensor:
-        """[B, 1, Nq, Nk] bool; the first receiver hears nobody."""
+        """[B, 1, Nq, Nk] bool; the first receiver has no neighbours."""
         generator = torch.Generator().manual_seed(1)
         heard = torch.rand(self._size("BATCH"), 1, *self._pairs, generator=generator) < 0.6
         heard[:, :, 0] = False
@@ -99,7 +99,7 @@ class EdgeCheck:
         }
 
     def _shapes(self) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]], list[tuple[int, ...]]]:
-        """Shapes of nodes, of what belongs to edges, and of outputs."""
+        """Shapes of nodes, of tensors of edges, and of outputs."""
         (receivers, senders), batch = self._pairs, self._size("BATCH")
         if self.operator == "sparse_attention":
             nodes: dict[str, tuple[int, ...]] = {
@@ -162,7 +162,7 @@ class EdgeCheck:
         return bounds
 
     def _answer(self, tensors: dict[str, Tensor], backend: str | None) -> dict[str, Tensor]:
-        """Outputs and gradients of the operator on a backend; with None, of plain PyTorch in the tensors' type."""
+        """Outputs and gradients of the operator on a backend; None means plain PyTorch in the tensors' type."""
         names = [name for name in tensors if not name.startswith("upstream")]
         leaves = {name: tensors[name].detach().requires_grad_() for name in names}
         if self.operator == "sparse_attention":
@@ -186,7 +186,7 @@ class EdgeCheck:
     def _dense(self, leaves: dict[str, Any], backend: str) -> list[Tensor]:
         given: dict[str, Any] = {**leaves, "neighbors": self.neighbors, **self._options}
         output, new_edge, *lse = edge_attention(**given, scale=SCALE, backend=backend)
-        # Of a receiver that hears nobody, -inf has no error.
+        # An lse of -inf, of a receiver without neighbours, has no error.
         heard = [x.masked_fill(~self._hears, 0.0) for x in lse]
         return [output, *([] if new_edge is None else [new_edge]), *heard]
 

@@ -14,8 +14,9 @@ from ecore_kernels.operators.history import EdgeUpdate
 from ecore_kernels.problems import Problem
 from ecore_kernels.verify.rows import Row
 
-# Error allowed beyond twice the plain operator's, relative to the Frobenius norm of a tensor; a tenfold of it,
-# relative to the largest element, for the worst: where a softmax saturates, single elements are far off in float32.
+# Error allowed beyond twice the plain operator's, relative to the Frobenius norm of a tensor. The worst element may
+# have ten times as much, relative to the largest element: if a softmax saturates, single elements are far off in
+# float32.
 ROUNDING = {"float64": 2e-13, "ieee": 1e-5, "tf32": 1e-3, "bfloat16": 2**-8}
 
 
@@ -35,7 +36,7 @@ def _attend(weighted: Tensor, neighbors: Tensor, value: Tensor) -> Tensor:
 
 
 def recurrence(problem: Problem, tensors: Mapping[str, Tensor], kind: torch.dtype) -> tuple[Tensor, ...]:
-    """The outputs of a call, layer by layer as the paper writes them (Eqs. 4 to 8), all of it in type ``kind``."""
+    """The outputs of a call, layer by layer as in the paper (Eqs. 4 to 8), all in type ``kind``."""
     given = {name: x.to(kind) if x.is_floating_point() else x for name, x in tensors.items()}
     if problem.operator == "edge_attention":
         update = EdgeUpdate(given["query"], given["key"], given.get("gate"), given.get("edge_scale"))
@@ -85,7 +86,7 @@ def answer(
 
 
 def _sizes(tensor: Tensor) -> tuple[float, float]:
-    """Frobenius norm and largest element; NaN where something is not finite."""
+    """Frobenius norm and largest element; NaN if an element is not finite."""
     if not bool(tensor.isfinite().all()):
         return math.nan, math.nan
     return float(torch.linalg.vector_norm(tensor)), float(tensor.abs().max())
@@ -111,18 +112,18 @@ class Bounds:
             (error, worst), (size, largest) = _sizes(plain[name].double() - x), self.sizes[name]
             self.allowed[name] = 2 * error + rounding * size, 2 * worst + 10 * rounding * largest
         self._rounding = rounding
-        # By the gradient of an edge scale: the gradient of its gates, and gates over the scale.
+        # For the gradient of an edge scale: the gradient of its gates, and the gates divided by the scale.
         self._sums: dict[str, tuple[str, Tensor]] = {}
 
     def hold_to_gate(self, scale: str, gate: str, tensors: Mapping[str, Tensor]) -> None:
-        """Judge the gradient of an edge scale w by those of its gates g, which are judged themselves.
+        """Judge the gradient of an edge scale w by those of its gates g, which are checked too.
 
-        It is one number, a sum over gates of which little may be left, and the plain operator's error of it is a matter
-        of luck: it is held to w dw = sum(g dg), the gradients dg being the answer's own.
+        It is one number, a sum over gates whose terms may cancel, so the plain operator's error of it is a matter of
+        chance. The test is w dw = sum(g dg), with the answer's own gradients dg.
 
         Args:
             scale, gate: names of the two.
-            tensors: theirs in float64.
+            tensors: the two, in float64.
         """
         share = tensors[gate] / tensors[scale]  # [B, K, N]
         size = _sizes(share * self.exact[f"gradient of {gate}"])[0]  # of the terms

@@ -12,10 +12,10 @@ class Row:
 
     Attributes:
         verdict: "right", "wrong", "failed" (an exception) or "refused".
-        error, allowed, tensor: of the tensor that is nearest to what it is allowed or furthest beyond; relative to the
-            size of that tensor. None where nothing was compared, ``error`` too where something is not finite.
+        error, allowed, tensor: of the tensor whose error is the largest share of what is allowed; relative to the size
+            of that tensor. None if nothing was compared; ``error`` is also None if an element is not finite.
         same_bits: True if a second run gave the same.
-        reason: against the verdict "right".
+        reason: why the verdict is not "right".
     """
 
     operator: str

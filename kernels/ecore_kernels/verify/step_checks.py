@@ -31,7 +31,7 @@ TYPES = {"bfloat16": torch.bfloat16, "float64": torch.float64}
 
 @dataclasses.dataclass(frozen=True)
 class StepCheck:
-    """One call of an operator, to be made on every backend."""
+    """One call of an operator, which is made on every backend."""
 
     operator: str
     variant: str
@@ -91,7 +91,7 @@ class StepCheck:
         return Bounds(self._answer(wide, None), self._answer(self.tensors, None), self.precision)
 
     def _answer(self, tensors: dict[str, Tensor], backend: str | None) -> dict[str, Tensor]:
-        """Outputs and gradients of the operator on a backend; with None, of plain PyTorch in the tensors' type."""
+        """Outputs and gradients of the operator on a backend; None means plain PyTorch in the tensors' type."""
         names = [name for name in tensors if not name.startswith("upstream")]
         leaves = [tensors[name].detach().requires_grad_() for name in names]
         if self.operator == "linear_cross_entropy":
