@@ -1,6 +1,6 @@
-"""The GPU kernels, in Triton: one folder an operator, and the table of their launch configurations.
+"""The GPU kernels, in Triton: one folder for each operator, and the table of their launch configurations.
 
-Importing this package does not import Triton: where it is missing, :func:`why_not` says so.
+Importing this package does not import Triton: if it is missing, :func:`why_not` says so.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ OLDEST_TRITON = (3, 3)
 OLDEST_TRITON_FOR_FLOAT64 = (3, 5)
 OLDEST_ARCHITECTURE = (8, 0)
 LARGEST_HEAD = {torch.float16: 256, torch.bfloat16: 256, torch.float32: 256, torch.float64: 128}
-"""By type: beyond, a backward's tiles do not fit into the shared memory of an sm_86."""
+"""The largest head size by type: for larger ones a backward's tiles do not fit into the shared memory of an sm_86."""
 NARROW_ROW = 512
 WIDEST_SPARSE_HEAD = 1024
-"""Elements of one head of a node on a sparse graph: one program has rows of several edges in its registers."""
+"""The most elements of a head on a sparse graph: one program has rows of several edges in its registers."""
 WIDEST_NORM = 8192
-"""Elements of a row that one program normalises: they stay in its registers."""
+"""The most elements of a row that one program normalises: they stay in its registers."""
 DEEPEST = {"graph_attention": (3, 2), "edge_readout": (4, 2)}
 """Most layers of history that an operator takes, for the same reason: with rows of queries of up to that many bytes, as
 tiles hold them (heads of 128 in float32), and with wider ones."""
@@ -42,7 +42,7 @@ def _spelled(version: tuple[int, ...]) -> str:
 
 @functools.cache
 def _version() -> tuple[int, ...]:
-    import triton  # its distribution has other names too, and those other versions
+    import triton  # its distribution has other names too, which have other versions
 
     return tuple(map(int, triton.__version__.split(".")[:2]))
 
@@ -78,7 +78,7 @@ def _driver_refusal() -> str:
 
     try:
         driver.active.get_current_target()
-    except Exception as error:  # whatever a compiler, its absence or the driver raises
+    except Exception as error:  # a missing compiler, a failing one and the driver raise different types
         return f"cannot start Triton's driver: {' '.join(str(error).split()) or type(error).__name__}"
     return ""
 

@@ -1,8 +1,8 @@
 """Launch of a kernel: its configuration from the table, its arguments, and launches that are only planned.
 
 Every launch goes through :func:`launch`, so that a kernel can be compiled without a GPU from exactly the arguments that
-it would get on one: inside :func:`plan`, tensors on the device ``meta`` reach it as they would any device, and the
-launch is written down instead of made.
+it would get on one: inside :func:`plan` the tensors are on the device ``meta``, and the launch is recorded instead of
+made.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ import triton
 from torch import Tensor
 
 TABLE = Path(__file__).with_name("launch_table.json")
-FULL_VECTOR = 16  # bytes that one thread loads at most
+FULL_VECTOR = 16  # the most bytes that one thread loads
 COMPILER = {"enable_fp_fusion": False}
-"""For every kernel. Fused with the subtraction of a row's maximum, the last product of a score would not be rounded in
-the backward as it was in the forward; dots keep their fused multiply-adds."""
+"""For every kernel. If the last product of a score were fused with the subtraction of a row's maximum, forward and
+backward would round it differently; dots keep their fused multiply-adds."""
 
 
 class Launch(NamedTuple):
-    """One kernel launch: what runs, how often, on what, and the compiler's options."""
+    """One kernel launch: the kernel, its grid, its arguments, and the compiler's options."""
 
     kernel: Any
     grid: tuple[int, ...]
@@ -42,7 +42,7 @@ _planned_architecture = 80
 
 @contextlib.contextmanager
 def plan(architecture: int) -> Iterator[list[Launch]]:
-    """Inside, launches on ``meta`` tensors are appended to the list that this gives, configured for that architecture.
+    """A context that gives a list: launches on ``meta`` tensors inside are appended to it, for that architecture.
 
     Args:
         architecture: compute capability times ten: 86 for sm_86.
@@ -63,7 +63,7 @@ def launch(
     options: Mapping[str, int],
     device: torch.device,
 ) -> None:
-    """Launch a kernel on the tensors' device and its current stream; in :func:`plan`, write the launch down."""
+    """Launch a kernel on the tensors' device and its current stream; in :func:`plan`, record the launch."""
     options = {**options, **COMPILER}
     if device.type == "meta":
         if _planned is None:
@@ -78,7 +78,7 @@ def launch(
 
 
 def taken(kernel: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of another kernel's arguments that this one takes too."""
+    """The arguments of another kernel that this one takes too."""
     return {name: arguments[name] for name in kernel.arg_names}
 
 
@@ -110,8 +110,8 @@ def configuration(
 ) -> tuple[dict[str, Any], dict[str, int]]:
     """The table's entry for a call: constants of the kernel, options of the compiler.
 
-    The entry is that of the smallest head size not below ``head`` (else of the largest), then of the greatest depth
-    not above ``depth``, then of the newest architecture not above ``architecture`` (else of the oldest).
+    The entry has the smallest head size not below ``head`` (else the largest), then the greatest depth not above
+    ``depth``, then the newest architecture not above ``architecture`` (else the oldest).
 
     Args:
         kernel: the kernel family and direction, such as "graph_attention_forward".
@@ -153,12 +153,12 @@ def dot_precision(arithmetic: str) -> str:
 
 
 def bits(number: float) -> int:
-    """The float64 as an integer: as such it reaches a kernel whole, and its value does not compile the kernel anew."""
+    """The bits of a float64 as an integer: a kernel then gets all of them, and a new value does not recompile it."""
     return struct.unpack("<q", struct.pack("<d", number))[0]
 
 
 def present(tensors: Sequence[Tensor | None]) -> int:
-    """The tensors that are there, as a bit each."""
+    """A bit for each tensor: set if it is not None."""
     return sum(1 << place for place, tensor in enumerate(tensors) if tensor is not None)
 
 
@@ -170,8 +170,8 @@ def padded(size: int) -> int:
 def strides(**tensors: Tensor) -> dict[str, int]:
     """Kernel arguments: the strides of [B, K, N, d] tensors over batch, head and row, in units of VECTOR elements.
 
-    The kernel multiplies them by the constant ``VECTOR`` again: so the compiler knows what divides them, and loads full
-    vectors at sizes, like a head of 100, that are no multiple of 16.
+    The kernel multiplies them by the constant ``VECTOR`` again. So the compiler knows that it divides them, and loads
+    full vectors even at sizes that are no multiple of 16, such as a head of 100.
     """
     size = min(tensor.element_size() for tensor in tensors.values())
     return _strides(tuple(tensors), tuple(tensor.stride() for tensor in tensors.values()), size)

@@ -1,4 +1,4 @@
-"""Shared parts of all kernels: the order of a graph's participants and who hears whom in it, loads, stores."""
+"""Shared parts of all kernels: the order of a graph's nodes and which of them each one hears, loads, stores."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ON_A_CPU: tl.constexpr = tl.constexpr(INTERPRETED)
 
 @triton.jit
 def number_of(bits, TYPE: tl.constexpr):
-    """A number whose float64's bits are given: a Python float would reach a kernel as a float32."""
+    """A number from the bits of a float64: a Python float would reach a kernel as a float32."""
     return bits.to(tl.int64).to(tl.float64, bitcast=True).to(TYPE)
 
 
@@ -21,8 +21,8 @@ def number_of(bits, TYPE: tl.constexpr):
 def exponent(x):
     """Weighted scores, for base 2.
 
-    Forward and backward have them from here, and compilers may not fuse the last product with a subtraction (see
-    ``launch.COMPILER``): where a softmax is saturated, one rounding more or less is as large as the result.
+    Forward and backward both compute them here, and compilers may not fuse the last product with a subtraction (see
+    ``launch.COMPILER``): if a softmax is saturated, a single rounding can be as large as the result.
     """
     return x * LOG2E
 
@@ -41,8 +41,8 @@ def write_order(
 ):
     """List the nodes that take part: [CLS], then the emotions, then the words in their order.
 
-    In this order every receiver hears a prefix of the list (see ``last_heard``), so that whole tiles drop out.
-    Every program of one (b, k) writes the same values to the same places and reads them only after its own writes.
+    In this order every receiver hears a prefix of the list (see ``last_heard``), so whole tiles can be skipped.
+    Every program of one (b, k) writes the same values to the same places, and reads them only after its own writes.
 
     Returns:
         (emotions that take part, nodes that take part).
@@ -74,18 +74,18 @@ def write_order(
 
 @triton.jit
 def last_heard(place, emotion_count, count):
-    """The last place in the order whose node the receiver at ``place`` hears: it hears all before, emotions not itself.
+    """The last place that the receiver at ``place`` hears; it hears all before it, but an emotion not itself.
 
-    [CLS] hears everybody, an emotion [CLS] and the emotions, a word those and the words up to itself.
+    [CLS] hears all nodes, an emotion hears [CLS] and the emotions, a word hears those and the words up to itself.
     """
     return tl.where(place == 0, count - 1, tl.where(place <= emotion_count, emotion_count, place))
 
 
 @triton.jit
 def place_of_receiver(row, skipped, count):
-    """The place of the receiver in this row, of those after which ``skipped`` emotions are left out.
+    """The place of the receiver in this row, if ``skipped`` emotions are left out after [CLS].
 
-    Rows past the last receiver repeat it: what is loaded for them is in bounds, and what they yield is not stored.
+    Rows past the last receiver repeat it: their loads are in bounds, and their results are not stored.
     """
     row = tl.minimum(row, count - skipped - 1)
     return tl.where(row > 0, row + skipped, 0)
@@ -110,10 +110,10 @@ def takes_no_part(node, word_mask, emotion_mask, words, nodes):
 
 @triton.jit
 def rounded(tile, PRECISION: tl.constexpr):
-    """Return a dot's operand as the dot should read it: under tf32 rounded to 10 bits of mantissa, else as it is.
+    """Return a dot's operand as the dot must read it: under tf32 rounded to 10 bits of mantissa, else unchanged.
 
-    The tensor cores cut the 13 low bits of a float32 off; cuBLAS rounds before, to nearest with ties away from zero,
-    and so does this. NaN stays NaN: half a unit added to its bits would make -0 of one, and a cut payload infinity.
+    Tensor cores drop the 13 low bits of a float32. cuBLAS first rounds to nearest, with ties away from zero, and so
+    does this. NaN stays NaN: adding half a unit to its bits could make it -0, and dropping its payload infinity.
     """
     if PRECISION == "tf32":
         bits = tile.to(tl.int32, bitcast=True)
@@ -124,7 +124,7 @@ def rounded(tile, PRECISION: tl.constexpr):
 
 @triton.jit
 def wanted(members, WANTED: tl.constexpr):
-    """Those members of a tuple whose bits are set."""
+    """The members of a tuple whose bits are set."""
     kept = ()
     for m in tl.static_range(len(members)):
         if (WANTED >> m) & 1:
@@ -152,7 +152,7 @@ def store_rows(base, node, stride, rows, stored, WIDTH: tl.constexpr, TILE: tl.c
     tl.store(rows_of(base, node, stride, WIDTH, TILE), rows.to(base.dtype.element_ty), mask=inside)
 
 
-# Rows in pieces of PIECE columns, as tuples of tiles: a dot of wide tiles wants more registers than there are.
+# Rows in pieces of PIECE columns, as tuples of tiles: a dot of wide tiles needs more registers than there are.
 
 
 @triton.jit
@@ -186,11 +186,11 @@ def zero_pieces(ROWS: tl.constexpr, WIDTH: tl.constexpr, PIECE: tl.constexpr, TY
 
 @triton.jit
 def row_products(a, b, total, PRECISION: tl.constexpr):
-    """total + a b^T, every row of a with every row of b; None for no total.
+    """total + a b^T, every row of a with every row of b; total None is 0.
 
-    Forward and backward have to agree on every bit of a score. A GPU sums along the rows, whatever the tiles. The sums
-    of NumPy's BLAS, the interpreter's dot, depend on the tile's sizes, on the place in it and on which operand is
-    transposed: there the products of ieee and float64 are summed by themselves.
+    Forward and backward must agree on every bit of a score. A GPU sums along the rows, whatever the tiles. The
+    interpreter's dot is NumPy's BLAS, whose sums depend on the tile's sizes, on the place in it and on which operand is
+    transposed: there the products of ieee and float64 are summed separately.
     """
     if ON_A_CPU and PRECISION == "ieee" and a.dtype.primitive_bitwidth >= 32:
         products = tl.sum(a[:, None, :] * b[None, :, :], 2)
@@ -207,8 +207,8 @@ def row_products(a, b, total, PRECISION: tl.constexpr):
 def inner_product(a, b, PRECISION: tl.constexpr):
     """a b^T of rows in pieces, both rounded where they were loaded.
 
-    Computed as (b a^T)^T: what is transposed does not count as chained to the dots that follow, and Triton then spreads
-    the warps over both sides of the tile; along one side alone every warp would hold all of a in registers.
+    Computed as (b a^T)^T: Triton does not see a transposed dot as chained to the dots that follow, and then spreads the
+    warps over both sides of the tile. Along one side only, every warp would hold all of a in registers.
     """
     total = row_products(b[0], a[0], None, PRECISION)
     for p in tl.static_range(1, len(a)):

@@ -62,7 +62,7 @@ def _backward(
     weight_parts, bias_parts,  # [programs, D], or None
     rows, size, rows_a_program, threshold: tl.int64, scale_bits: tl.int64, TILE: tl.constexpr,
 ):  # fmt: skip
-    """One program: rows_a_program rows one after the other, and what they give to the weight and the bias."""
+    """One program: rows_a_program rows in turn, and their sums for the gradients of weight and bias."""
     program = tl.program_id(0).to(tl.int64)
     number: tl.constexpr = saved.dtype.element_ty
     column = tl.arange(0, TILE)  # [D]

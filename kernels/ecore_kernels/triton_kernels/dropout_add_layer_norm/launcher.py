@@ -12,7 +12,7 @@ from ecore_kernels.triton_kernels import launch
 from ecore_kernels.triton_kernels.dropout_add_layer_norm.kernels import _backward, _forward
 
 MOST_PARTS = 256
-"""Programs of a backward, each of which sums its rows' gradients of weight and bias: as many whatever the GPU."""
+"""Programs of a backward; each sums its rows' gradients of weight and bias. The number is the same on every GPU."""
 
 
 def _options(tile: int) -> dict[str, int]:

@@ -36,7 +36,7 @@ def _backward(
     deltas,  # from _sum_deltas, or None: then delta is dO O
     grad_query, grad_key, grad_value,
     grad_edge, grad_factor,  # like edge and factor, but contiguous
-    grad_bias, grad_sender_gate,  # [B, H, Nq, Nk] and [B, H, Nk]; these seven are None where not wanted
+    grad_bias, grad_sender_gate,  # [B, H, Nq, Nk] and [B, H, Nk]; these seven are None if not wanted
     plane, batches, heads, group, receivers, senders, edge_batches, edge_heads, zero,
     query_batch, query_head, query_row, key_batch, key_head, key_row, value_batch, value_head, value_row,
     output_batch, output_head, output_row, gradient_batch, gradient_head, gradient_row,
@@ -48,17 +48,17 @@ def _backward(
     CLAMP: tl.constexpr, ALL_PAIRS: tl.constexpr,
     DIM: tl.constexpr, VALUE_DIM: tl.constexpr, TILE_DIM: tl.constexpr, TILE_VALUE: tl.constexpr,
     VECTOR: tl.constexpr, PRECISION: tl.constexpr, SHARED_EDGE: tl.constexpr,
-    RECEIVERS: tl.constexpr, SENDERS: tl.constexpr,  # whether anything is wanted of the one, and of the other
+    RECEIVERS: tl.constexpr, SENDERS: tl.constexpr,  # whether gradients of receivers and of senders are wanted
     BLOCK: tl.constexpr, STEP: tl.constexpr, SHARED_STEP: tl.constexpr, RELOAD: tl.constexpr,
 ):  # fmt: skip
     """One program: the gradients of BLOCK nodes of one (b, k), as receivers or as senders, or of a tile of edges.
 
     With G = A (dO V^T - delta), delta as in _sum_deltas: dx = G + f dE', ds = dx * E, dE = dx * s + f dE'; dropout is a
-    factor on dO V^T, a gate of the sender one on s, and the gradient of a bias is G.
-    An edge that belongs to one (b, k) gets its gradient from its receiver's program. With SHARED_EDGE the first
-    programs take a tile of edges each, and go through all the (b, k) that share it: every number has one writer.
-    With RELOAD the tiles that stay are loaded again at every step, which keeps them out of the registers: ``zero`` is
-    0, but the compiler does not know.
+    factor on dO V^T, a sender gate is one on s, and the gradient of a bias is G.
+    The gradient of an edge of a single (b, k) is written by the program of its receiver. With SHARED_EDGE each of the
+    first programs takes a tile of edges, and goes through all (b, k) that share it, so every number has one writer.
+    With RELOAD the tiles that stay are loaded again at every step, which keeps them out of the registers. ``zero`` is
+    0, which the compiler does not know, so it cannot move the load out of the loop.
     Shape tags: I receivers and J senders, of which BLOCK stay and STEP stream by; SHARED_STEP senders of shared edges.
     """
     receiver_blocks, sender_blocks = tl.cdiv(receivers, BLOCK), tl.cdiv(senders, BLOCK)
@@ -88,7 +88,8 @@ def _backward(
             for share in range(0, in_batch * (batches // edge_batches)):
                 batch, head = edge_of + share // in_batch, edge_for + share % in_batch
                 pair = batch * heads + head
-                # Else the addresses of all tiles are worked out before the loop, and wait in registers.
+                # Otherwise the compiler computes the addresses of all tiles before the loop, and keeps them in
+                # registers.
                 first += share * zero
                 start += share * zero
                 node = tl.minimum(first + tl.arange(0, BLOCK), receivers - 1)
@@ -137,7 +138,7 @@ def _backward(
                     exponents = logit(
                         score, weight, None, bias_row, first, start, heard, BLOCK, SHARED_STEP, False
                     )
-                # What is not heard may be NaN.
+                # Scores of pairs off the graph may be NaN.
                 grad_x = tl.where(heard, attention_of(exponents, heard, maximum, inverse) * passed, 0.0)
                 if grad_new_edge is not None:
                     gradient = grad_new_edge + batch * grad_new_edge_batch + head * grad_new_edge_head
@@ -247,7 +248,7 @@ def _backward(
                     grad_score = through_clamp(
                         gated(grad_x * weight, sender_gate, sender, False), whole, low, high, CLAMP
                     )
-                    grad_score = tl.where(live, grad_score, 0.0)  # what is not heard may be NaN
+                    grad_score = tl.where(live, grad_score, 0.0)  # it may be NaN off the graph
                     grad_q += tl.dot(rounded(grad_score.to(k.dtype), PRECISION), k, input_precision=PRECISION)
                 if grad_edge is not None and not SHARED_EDGE:
                     address = addresses(grad_edge, senders, first, start, BLOCK, STEP, False)

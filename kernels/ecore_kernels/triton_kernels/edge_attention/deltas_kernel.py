@@ -1,4 +1,4 @@
-"""The kernel before the backward of attention on any dense graph: what is taken off the gradients of weights."""
+"""The kernel before the backward of attention on any dense graph: what is subtracted from gradients of weights."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def _sum_deltas(
     CLAMP: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, TILE_DIM: tl.constexpr, TILE_VALUE: tl.constexpr,
     VECTOR: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """One program: delta of BLOCK receivers of one (b, k), the sum of A (dO V^T) over those whom they hear.
+    """One program: delta of BLOCK receivers of one (b, k), the sum of A (dO V^T) over the senders that they hear.
 
-    Of the numbers that the backward has, and not dO O: see ``_sum_deltas`` of ``graph_attention``.
+    It is computed from the backward's numbers and not as dO O: see ``_sum_deltas`` of ``graph_attention``.
     Shape tags: I = BLOCK receivers, J = STEP senders.
     """
     blocks = tl.cdiv(receivers, BLOCK)
@@ -85,7 +85,7 @@ def _sum_deltas(
         passed = row_products(do, v, None, PRECISION)
         if seed is not None:
             passed *= kept_in(seed, pair, first, start, least_kept, kept_bits, number, BLOCK, STEP, False)
-        # What is not heard may be NaN, which no attention of 0 takes away.
+        # Values of senders that are not heard may be NaN, and an attention of 0 times NaN is NaN.
         delta += tl.sum(tl.where(heard, attention * passed, 0.0), 1)
     if grad_lse is not None:
         delta -= tl.load(grad_lse + pair * receivers + node)

@@ -1,4 +1,4 @@
-"""Edges that lie in memory, tile by tile: for the forward and the backward kernels of edge_attention."""
+"""Edges in memory, tile by tile: for the forward and the backward kernels of edge_attention."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import triton.language as tl
 
 from ecore_kernels.triton_kernels.tiles import exponent, number_of
 
-# Sizes and strides differ from batch to batch: compiling anew where one happens to be a multiple of 16 would cost more
-# than it gains. VECTOR tells the compiler what it needs.
+# Sizes and strides differ from batch to batch: recompiling when one happens to be a multiple of 16 would cost more than
+# it gains. VECTOR tells the compiler what it needs.
 VARYING = [
     "plane", "batches", "heads", "group", "receivers", "senders", "edge_batches", "edge_heads", "zero", "scale_bits",
     "low_bits", "high_bits", "least_kept", "kept_bits",
@@ -28,7 +28,7 @@ def inside_graph(
     receiver, sender, receivers, senders,
     RECEIVERS: tl.constexpr, SENDERS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """The part of the tile from (receiver, sender) on that lies in the [Nq, Nk]; see ``addresses`` for its shape."""
+    """The part of the tile from (receiver, sender) on that is inside of [Nq, Nk]; see ``addresses`` for its shape."""
     row = tl.expand_dims(receiver + tl.arange(0, RECEIVERS), 1 - COLUMNS)
     column = tl.expand_dims(sender + tl.arange(0, SENDERS), COLUMNS)
     return (row < receivers) & (column < senders)
@@ -56,7 +56,7 @@ def neighbors_in(
     neighbors, row_stride, receiver, sender, inside,
     RECEIVERS: tl.constexpr, SENDERS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """The pairs of the tile that hear each other; without a mask every receiver hears every sender."""
+    """The pairs of the tile that are neighbours; without a mask all are."""
     if neighbors is not None:
         address = addresses(neighbors, row_stride, receiver, sender, RECEIVERS, SENDERS, COLUMNS)
         inside = inside & (tl.load(address, mask=inside, other=0) != 0)
@@ -65,10 +65,11 @@ def neighbors_in(
 
 @triton.jit
 def finite(rows, TYPE: tl.constexpr):
-    """Rows for a product with weights of which some are 0, which would make NaN of NaN and of infinity.
+    """Make rows finite for a product with weights that may be 0, because 0 times NaN or infinity is NaN.
 
     Returns:
-        the rows, those that are not finite as zeros; by row 0, or NaN for those, to be added to where they are heard.
+        the rows, with zeros for those that are not finite; and for each row 0, or NaN if it was not finite, which the
+        caller adds to the receivers that hear it.
     """
     lost = tl.sum(rows.to(TYPE) * 0.0, 1)
     return tl.where((lost == 0.0)[:, None], rows, 0.0), lost[None, :]
@@ -79,7 +80,7 @@ def tile_of(
     matrix, row_stride, receiver, sender, inside, ABSENT: tl.constexpr, TYPE: tl.constexpr,
     RECEIVERS: tl.constexpr, SENDERS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """The tile of a matrix, 0 outside; ABSENT everywhere where there is no matrix."""
+    """The tile of a matrix, 0 outside of it; without a matrix, ABSENT everywhere."""
     if matrix is None:
         tile = tl.full([SENDERS, RECEIVERS] if COLUMNS else [RECEIVERS, SENDERS], ABSENT, TYPE)
     else:
@@ -90,7 +91,7 @@ def tile_of(
 
 @triton.jit
 def clamped(score, low, high, CLAMP: tl.constexpr):
-    """Scores between the bounds; NaN stays."""
+    """Scores clamped to the bounds; NaN stays NaN."""
     if CLAMP:
         score = tl.where(score < low, low, score)
         score = tl.where(score > high, high, score)
@@ -99,7 +100,7 @@ def clamped(score, low, high, CLAMP: tl.constexpr):
 
 @triton.jit
 def through_clamp(gradient, score, low, high, CLAMP: tl.constexpr):
-    """The gradient of a score that :func:`clamped` took, of that of the result."""
+    """The gradient of a score before :func:`clamped`, from that of the result."""
     if CLAMP:
         gradient = tl.where((score >= low) & (score <= high), gradient, 0.0)
     return gradient
@@ -118,7 +119,7 @@ def logit(
     score, weight, bias, row_stride, receiver, sender, heard,
     RECEIVERS: tl.constexpr, SENDERS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Weighted scores of a tile and its biases, if there are any, for base 2; both directions ask here."""
+    """Weighted scores of a tile plus its biases, if there are any, for base 2; both directions use this function."""
     weighted = score * weight
     if bias is not None:
         weighted += tile_of(
@@ -144,5 +145,5 @@ def kept_in(
 
 @triton.jit
 def attention_of(exponents, heard, maximum, inverse):
-    """Attention of a tile as the forward had it, of :func:`logit`, and its receivers' maximum and inverse."""
+    """The forward's attention of a tile, from :func:`logit` and its receivers' maximum and inverse."""
     return tl.where(heard, tl.exp2(exponents - maximum) * inverse, 0.0)

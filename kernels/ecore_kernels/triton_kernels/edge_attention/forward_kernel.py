@@ -113,7 +113,7 @@ def _forward(
             rounded(p.to(v.dtype), PRECISION), v, input_precision=PRECISION
         )
         maximum = larger
-    # No neighbour at all: the output is 0. Scores that all overflowed to -infinity give NaN, as a softmax does.
+    # Without a neighbour the output is 0. If all scores overflowed to -infinity it is NaN, as with a softmax.
     lonely = hears == 0
     inverse = tl.where(lonely, 0.0, 1.0 / tl.where(lonely, 1.0, normalizer))
     output += (batch * output_batch + head * output_head) * VECTOR

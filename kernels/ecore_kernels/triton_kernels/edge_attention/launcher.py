@@ -44,16 +44,16 @@ def _setting(query: Tensor, value: Tensor, precision: str, direction: str):
 
 
 def _mask(neighbors: Tensor | None, query: Tensor) -> Tensor | None:
-    """The neighbours as the kernels load them: where the rest is float64, not as bytes.
+    """The neighbours as the kernels load them: with float64 tensors, not as bytes.
 
-    The compiler packs the operands of a product as tightly as the narrowest load that they depend on, and does not
-    compile for sm_80 and sm_90 when it takes four numbers of 64 bits for as many bytes.
+    The compiler packs the operands of a product as tightly as the narrowest load that they depend on. If that is four
+    bytes for four 64-bit numbers, it fails for sm_80 and sm_90.
     """
     return neighbors.to(torch.int32) if neighbors is not None and query.dtype is torch.float64 else neighbors
 
 
 def _matrices(name: str, tensor: Tensor | None) -> dict[str, Tensor | int | None]:
-    """Kernel arguments: [B or 1, K or 1, N, N] and its strides; copied unless a row lies side by side."""
+    """Kernel arguments: [B or 1, K or 1, N, N] and its strides; copied unless a row's elements lie side by side."""
     if tensor is None:
         return {name: None, f"{name}_batch": 0, f"{name}_head": 0, f"{name}_row": 0}
     if tensor.shape[3] > 1 and tensor.stride(3) != 1:
@@ -69,7 +69,7 @@ def _more(
     clamp: Sequence[float] | None,
     dropout: float,
 ) -> dict[str, Any]:
-    """Kernel arguments: what both directions read beside nodes, edges and neighbours."""
+    """Kernel arguments: what both directions read besides nodes, edges and neighbours."""
     low, high = clamp or (0.0, 0.0)
     return {
         **_matrices("bias", bias),
@@ -186,7 +186,7 @@ def backward(
     own_edge = None if shared_edge else grad_edge
     of_receivers = any(x is not None for x in (grad_query, grad_factor, own_edge, grad_bias))
     of_senders = any(x is not None for x in (grad_key, grad_value, grad_sender_gate))
-    # Tensor cores' operands have lost more than a plain sum of dO O does.
+    # Operands of tensor cores have lost more precision than a plain sum of dO O does.
     by_itself = launch.arithmetic_of(query.dtype, precision) in ("ieee", "float64")
     of_scores = grad_query, grad_key, grad_edge, grad_bias, grad_sender_gate
     needs_deltas = by_itself and any(x is not None for x in of_scores)

@@ -27,7 +27,7 @@ def _store_all(bases, offset, node, stride, tiles, scale, stored, WIDTH: tl.cons
 def _gradients(u, upstream, initial, factor, heard):
     """The gradients of every layer's u, of E0, and of r before its sum over senders, on a tile.
 
-    They are 0 where nothing is heard.
+    They are 0 off the graph.
 
     Args:
         upstream, initial: D and E0.
@@ -42,7 +42,7 @@ def _gradients(u, upstream, initial, factor, heard):
         for n in tl.static_range(len(u)):
             if n != m:
                 others *= u[n]
-        grad_u += (tl.where(heard, others, 0.0),)  # what is not heard may be NaN
+        grad_u += (tl.where(heard, others, 0.0),)  # it may be NaN off the graph
         grad_initial *= u[m]
         grad_factor *= u[m]
     return grad_u, tl.where(heard, grad_initial, 0.0), tl.where(heard, grad_factor, 0.0)
@@ -73,23 +73,23 @@ def _zeros(LIKE, ROWS: tl.constexpr, TILE: tl.constexpr, TYPE: tl.constexpr):
 def _backward(
     history_query, history_key, word_mask, emotion_mask, emotion_weight, correlation, row_factor,
     grad_to_word, grad_to_emotion,  # [B, P], or [B, M, P] with PER_WORD; [B, P, P]
-    grad_history_query, grad_history_key,  # of the layers that are wanted
-    grad_row_factor, grad_emotion_weight, grad_correlation,  # [B, K, N], [B, K, P], [B, K, P, P]; None where not wanted
+    grad_history_query, grad_history_key,  # of the wanted layers
+    grad_row_factor, grad_emotion_weight, grad_correlation,  # [B, K, N], [B, K, P], [B, K, P, P]; None if not wanted
     resolutions, words, emotions, correlation_batch, pairs,
     history_batch, history_head, history_row, gradient_batch, gradient_head, gradient_row,
     scale_bits: tl.int64, DIM: tl.constexpr, TILE_DIM: tl.constexpr, VECTOR: tl.constexpr, PRECISION: tl.constexpr,
-    PER_WORD: tl.constexpr, RECEIVERS: tl.constexpr, SENDERS: tl.constexpr,  # whether anything is wanted of the two
-    HISTORY_QUERY: tl.constexpr, HISTORY_KEY: tl.constexpr,  # layers whose gradients are wanted, a bit each
+    PER_WORD: tl.constexpr, RECEIVERS: tl.constexpr, SENDERS: tl.constexpr,  # whether their gradients are wanted
+    HISTORY_QUERY: tl.constexpr, HISTORY_KEY: tl.constexpr,  # a bit for each layer whose gradients are wanted
     BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """One program: in one (b, k), gradients of COLUMNS emotions as senders or, later programs, of BLOCK receivers.
+    """One program of one (b, k): gradients of COLUMNS emotions as senders or, in later programs, of BLOCK receivers.
 
     Shape tags: I = BLOCK receivers, J = COLUMNS senders.
     """
     nodes = words + emotions
     blocks = tl.cdiv(words, BLOCK) + tl.cdiv(emotions, BLOCK)
     column_blocks = tl.cdiv(emotions, COLUMNS)
-    # The senders' programs come first: theirs are the longer loops.
+    # The senders' programs come first, because their loops are longer.
     sending = pairs * column_blocks * SENDERS
     by_column = tl.program_id(0) < sending
     within = tl.where(by_column, tl.program_id(0), tl.program_id(0) - sending)
@@ -170,7 +170,7 @@ def _backward(
             factor = tl.load(row_factor + node, mask=receives, other=0.0)
         grad_q = _zeros(grad_history_query, BLOCK, TILE_DIM, number)  # a layer [I, d]
         grad_factor = tl.zeros([BLOCK], number)  # [I]
-        # Emotions' rows are gone through even if none takes part, for the zeros of grad_correlation.
+        # The loop includes emotions even if none takes part, to write the zeros of grad_correlation.
         end = tl.where((tl.max(receives.to(tl.int32), 0) > 0) | emotional, emotions, 0)
         for start in range(0, end, COLUMNS):
             column = start + tl.arange(0, COLUMNS)  # [J]
@@ -184,7 +184,7 @@ def _backward(
             upstream = edge_values(grad_to_word, word_row, grad_to_emotion, i, j, emotional, heard, emotions)
             u = factors(q, k, scale, PRECISION)  # a layer [I, J]
             grad_u, grad_initial, grad_r = _gradients(u, upstream, initial, factor[:, None], heard)
-            if len(grad_q) > 0:  # Triton 3.3 fails on a loop that carries an empty tuple and nothing else
+            if len(grad_q) > 0:  # Triton 3.3 fails on a loop that carries only an empty tuple
                 grad_q = _accumulate(
                     grad_q, wanted(grad_u, HISTORY_QUERY), wanted(k, HISTORY_QUERY), PRECISION
                 )
@@ -198,7 +198,7 @@ def _backward(
         )
         if grad_row_factor is not None:
             tl.store(grad_row_factor + pair * nodes + node, grad_factor, mask=exists)
-        # Nothing reads the words' keys.
+        # The words' keys are not used.
         nothing = _zeros(grad_history_key, BLOCK, TILE_DIM, number)
         of_word = exists & (node < words)
         _store_all(

@@ -7,8 +7,8 @@ import triton.language as tl
 
 from ecore_kernels.triton_kernels.tiles import rounded, rows_of
 
-# Sizes and strides differ from batch to batch: compiling anew where one happens to be a multiple of 16 would cost more
-# than it gains. VECTOR tells the compiler what it needs.
+# Sizes and strides differ from batch to batch: recompiling when one happens to be a multiple of 16 would cost more than
+# it gains. VECTOR tells the compiler what it needs.
 VARYING = [
     "resolutions", "words", "emotions", "correlation_batch", "pairs", "scale_bits",
     *(f"{of}_{name}" for of in ("history", "gradient") for name in ("batch", "head", "row")),
@@ -35,8 +35,8 @@ def takes_part(node, exists, word_mask, emotion_mask, words):
     part = exists & (tl.load(word_mask + node, mask=screened, other=1) != 0)
     if emotion_mask is not None:
         part = part & (tl.load(emotion_mask + node - words, mask=exists & (node >= words), other=1) != 0)
-    # Triton lays a dot's operands out for the narrowest load that it can trace them to. Bytes would cost it ldmatrix,
-    # and in float64 it has no product for that layout; it does not look behind a reduction.
+    # Triton lays out a dot's operands for the narrowest load that it can trace them to. For bytes it could not use
+    # ldmatrix, and in float64 it has no product for that layout; it does not trace through a reduction.
     return tl.max(part.to(tl.int32)[:, None], 1) != 0
 
 
@@ -48,7 +48,7 @@ def heard_by(receiver, sender, receives, sends):
 
 @triton.jit
 def edge_values(to_words, word_row, to_emotions, row, column, emotional, wanted, emotions):
-    """The numbers of a tile's edges; 0 where they are not wanted.
+    """The values of a tile's edges; 0 where they are not wanted.
 
     Args:
         to_words: [P] or, with a stride ``word_row`` over words that is not 0, [M, P].

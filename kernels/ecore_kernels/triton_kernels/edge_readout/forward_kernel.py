@@ -70,14 +70,14 @@ def _forward(
         edge = factor[:, None] + tl.zeros([1, COLUMNS], number)
         for m in tl.static_range(len(u)):
             edge *= u[m]
-        total += tl.where(heard, edge, 0.0)  # what is not heard may be NaN
+        total += tl.where(heard, edge, 0.0)  # it may be NaN off the graph
 
     stored = exists[:, None] & (j < emotions)
     correlation += batch * correlation_batch
     initial = edge_values(
         emotion_weight + batch * emotions, 0, correlation, i, j, emotional, stored, emotions
     )
-    # Of an emotion that nobody hears the weight may be anything: select, where 0 times it would be NaN.
+    # The weight of an emotion that no receiver hears may be NaN, so it is selected: 0 times NaN would be NaN.
     total = tl.where(total == 0.0, 0.0, total * initial)
     if emotional:
         tl.store(to_emotion + (batch * emotions + i) * emotions + j, total, mask=stored)

@@ -86,7 +86,7 @@ def forward(
     precision: str,
     results: Sequence[Tensor],
 ) -> None:
-    """Launch the forward kernel, and add up what it leaves per block of words where there are several."""
+    """Launch the forward kernel, and sum its results over blocks of words if there are several."""
     batch, _, words = word_mask.shape
     emotions = emotion_weight.shape[1]
     arguments = _inputs(
@@ -128,7 +128,7 @@ def backward(
     precision: str,
     results: Sequence[Tensor | None],
 ) -> None:
-    """Launch the backward kernel, and add up what it leaves per resolution."""
+    """Launch the backward kernel, and sum its results over resolutions."""
     batch, resolutions, words = word_mask.shape
     emotions, depth = emotion_weight.shape[1], len(history_query)
     arguments = _inputs(
@@ -141,7 +141,7 @@ def backward(
     wanted_past = [tuple(x for x in past if x is not None) for past in (grad_query, grad_key)]
     of_receivers = any(x is not None for x in (*grad_query, grad_row_factor, grad_correlation))
     of_senders = any(x is not None for x in (*grad_key, grad_emotion_weight))
-    if not of_receivers:  # whose programs write the zeros of the words' keys: nobody reads those
+    if not of_receivers:  # whose programs write zeros for the words' keys, which are not used
         for gradient in wanted_past[1]:
             gradient.zero_()
 

@@ -19,7 +19,7 @@ def _backward(
     output, grad_output,  # [B, K, N or M, dv]
     saved,  # [5, B, K, N]
     deltas,  # [B, K, N] from _sum_deltas, or None: then delta is dO O
-    # None, or not in the tuple, where not wanted
+    # None, or not in the tuple, if not wanted
     grad_query, grad_key, grad_value,  # [B, K, N, d], [B, K, N, d], [B, K, N, dv]
     grad_history_query, grad_history_key,  # tuples of [B, K, N, d]
     grad_row_factor, grad_emotion_weight, grad_correlation,  # [B, K, N], [B, K, P], [B, K, P, P]
@@ -28,15 +28,15 @@ def _backward(
     gradient_batch, gradient_head, gradient_row, value_gradient_batch, value_gradient_head, value_gradient_row,
     scale_bits: tl.int64, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, PIECE: tl.constexpr,
     VECTOR: tl.constexpr, PRECISION: tl.constexpr, WORDS_ONLY: tl.constexpr,
-    RECEIVERS: tl.constexpr, SENDERS: tl.constexpr,  # whether anything is wanted of the one, and of the other
-    SCORES: tl.constexpr,  # whether anything but grad_value is wanted of the senders
-    HISTORY_QUERY: tl.constexpr, HISTORY_KEY: tl.constexpr,  # layers whose gradients are wanted, a bit each
+    RECEIVERS: tl.constexpr, SENDERS: tl.constexpr,  # whether gradients of receivers and of senders are wanted
+    SCORES: tl.constexpr,  # whether the senders need more than grad_value
+    HISTORY_QUERY: tl.constexpr, HISTORY_KEY: tl.constexpr,  # a bit for each layer whose gradients are wanted
     BLOCK: tl.constexpr, STEP: tl.constexpr, RELOAD: tl.constexpr,
 ):  # fmt: skip
-    """One program: the gradients of BLOCK nodes of one (b, k), as receivers or, in the later programs, as senders.
+    """One program: gradients of BLOCK nodes of one (b, k), as receivers or, in later programs, as senders.
 
-    With RELOAD the tiles that stream by are loaded once more for their second product instead of being kept for it:
-    ``zero`` is 0, but the compiler does not know.
+    With RELOAD the streaming tiles are loaded again for their second product instead of being kept for it. ``zero`` is
+    0, which the compiler does not know, so it cannot remove the second load.
     """
     nodes = words + emotions
     receiver_blocks = tl.cdiv(words if WORDS_ONLY else nodes, BLOCK) * RECEIVERS

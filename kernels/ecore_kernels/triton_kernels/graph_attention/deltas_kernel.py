@@ -35,10 +35,10 @@ def _sum_deltas(
     VECTOR: tl.constexpr, PRECISION: tl.constexpr, WORDS_ONLY: tl.constexpr,
     BLOCK: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """One program: delta of BLOCK receivers of one (b, k), the sum of A (dO V^T) over those whom they hear.
+    """One program: delta of BLOCK receivers of one (b, k), the sum of A (dO V^T) over the senders that they hear.
 
-    In exact numbers that is dO O. But where softmaxes saturate, the backward multiplies what is left of a row's sum of
-    G = A (dO V^T - delta) by its scores: so delta is of the very numbers that G is of.
+    In exact arithmetic that is dO O. But if a softmax saturates, the backward multiplies the rounding error in a row's
+    sum of G = A (dO V^T - delta) by its scores, so delta is computed from the same numbers as G.
     Shape tags: I = BLOCK receivers, J = STEP senders.
     """
     nodes = words + emotions
@@ -97,6 +97,6 @@ def _sum_deltas(
         v = load_pieces(value, sender_node, value_row, VALUE_DIM, PIECE, PRECISION)  # [J, dv]
         grad_attention = inner_product(do, v, PRECISION)  # [I, J]
         attention = attention_of(weighted(score, edge, factor, u), heard, maximum, inverse)
-        # What is not heard may be NaN, which no attention of 0 takes away.
+        # Values of senders that are not heard may be NaN, and an attention of 0 times NaN is NaN.
         delta += tl.sum(tl.where(heard, attention * grad_attention, 0.0), 1)
     tl.store(deltas + pair * nodes + place, delta, mask=row < count - skipped)

@@ -1,4 +1,4 @@
-"""Shared parts of the attention kernels: the order that the forward leaves, and the weighted scores of a tile.
+"""Shared parts of the attention kernels: the order that the forward saves, and the weighted scores of a tile.
 
 Tiles are [I, J], receivers by senders; the backward by columns has them [J, I]. Rows of nodes are tuples of tiles
 [I or J, PIECE], d columns in all.
@@ -11,8 +11,8 @@ import triton.language as tl
 
 from ecore_kernels.triton_kernels.tiles import exponent, inner_product, load_pieces
 
-# Sizes and strides differ from batch to batch: compiling anew where one happens to be a multiple of 16 would cost more
-# than it gains. VECTOR tells the compiler what it needs.
+# Sizes and strides differ from batch to batch: recompiling when one happens to be a multiple of 16 would cost more than
+# it gains. VECTOR tells the compiler what it needs.
 VARYING = [
     "plane", "resolutions", "words", "emotions", "correlation_batch", "zero", "scale_bits",
     *(
@@ -28,7 +28,7 @@ def saved_of(saved, plane, pair, nodes):
     """The addresses in a (b, k)'s planes of ``saved``, each plane of that many elements.
 
     Returns:
-        by place in the order, receivers' maximum and one over their sum, and E0 of the edges that the node there sends
+        for each place in the order, the receiver's maximum, one over its sum, and E0 of the edges that its node sends
         to words, [N] each; the order [N]; the counts of emotions and of nodes that take part.
     """
     plane = plane.to(tl.int64)
@@ -40,7 +40,7 @@ def saved_of(saved, plane, pair, nodes):
 
 @triton.jit
 def end_of_senders(block, skipped, emotion_count, count, BLOCK: tl.constexpr):
-    """The place after the last one that any receiver of the block hears: the first block holds [CLS], who hears all."""
+    """The place after the last one that any receiver of the block hears: [CLS], in the first block, hears all."""
     end = tl.minimum(tl.maximum((block + 1) * BLOCK + skipped, emotion_count + 1), count)
     return tl.where(block == 0, count, end)
 
@@ -86,10 +86,10 @@ def all_u(
     own, bases, offset, node, stride,
     scale, WIDTH: tl.constexpr, PIECE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """u = 1 + scale * q . k of every earlier layer, between its rows at hand and the rows of these nodes."""
+    """u = 1 + scale * q . k of every earlier layer, between its loaded rows and the rows of these nodes."""
     u = ()
     for m in tl.static_range(len(own)):
-        # Loaded right before its product: loaded together, the layers would fill the registers.
+        # Loaded right before its product: together the layers would fill the registers.
         rows = load_pieces(bases[m] + offset, node, stride, WIDTH, PIECE, PRECISION)
         u += (1.0 + scale * inner_product(own[m], rows, PRECISION),)  # [own rows, these nodes]
     return u
@@ -97,7 +97,7 @@ def all_u(
 
 @triton.jit
 def weighted(score, edge, factor, u):
-    """Scores times their edges, multiplied in the one order that forward and backward share."""
+    """Scores times their edges, multiplied in the same order in forward and backward."""
     x = score * edge
     if factor is not None:
         x *= factor
@@ -108,5 +108,5 @@ def weighted(score, edge, factor, u):
 
 @triton.jit
 def attention_of(x, heard, maximum, inverse):
-    """Attention of a tile as the forward had it, of its weighted scores and its receivers' maximum and inverse."""
+    """The forward's attention of a tile, from its weighted scores and its receivers' maximum and inverse."""
     return tl.where(heard, tl.exp2(exponent(x) - maximum) * inverse, 0.0)

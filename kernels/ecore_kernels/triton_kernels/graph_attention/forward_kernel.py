@@ -46,7 +46,7 @@ def _forward(
     VECTOR: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr, WORDS_ONLY: tl.constexpr,
     BLOCK: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """One program: BLOCK receivers of one (b, k), over all whom they hear, STEP at a time.
+    """One program: BLOCK receivers of one (b, k), over all senders that they hear, STEP at a time.
 
     Shape tags: I = BLOCK receivers, J = STEP senders.
     """
@@ -114,14 +114,14 @@ def _forward(
             place, sender_place, node, sender_node, tl.load(weight + sender_place), correlation, words, emotions,
             emotion_count, between, False,
         )  # fmt: skip  # [I, J]
-        # Every tile is loaded right before its product: loaded together, they would fill shared memory and registers.
+        # Each tile is loaded right before its product: together they would fill shared memory and registers.
         k = load_pieces(key + query_offset, sender_node, query_row, DIM, PIECE, PRECISION)  # [J, d]
         score = scale * inner_product(q, k, PRECISION)  # [I, J]
         u = all_u(past, history_key, query_offset, sender_node, query_row, scale, DIM, PIECE, PRECISION)
         x = exponent(weighted(score, edge, factor, u))
         x = tl.where((sender[None, :] <= last) & (sender[None, :] != itself), x, float("-inf"))
         larger = tl.maximum(maximum, tl.max(x, 1))
-        # Everybody hears [CLS], in the first tile; but what is heard there may all have overflowed.
+        # Every receiver hears [CLS], in the first tile; but all scores there may have overflowed.
         offset = tl.where(larger == float("-inf"), 0.0, larger)
         p = tl.exp2(x - offset[:, None])  # [I, J]
         shrink = tl.exp2(maximum - offset)

@@ -22,13 +22,12 @@ def _whole_edges(edge, factor, u):
 def gradients_of_tile(
     score, u, attention, grad_attention,  # of one tile [I, J] or [J, I]; the last is dO V^T
     edge, factor,  # E0 of the tile; r of its receivers, or None
-    heard, delta,  # who hears whom; see ``_sum_deltas``
+    heard, delta,  # which pairs are neighbours; see ``_sum_deltas``
 ):  # fmt: skip
     """The backward of one tile, with G = A (dO V^T - delta) the gradient of the weighted scores.
 
     Returns:
-        the gradients of the scores, of every layer's u, of E0, and of r before its sum over senders; 0 where nothing is
-        heard.
+        the gradients of the scores, of every layer's u, of E0, and of r before its sum over senders; 0 off the graph.
     """
     scaled_edge = edge
     if factor is not None:
@@ -49,7 +48,7 @@ def gradients_of_tile(
     for m in tl.static_range(len(u)):
         grad_edge *= u[m]
         grad_factor *= u[m]
-    # What is not heard may be NaN, which no product with an attention of 0 takes away.
+    # Values of senders that are not heard may be NaN, and so are their products with an attention of 0.
     grad_edge = tl.where(heard, grad_edge, 0.0)
     grad_factor = tl.where(heard, grad_factor, 0.0)
     return tl.where(heard, g * _whole_edges(edge, factor, u), 0.0), grad_u, grad_edge, grad_factor

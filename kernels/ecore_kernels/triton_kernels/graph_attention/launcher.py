@@ -18,7 +18,7 @@ from ecore_kernels.triton_kernels.graph_attention.backward_kernel import _backwa
 from ecore_kernels.triton_kernels.graph_attention.deltas_kernel import _sum_deltas
 from ecore_kernels.triton_kernels.graph_attention.forward_kernel import _forward
 
-CHUNK = 512  # nodes that are put in order at a time
+CHUNK = 512  # nodes that are ordered at a time
 
 
 def _setting(query: Tensor, value: Tensor, history: int, precision: str, direction: str):
@@ -125,7 +125,7 @@ def backward(
     precision: str,
     results: Sequence[Tensor | None],
 ) -> None:
-    """Launch the backward kernel, and add up what it leaves per resolution."""
+    """Launch the backward kernel, and sum its results over resolutions."""
     arguments = _inputs(
         query, key, value, word_mask, correlation, emotion_mask, history_query, history_key, row_factor
     )
@@ -136,19 +136,19 @@ def backward(
     grad_query, grad_key, grad_value = of_nodes[:3]
     grad_past = of_nodes[3 : 3 + depth], of_nodes[3 + depth :]
     wanted_past = [tuple(gradient for gradient in past if gradient is not None) for past in grad_past]
-    # An emotion that takes no part gets no program's result.
+    # No program writes a result for an emotion that takes no part.
     empty = saved.new_empty if emotion_mask is None else saved.new_zeros
     by_weight = by_correlation = None
     if grad_emotion_weight is not None:
         by_weight = empty((batch, resolutions, emotions))
-    if grad_correlation is not None and words_only:  # words hear emotions by emotion_weight alone
+    if grad_correlation is not None and words_only:  # edges from emotions to words have emotion_weight alone
         grad_correlation.zero_()
     elif grad_correlation is not None:
         by_correlation = empty((batch, resolutions, emotions, emotions))
     by_receivers = [x for x in (grad_query, *wanted_past[0], grad_row_factor) if x is not None]
     of_scores = [x for x in (grad_key, *wanted_past[1], by_weight, by_correlation) if x is not None]
     constants, options = _setting(query, value, depth, precision, "backward")
-    # Tensor cores' operands have lost more than a plain sum of dO O does.
+    # Operands of tensor cores have lost more precision than a plain sum of dO O does.
     by_itself = launch.arithmetic_of(query.dtype, precision) in ("ieee", "float64")
     deltas = torch.empty_like(saved[0]) if by_itself and (by_receivers or of_scores) else None
     given = next((x for x in of_nodes if x is not None and x is not grad_value), query)

@@ -48,7 +48,7 @@ def gradients_of_receivers(
     VECTOR: tl.constexpr, PRECISION: tl.constexpr, WORDS_ONLY: tl.constexpr,
     HISTORY_QUERY: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr, RELOAD: tl.constexpr,
 ):  # fmt: skip
-    """By rows: dq, dq^m and dr of BLOCK receivers, over all whom they hear, STEP at a time.
+    """By rows: dq, dq^m and dr of BLOCK receivers, over all senders that they hear, STEP at a time.
 
     Shape tags: I = BLOCK receivers, which stay; J = STEP senders, which stream by.
     """
@@ -112,7 +112,7 @@ def gradients_of_receivers(
         )  # fmt: skip
         if grad_row_factor is not None:
             grad_factor += tl.sum(grad_r, 1)
-    # Computed anew: the compiler would otherwise keep all this in registers during the loop.
+    # Computed again: otherwise the compiler would keep all this in registers during the loop.
     pair = ((tl.program_id(0) + zero) // blocks).to(tl.int64)
     gradient_offset = (pair // resolutions * gradient_batch + pair % resolutions * gradient_head) * VECTOR
     row = (block + zero) * BLOCK + tl.arange(0, BLOCK)  # [I]
@@ -131,7 +131,7 @@ def gradients_of_receivers(
         tl.store(grad_row_factor + pair * nodes + node, grad_factor, mask=exists)
         tl.store(grad_row_factor + pair * nodes + row, tl.zeros([BLOCK], number), mask=out)
     if WORDS_ONLY:  # noqa: SIM102, settled when compiling
-        if block == 0:  # no program has the emotions as receivers
+        if block == 0:  # no program handles the emotions as receivers
             for start in range(0, emotions, BLOCK):
                 row = words + start + tl.arange(0, BLOCK)
                 out = row < nodes

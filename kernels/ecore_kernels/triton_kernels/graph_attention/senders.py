@@ -48,7 +48,7 @@ def gradients_of_senders(
     VECTOR: tl.constexpr, PRECISION: tl.constexpr, WORDS_ONLY: tl.constexpr, SCORES: tl.constexpr,
     HISTORY_KEY: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr, RELOAD: tl.constexpr,
 ):  # fmt: skip
-    """By columns: dk, dk^m, dv and dE0 of BLOCK senders, over all who hear them, STEP at a time.
+    """By columns: dk, dk^m, dv and dE0 of BLOCK senders, over all receivers that hear them, STEP at a time.
 
     Shape tags: J = BLOCK senders, which stay; I = STEP receivers, which stream by.
     """
@@ -68,8 +68,8 @@ def gradients_of_senders(
     grad_v = zero_pieces(BLOCK, VALUE_DIM, PIECE, number)  # [J, dv]
     grad_weight = tl.zeros([BLOCK], number)
     emotional = block * BLOCK <= emotion_count
-    # Who hears these senders: the receivers of the first block, for it holds [CLS]; and everybody who comes after
-    # them, or, where there are emotions among them, simply everybody.
+    # The receivers that hear these senders: those of the first block, since it holds [CLS], and all later ones; if
+    # there are emotions among the senders, all receivers.
     following = tl.maximum((block * BLOCK - skipped) // STEP * STEP, STEP)
     following = tl.where(emotional, STEP, following)
     steps = 1 + tl.cdiv(tl.maximum(count - skipped - following, 0), STEP)

@@ -16,27 +16,27 @@ def _row_sums(
     maximum, inverse, mean,  # [n] each, written; mean may be None
     classes, spread, hole, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program: a row's maximum, one over its sum of powers, and the mean of all logits but the hole's.
+    """One program: a row's maximum, one over its sum of exponentials, and the mean of all logits but the hole's.
 
     Shape tag: C = BLOCK classes, at a time.
     """
     row = tl.program_id(0).to(tl.int64)
     logits += row * classes
     number: tl.constexpr = maximum.dtype.element_ty
-    most = tl.full([BLOCK], float("-inf"), number)  # [C]: of every lane, brought together at the end
+    most = tl.full([BLOCK], float("-inf"), number)  # [C]: for every lane, combined at the end
     powers = tl.zeros([BLOCK], number)
     total = tl.zeros([BLOCK], number)
     for start in range(0, classes, BLOCK):
         column = start + tl.arange(0, BLOCK)  # [C]
         x = tl.load(logits + column, mask=column < classes, other=float("-inf")).to(number)
         larger = tl.maximum(most, x)
-        offset = tl.where(larger == float("-inf"), 0.0, larger)  # nothing but minus infinity so far
+        offset = tl.where(larger == float("-inf"), 0.0, larger)  # only minus infinity so far
         powers = powers * tl.exp2(exponent(most - offset)) + tl.exp2(exponent(x - offset))
         most = larger
         if mean is not None:
             total += tl.where((column < classes) & (column != hole), x, 0.0)
     whole = tl.max(most, 0)
-    # A lane that met no logit holds minus infinity, and adds nothing; a row of it alone gives NaN, as a softmax does.
+    # A lane without a logit holds minus infinity, and adds nothing; a row of nothing else gives NaN, as a softmax does.
     lane = tl.where(most == float("-inf"), 0.0, powers * tl.exp2(exponent(most - whole)))
     powers_of_row = tl.where(whole == float("-inf"), float("nan"), tl.sum(lane, 0))
     tl.store(maximum + row, whole)

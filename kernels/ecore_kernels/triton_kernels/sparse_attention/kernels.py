@@ -1,7 +1,8 @@
 """Attention over a sparse graph: forward, and the backward of receivers, then of senders.
 
-One program has one head of one node and walks through its edges, some at a time: every number has one writer, and sums
-have one order. Shape tags: T = edges of a step (EDGES); D, V = head sizes of keys and values, padded to powers of two.
+One program handles one head of one node and loops over its edges, some at a time: every number has one writer, and sums
+have a fixed order. Shape tags: T = edges of a step (EDGES); D, V = head sizes of keys and values, padded to powers of
+two.
 Numbers of nodes, [N, H, d] in their own types, are converted as they are loaded; sums are in the type of ``weight``.
 """
 
@@ -32,7 +33,7 @@ def _rows(
     WIDTH: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Rows of one head of some nodes or edges, [T, TILE], 0 where ``inside`` [T] does not hold; strides in VECTOR."""
+    """Rows of one head of some nodes or edges, [T, TILE], 0 where ``inside`` [T] is false; strides in VECTOR."""
     column = tl.arange(0, TILE)[None, :]
     at = (node * row_stride + head * head_stride) * VECTOR
     return tl.load(base + at[:, None] + column, mask=inside[:, None] & (column < WIDTH), other=0.0)
@@ -61,7 +62,7 @@ def _edges_of(begins, by_node, node, start, EDGES: tl.constexpr):
 def _whole_scale(
     edge, e, inside, row_stride, head, head_stride, scale_bits, EDGES: tl.constexpr, NUMBER: tl.constexpr
 ):
-    """scale times the edges' factors, [T]: what a query times a key is multiplied by."""
+    """scale times the edges' factors, [T]: the factor on a query times a key."""
     scale = tl.zeros([EDGES], NUMBER) + number_of(scale_bits, NUMBER)
     if edge is not None:
         scale *= tl.load(edge + e * row_stride + head * head_stride, mask=inside, other=0.0).to(NUMBER)
@@ -82,7 +83,7 @@ def _forward(
     VECTOR: tl.constexpr, EDGES: tl.constexpr, DIM: tl.constexpr, TILE: tl.constexpr,
     VALUE_DIM: tl.constexpr, VALUE_TILE: tl.constexpr,
 ):  # fmt: skip
-    """Scores and the sum of their powers, then weights and values."""
+    """Scores and the sum of their exponentials, then weights and values."""
     number: tl.constexpr = weight.dtype.element_ty
     i, head = tl.program_id(0).to(tl.int64) // heads, tl.program_id(0).to(tl.int64) % heads
     begin, end = tl.load(receiver_begin + i), tl.load(receiver_begin + i + 1)
@@ -140,7 +141,7 @@ def _receivers(
     query, key, value, edge, bias, key_scale, key_offset, value_offset,  # as in _forward
     sent,  # [N, H, dv], the gradient of the output
     sender, receiver_begin, by_receiver,
-    weight, grad_weight, grad_score,  # [E, H]; the latter two are written, grad_weight for this program alone
+    weight, grad_weight, grad_score,  # [E, H]; the latter two are written, grad_weight for this program only
     grad_query, grad_edge, grad_bias, grad_key_scale, grad_key_offset, grad_value_offset,  # contiguous, or None
     heads, scale_bits: tl.int64,
     query_node, query_head, key_node, key_head, value_node, value_head, edge_node, edge_head, bias_node, bias_head,

@@ -19,7 +19,7 @@ BYTES_A_WARP = 2048
 
 
 def _readable(tensor: Tensor | None) -> Tensor | None:
-    """``tensor``, or a copy where elements of a row do not lie side by side."""
+    """``tensor``, or a copy if the elements of a row do not lie side by side."""
     if tensor is None or tensor.dim() < 3 or tensor.stride(2) == 1 or tensor.shape[2] == 1:
         return tensor
     return tensor.contiguous()
@@ -43,7 +43,7 @@ def _strides(
 
 
 def _given(tensors: dict[str, Tensor | None], scale: float) -> tuple[dict[str, object], dict[str, int]]:
-    """The kernels' arguments that follow from the inputs, and the compiler's options."""
+    """The kernels' arguments that depend on the inputs only, and the compiler's options."""
     query, value = tensors["query"], tensors["value"]
     assert query is not None
     assert value is not None
