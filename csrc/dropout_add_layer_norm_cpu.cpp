@@ -11,7 +11,8 @@
 namespace ecore {
 namespace {
 
-// Gradients of weight and bias are sums over rows, cut in parts whatever the number of threads: always the same bits.
+// Gradients of weight and bias are sums over rows. The parts do not depend on the number of threads, so the bits do
+// not.
 constexpr int64_t kRowsPerPart = 32;
 
 template <typename T>
@@ -53,7 +54,7 @@ void dropout_add_layer_norm_backward(const DropoutAddLayerNorm<T>& call, const T
                                      const DropoutAddLayerNormGradients<T>& gradients, int threads) {
   const DropoutAddLayerNormKernels<T>& kernel = kernels<T>();
   const int64_t parts = (call.rows + kRowsPerPart - 1) / kRowsPerPart, size = call.size;
-  std::vector<T> sums(static_cast<size_t>(2 * size * parts));  // of every part: weight's, then bias's
+  std::vector<T> sums(static_cast<size_t>(2 * size * parts));  // for each part: weight's, then bias's
   parallel_for(parts, 1, threads, [&](int64_t part, int64_t last) {
     for (; part < last; ++part) {
       T* const of_weight = sums.data() + 2 * size * part;

@@ -17,12 +17,12 @@ struct DropoutAddLayerNorm {
   const T* weight;       // [size]
 };
 
-// mean and inverse: [rows], of each row's sum its mean and one over its standard deviation.
+// mean and inverse: [rows], the mean of each row's sum and one over its standard deviation.
 template <typename T>
 void dropout_add_layer_norm_forward(const DropoutAddLayerNorm<T>& call, const T* x, const T* residual, const T* bias,
                                     double eps, T* normed, T* sum, T* mean, T* inverse, int threads);
 
-// Gradients that come in may be null: zero. Those that go out may be null: not wanted.
+// Gradients that are read may be null: zero. Those that are written may be null: not wanted.
 template <typename T>
 struct DropoutAddLayerNormGradients {
   const T* normed;

@@ -55,8 +55,8 @@ std::vector<int32_t> numbers(int64_t count) {
   return order;
 }
 
-// The (b, k) that share an edge or a bias add to its gradient tile by tile, each tile in their order: however many of
-// them are under way, the sum is the same, and takes no memory of its own.
+// The (b, k) that share an edge or a bias add to its gradient tile by tile, in a fixed order for each tile. So the sum
+// does not depend on how many of them run at once, and needs no extra memory.
 class Turns {
  public:
   Turns(int64_t rows, int64_t tiles_a_row) : tiles_(tiles_a_row), done_(new std::atomic<int64_t>[rows * tiles_]) {
@@ -96,12 +96,12 @@ void advise(const EdgeAttention<T>& call, const T* data, int64_t count) {
   advise_huge_pages(data, count * call.receivers * call.senders * static_cast<int64_t>(sizeof(T)));
 }
 
-// The gradient of a matrix that some (b, k) share, for those that add to it.
+// The gradient of a matrix that several (b, k) share and add to.
 template <typename T>
 class SharedGradient {
  public:
-  // Tasks go through the batch and in it through the heads, or the other way round: either way those that share a
-  // matrix reach it in an order of their own, which `member` gives.
+  // Tasks go through the batch and in it through the heads, or the other way round. In both cases those that share a
+  // matrix reach it in a fixed order, which `member` gives.
   SharedGradient(const SharedMatrices<T>& to, const EdgeAttention<T>& call, int64_t tile_columns, bool in_turns)
       : to_(to),
         size_(call.receivers * call.senders),
@@ -181,8 +181,8 @@ void edge_attention_backward(const EdgeAttention<T>& call, Heads<const T> output
   advise(call, gradients.edge.data, gradients.edge.batches * gradients.edge.heads);
   advise(call, gradients.bias.data, gradients.bias.batches * gradients.bias.heads);
   const std::vector<int32_t> order = numbers(std::max(receivers, senders));
-  // Those (b, k) that share an edge follow one another. Tasks are handed out in order: the one that a task waits for is
-  // under way before it, and never waits for a later one.
+  // The (b, k) that share an edge follow one another. Tasks are handed out in order: the one that a task waits for has
+  // started earlier, and never waits for a later one.
   const bool by_head =
       gradients.edge.data != nullptr && gradients.edge.batches < call.batch && gradients.edge.heads == call.heads;
   const bool shared = share_out(tasks, receivers, threads);

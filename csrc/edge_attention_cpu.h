@@ -1,4 +1,4 @@
-// Attention on any dense graph on a CPU (edge_attention.py and Eqs. 4 to 7 say what is computed).
+// Attention on any dense graph on a CPU (edge_attention.py and Eqs. 4 to 7 have the formulas).
 //
 // T is float or double. Memory is the caller's. Every result is the same bits whatever the number of threads.
 #pragma once
@@ -24,13 +24,13 @@ struct EdgeAttention {
   Heads<const T> query, key, value;   // of key and value heads / key_heads heads share one
   Matrices<const T> edge;             // null: 1
   Matrices<const uint8_t> neighbors;  // bool; null: all are
-  const T* factor;                    // [batch, heads, receivers], of updated edges; null: none are wanted
+  const T* factor;                    // [batch, heads, receivers], of updated edges; null: they are not wanted
   T scale;
-  EdgeMore<T> more;        // of all heads alike, but for what is here
+  EdgeMore<T> more;        // the same for all heads, except for the members below
   Matrices<const T> bias;  // null: 0
   const T* sender_gate;    // [batch, heads, senders]; null: 1
-  // By the forward, [batch, heads, receivers]: the maximum of a row's scores (to base 2) and one over the sum of their
-  // powers, which is 0 without neighbours.
+  // From the forward, [batch, heads, receivers]: the maximum of a row's scores (to base 2) and one over the sum of
+  // their powers, which is 0 without neighbours.
   T *maximum, *inverse;
 };
 
@@ -45,7 +45,7 @@ struct SharedMatrices {
   int64_t batches, heads;
 };
 
-// Data is null for those that are not wanted.
+// Data is null for gradients that are not wanted.
 template <typename T>
 struct EdgeAttentionGradients {
   Heads<T> query, key, value;  // each head's own

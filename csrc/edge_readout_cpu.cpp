@@ -63,7 +63,7 @@ struct Pair {
   Pair(const Pair&) = delete;
   Pair& operator=(const Pair&) = delete;
 
-  // Leaves of the receivers the words begin ... end - 1, and with the first of them `[CLS]` and the emotions.
+  // Keeps as receivers only the words begin ... end - 1; if begin is 0, `[CLS]` and the emotions too.
   void narrow(int64_t begin, int64_t end) {
     const auto place = [&](int64_t word) {
       const auto words = order.begin() + of.emotion_count + 1;
@@ -72,7 +72,7 @@ struct Pair {
     first = begin == 0 ? 0 : place(begin);
     last = place(end);
   }
-  // Has the kernels fetch the next pair's first receivers during this one's last tile.
+  // Makes the kernels fetch the next pair's first receivers during this pair's last tile.
   void look_ahead(const Pair& next) {
     const int64_t count = std::min<int64_t>(kFetched, next.last - next.first);
     const int64_t tensors = static_cast<int64_t>(next.touched.size());
@@ -85,7 +85,7 @@ struct Pair {
   static constexpr int64_t kFetched = 72, kRowsAStep = 4;
 };
 
-// Calls body(pair) for every pair that next() makes, until it makes none, with the one after it known.
+// Calls body(pair) for every pair that next() makes, until it makes none; each pair knows the one after it.
 template <typename T, typename Next, typename Body>
 void for_pairs(const Next& next, const Body& body) {
   std::unique_ptr<Pair<T>> pair_now = next(), pair_next;
@@ -102,8 +102,8 @@ template <typename T>
 void edge_readout_forward(const EdgeReadout<T>& call, T* to_word, T* to_emotion, int threads) {
   const EmotionGraph<T>& graph = call.graph;
   const int64_t emotions = graph.emotions, word_size = (call.per_word ? graph.words : 1) * emotions;
-  // A part is some of the words of one batch, in all resolutions; the first has the emotions, too. Parts of one batch
-  // add up the words that they share an emotion's sum with.
+  // A part is some of the words of one member of the batch, in all resolutions; the first part has the emotions, too.
+  // The sums over words of a member's parts are added up.
   const int64_t parts = std::min(parts_of(graph.nodes()), graph.words);
   const bool adds_up = parts > 1 && !call.per_word;
   const Workspace<T> sums(adds_up ? graph.batch * parts * emotions : 0);
@@ -157,7 +157,7 @@ void edge_readout_backward(const EdgeReadout<T>& call, const T* grad_to_word, co
       int64_t index;
       if (!tasks.next(&index)) return nullptr;
       auto pair = std::make_unique<Pair<T>>(call, index, index);
-      // Rows that are written are fetched as well: a store waits for its line as a load does.
+      // Rows that are written are fetched too: a store waits for its cache line as a load does.
       for (const Rows<T>& rows : rows_of(gradients.queries, pair->batch, pair->head)) {
         if (rows.data != nullptr) pair->touched.push_back({rows.data, rows.stride});
       }

@@ -1,5 +1,5 @@
-// Weights of the edges that emotions send after the layers of the history, on a CPU (edge_readout.py and Eq. 8 say what
-// is computed).
+// Weights of the edges that emotions send after the layers of the history, on a CPU (edge_readout.py and Eq. 8 have the
+// formulas).
 //
 // T is float or double. Memory is the caller's. Every result is the same bits whatever the number of threads.
 #pragma once

@@ -1,4 +1,4 @@
-// The emotion graph as the CPU operators get it, and the nodes of each (b, k) that take part (graph.py).
+// The emotion graph as the CPU operators take it, and the nodes of each (b, k) that take part (graph.py).
 #pragma once
 
 #include <algorithm>
@@ -58,8 +58,8 @@ void advise_huge_pages(const EmotionGraph<T>& graph, const Heads<T>& result, int
 }
 
 // Lists the nodes of a (b, k) that take part: [CLS], then the emotions, then the words; with the E0 of the edges that
-// they send to words. order and weight are [nodes], and zero where the list has ended; counts are of emotions and of
-// all.
+// they send to words. order and weight are [nodes], and zero after the end of the list; counts are of emotions and of
+// all listed nodes.
 template <typename T>
 void list_nodes(const EmotionGraph<T>& graph, int64_t pair, int32_t* order, T* weight, int32_t* counts) {
   const int64_t batch = pair / graph.resolutions;
@@ -96,16 +96,16 @@ int64_t most_participants(const EmotionGraph<T>& graph) {
   return most;
 }
 
-// The rows of a result that no kernel writes, since their nodes take no part: one (b, k)'s share of them to be zeroed,
-// or one of `pieces` of that share.
+// The rows of a result that no kernel writes, since their nodes take no part. An object zeroes one (b, k)'s share of
+// them, or one of `pieces` of that share.
 //
-// On real masks they are nearly all of a result, so they are zeroed in the longest runs that memory has. Where heads
-// lie side by side, a word that takes part in no resolution is one run over all of them: there a (b, k)'s share is a
-// range of nodes in all resolutions, elsewhere it is its own rows.
+// On real masks they are nearly all rows, so they are zeroed in the longest runs that are contiguous in memory. If
+// heads lie side by side, a word that takes part in no resolution is one run over all heads; a (b, k)'s share is then a
+// range of nodes in all resolutions, otherwise its own rows.
 template <typename T>
 class IdleRows {
  public:
-  // Of nodes 0 ... nodes - 1, those that take no part, and all in idle_begin ... idle_end - 1.
+  // The rows of nodes 0 ... nodes - 1 that take no part, and of all nodes in idle_begin ... idle_end - 1.
   IdleRows(const EmotionGraph<T>& graph, int64_t pair, int64_t piece, int64_t pieces, int64_t nodes,
            int64_t idle_begin = 0, int64_t idle_end = 0)
       : graph_(graph),
@@ -117,7 +117,7 @@ class IdleRows {
         idle_begin_(idle_begin),
         idle_end_(idle_end) {}
 
-  // Zeroes them in a result whose rows have `width` elements; nothing where its data is null.
+  // Zeroes them in a result whose rows have `width` elements; does nothing if its data is null.
   void zero(const Heads<T>& result, int64_t width) {
     if (result.data == nullptr) return;
     const int64_t resolutions = graph_.resolutions;

@@ -67,7 +67,8 @@ struct Pair {
     if (rows.data == nullptr) return;
     touched.push_back({rows.data, rows.stride});
   }
-  // Has this pair's kernels fetch what the next one touches, evenly over about so many products a panel of receivers.
+  // Makes this pair's kernels fetch what the next pair touches, evenly over about so many products of a panel of
+  // receivers.
   void look_ahead(const Pair& next, int64_t products) {
     const int64_t tensors = static_cast<int64_t>(next.touched.size());
     const int64_t steps = std::max<int64_t>(1, of.count * products / 6);
@@ -89,10 +90,10 @@ void list_nodes(const GraphAttention<T>& call, int64_t pair) {
   std::fill_n(saved.inverse + pair * nodes, nodes, static_cast<T>(0));
 }
 
-// Receivers 0 ... count - 1 in `parts` ranges of about equally many edges: the beginning of range `part`.
+// The beginning of range `part`, of receivers 0 ... count - 1 in `parts` ranges with about the same number of edges.
 int64_t part_begin(int64_t count, int64_t parts, int64_t part) {
   if (part >= parts) return count;
-  // Receivers hear more and more senders: on the whole the first x of them have x^2 edges.
+  // Later receivers hear more senders: the first x of them have about x^2 edges.
   int64_t begin = 0;
   while (begin < count && begin * begin * parts < count * count * part) ++begin;
   return begin;
@@ -173,7 +174,7 @@ void graph_attention_backward(const GraphAttention<T>& call, Heads<const T> outp
       auto pair = std::make_unique<Pair<T>>(call, index);
       pair->touch(output);
       pair->touch(grad_output);
-      // Rows that are written are fetched as well: a store waits for its line as a load does.
+      // Rows that are written are fetched too: a store waits for its cache line as a load does.
       for (const Heads<T>& tensor : gradients.queries) pair->touch(tensor);
       for (const Heads<T>& tensor : gradients.keys) pair->touch(tensor);
       pair->touch(gradients.value);

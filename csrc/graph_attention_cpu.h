@@ -1,5 +1,5 @@
-// Attention on the emotion graph on a CPU (graph.py, graph_attention.py and docs/kernels.md say what is computed):
-// lists the nodes that take part, splits the work among threads and calls the kernels of the machine's instruction set.
+// Attention on the emotion graph on a CPU (graph.py, graph_attention.py and docs/kernels.md have the formulas): lists
+// the nodes that take part, splits the work among threads and calls the kernels of the machine's instruction set.
 //
 // T is float or double. Memory is the caller's. Every result is the same bits whatever the number of threads.
 #pragma once
@@ -11,8 +11,8 @@
 
 namespace ecore {
 
-// Results of the forward for the backward alone: [batch, resolutions, nodes] each, by place, and [batch, resolutions,
-// 2].
+// Results of the forward that only the backward reads: [batch, resolutions, nodes] each, by place, and [batch,
+// resolutions, 2].
 template <typename T>
 struct SavedOrder {
   T* maximum;       // of every receiver's scores, to base 2
@@ -37,7 +37,7 @@ struct GraphAttention {
 template <typename T>
 void graph_attention_forward(const GraphAttention<T>& call, Heads<T> output, int threads);
 
-// Data is null for those that are not wanted.
+// Data is null for gradients that are not wanted.
 template <typename T>
 struct GraphAttentionGradients {
   std::vector<Heads<T>> queries, keys;

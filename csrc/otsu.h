@@ -1,4 +1,4 @@
-// OTSU's split of each row of a matrix into relevant (high) and irrelevant (low) values: Eqs. 14, 20 and 21.
+// Otsu's split of each row of a matrix into relevant (high) and irrelevant (low) values: Eqs. 14, 20 and 21.
 //
 // A row is sorted descending; S_n is the sum of its n largest values, added in that order in double, and mu = S_P / P.
 // The split after n values scores (S_n - n mu)^2 / (n (P - n)), which orders splits as the between-class variance does.
@@ -17,16 +17,15 @@
 
 namespace ecore {
 
-// Returns the first row that holds a value which is not finite (that row's outputs are then unspecified), else -1.
+// Returns the first row with a value that is not finite (the outputs of that row are then unspecified), else -1.
 template <typename T>
 int64_t otsu_cpu(const T* values, int64_t rows, int64_t columns, int64_t row_stride, int64_t max_relevant,
                  uint8_t* mask, int64_t* count, T* threshold, int threads);
 
 constexpr int64_t kOtsuCudaMaxColumns = 1024;  // a row has to fit one thread block
 
-// Queues the work on `stream` (a cudaStream_t) of `device` and returns at once. A row that holds a value which is not
-// finite gets an empty mask, count 0 and threshold NaN. Throws std::runtime_error with CUDA's own words if the launch
-// fails.
+// Queues the work on `stream` (a cudaStream_t) of `device` and returns at once. A row with a value that is not finite
+// gets an empty mask, count 0 and threshold NaN. Throws std::runtime_error with CUDA's message if the launch fails.
 template <typename T>
 void otsu_cuda(const T* values, int64_t rows, int64_t columns, int64_t row_stride, int64_t max_relevant, uint8_t* mask,
                int64_t* count, T* threshold, int device, void* stream);

@@ -15,14 +15,15 @@
 namespace ecore {
 namespace {
 
-// Rows are worked on kLanes at a time, transposed so that lane k of every vector belongs to row k: sorting and scoring
+// kLanes rows are processed at a time, transposed so that lane k of every vector belongs to row k: sorting and scoring
 // are then the same instructions for all rows. Each lane does exactly the arithmetic of the sequential definition, so
 // the result does not depend on the vector width.
 constexpr int64_t kLanes = 16;
-constexpr int64_t kElementsPerRange = 16384;  // about 30 us of work: less is not worth waking a thread for
+constexpr int64_t kElementsPerRange = 16384;  // about 30 us of work; for less, waking a thread does not pay
 
-// Vectors of GCC and Clang, 16 bytes wide: what every x86-64 and AArch64 has. Wider ones would have to be chosen at run
-// time; these already beat the goal. The compilers' own vectorisers give up on compare-and-swap loops at this width.
+// Vectors of GCC and Clang, 16 bytes wide, which every x86-64 and AArch64 has. Wider ones would have to be chosen at
+// run time, and these are fast enough. The compilers' own vectorisers do not handle compare-and-swap loops at this
+// width.
 typedef float Floats __attribute__((vector_size(16)));
 typedef double Doubles __attribute__((vector_size(16)));
 typedef float HalfFloats __attribute__((vector_size(8)));
@@ -45,7 +46,7 @@ inline void store(T* to, V vector) {
 inline Doubles load_doubles(const float* from) { return __builtin_convertvector(load<HalfFloats>(from), Doubles); }
 inline Doubles load_doubles(const double* from) { return load<Doubles>(from); }
 
-// The larger (smaller) of two; the second where they are equal.
+// The larger (smaller) of two; the second if they are equal.
 template <typename V>
 inline V larger(V a, V b) {
   return a > b ? a : b;
@@ -54,7 +55,7 @@ template <typename V>
 inline V smaller(V a, V b) {
   return a < b ? a : b;
 }
-#ifdef __SSE2__  // the same in one instruction, which GCC does not find by itself
+#ifdef __SSE2__  // the same in one instruction, which GCC does not find
 inline Floats larger(Floats a, Floats b) { return _mm_max_ps(a, b); }
 inline Floats smaller(Floats a, Floats b) { return _mm_min_ps(a, b); }
 inline Doubles larger(Doubles a, Doubles b) { return _mm_max_pd(a, b); }
@@ -87,9 +88,8 @@ void sort_descending(T* lanes, int64_t n) {
   }
 }
 
-// For each lane, what its sorted column is to be multiplied by: a power of two that brings its largest magnitude
-// near 1. Returns whether that matters for any, because a sum or a square might leave the range of doubles. Floats
-// never do.
+// For each lane, the factor for its sorted column: a power of two that brings its largest magnitude near 1. Returns
+// whether any lane needs it, because a sum or a square might leave the range of doubles; with floats none does.
 bool range_factors(const double* sorted, int64_t columns, double* factors) {
   constexpr int64_t kWidth = sizeof(Doubles) / sizeof(double);
   constexpr double kLarge = 0x1p400, kSmall = 0x1p-400;
@@ -103,7 +103,7 @@ bool range_factors(const double* sorted, int64_t columns, double* factors) {
   if (std::max(most[0], most[1]) <= kLarge && std::min(least[0], least[1]) >= kSmall) return false;
   for (int64_t k = 0; k < kLanes; ++k) {
     const double largest = std::max(sorted[k], -last[k]);
-    // Factors that are normal numbers themselves, which flushing to zero leaves alone.
+    // The factors are normal numbers, so flushing to zero does not change them.
     factors[k] = largest > 0 ? std::ldexp(1.0, std::clamp(-std::ilogb(largest), -1022, 1023)) : 1.0;
   }
   return true;
@@ -135,7 +135,7 @@ void best_split(const T* sorted, int64_t columns, int64_t last_split, const doub
       prefix[v] += value(n - 1, v);
       const Doubles deviation = prefix[v] - size * mean[v];
       const Doubles score = deviation * deviation / weight;
-      const auto better = score > best_score[v];  // strictly: the smaller n keeps a tie
+      const auto better = score > best_score[v];  // strictly, so that the smaller n wins a tie
       best[v] = better ? Doubles{size, size} : best[v];
       best_score[v] = better ? score : best_score[v];
     }
@@ -152,7 +152,7 @@ bool all_finite(const T* row, int64_t columns) {
 
 template <typename T>
 void mark_relevant(const T* row, int64_t columns, T least, uint8_t* mask) {
-  // By way of integers as wide as T: compilers vectorise the comparison and the narrowing, but not both at once.
+  // Through integers as wide as T: compilers vectorise the comparison and the narrowing, but not both at once.
   using Integer = std::conditional_t<std::is_same_v<T, float>, int32_t, int64_t>;
   constexpr int64_t kChunk = 64;
   Integer above[kChunk];

@@ -1,4 +1,4 @@
-// Sums run in the same order as on the CPU and multiplications are not fused with additions (--fmad=false), so that the
+// Sums have the same order as on the CPU and multiplications are not fused with additions (--fmad=false), so that the
 // split is the same bit for bit.
 #include <climits>
 #include <cmath>
@@ -23,7 +23,7 @@ __device__ inline Split better(Split a, Split b) {
   return b.score > a.score || (b.score == a.score && b.n < a.n) ? b : a;
 }
 
-// The split after n values, scored below every real one where it is no candidate.
+// The split after n values; if it is no candidate, it scores below every real one.
 __device__ inline Split score_split(double prefix, double total, int n, int columns, int last_split) {
   if (n > last_split) return {-1, n};
   const double size = n;
@@ -32,8 +32,8 @@ __device__ inline Split score_split(double prefix, double total, int n, int colu
   return {score >= 0 ? score : -1, n};
 }
 
-// A power of two that brings the largest magnitude of a row near 1, where doubles might leave their range; floats never
-// do. It is a normal number itself.
+// A power of two that brings the largest magnitude of a row near 1, for doubles that might leave their range; floats
+// never do. It is a normal number.
 __device__ inline double range_factor(double first, double last) {
   const double largest = max(fabs(first), fabs(last));
   return largest > 0 ? ldexp(1.0, max(-1022, min(1023, -ilogb(largest)))) : 1.0;
@@ -46,13 +46,13 @@ __device__ inline bool keeps_larger(int position, int size, int stride) {
   return ((position & size) == 0) == ((position & stride) == 0);
 }
 
-// One warp a row, one value a lane: nothing leaves the registers.
+// A warp for each row, a value for each lane: everything stays in registers.
 template <typename T>
 __global__ void otsu_warp(const T* values, int64_t rows, int columns, int64_t row_stride, int last_split, uint8_t* mask,
                           int64_t* count, T* threshold) {
   const int lane = threadIdx.x % kWarp;
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarpsPerBlock + threadIdx.x / kWarp;
-  if (row >= rows) return;  // whole warps leave together
+  if (row >= rows) return;  // whole warps return together
   const bool inside = lane < columns;
   const T value = inside ? values[row * row_stride + lane] : -static_cast<T>(INFINITY);
   if (!__all_sync(kAllLanes, !inside || isfinite(value))) {
@@ -93,7 +93,7 @@ __global__ void otsu_warp(const T* values, int64_t rows, int columns, int64_t ro
   }
 }
 
-// One block a row, one value a thread; blockDim.x is a power of two that holds a row.
+// A block for each row, a value for each thread; blockDim.x is a power of two, at least the row's length.
 template <typename T>
 __global__ void otsu_block(const T* values, int columns, int64_t row_stride, int last_split, uint8_t* mask,
                            int64_t* count, T* threshold) {
@@ -149,11 +149,11 @@ __global__ void otsu_block(const T* values, int columns, int64_t row_stride, int
 
 void check(cudaError_t status) {
   if (status == cudaSuccess) return;
-  cudaGetLastError();  // an error left behind would be blamed on the next caller
+  cudaGetLastError();  // otherwise the next caller would get this error
   throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(status));
 }
 
-// Makes `device` current for as long as it lives.
+// Makes `device` the current one during its lifetime.
 class DeviceGuard {
  public:
   explicit DeviceGuard(int device) {

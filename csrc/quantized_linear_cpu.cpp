@@ -12,8 +12,8 @@ namespace ecore {
 namespace {
 
 constexpr int64_t kProductsPerTask = 1 << 17;  // some microseconds of work
-constexpr int64_t kBlock = 64;                 // outputs: their weights stay in the first cache for all rows
-constexpr int64_t kOutputsPerTask = 512;       // where the largest is looked for
+constexpr int64_t kBlock = 64;                 // outputs: their weights stay in the first-level cache for all rows
+constexpr int64_t kOutputsPerTask = 512;       // when the largest output is searched
 
 template <typename W>
 const QuantizedLinearKernels<W>& kernels() {
@@ -24,7 +24,7 @@ const QuantizedLinearKernels<W>& kernels() {
   }
 }
 
-// The rows as the products want them.
+// The rows as the products read them.
 template <typename W>
 class PackedRows {
  public:
@@ -84,7 +84,7 @@ void quantized_linear_argmax(const QuantizedLayer<W>& layer, const float* x, int
         float* const row = scores.get() + r * kOutputsPerTask;
         for (int64_t i = 0; i < forbidden_count; ++i) {
           const int64_t at = forbidden[r * forbidden_count + i];
-          // What is no number stays one that the search sees.
+          // NaN stays NaN, so that the search sees it.
           if (at >= begin && at < end && row[at - begin] < std::numeric_limits<float>::infinity()) {
             row[at - begin] = -std::numeric_limits<float>::infinity();
           }

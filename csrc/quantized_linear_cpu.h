@@ -1,7 +1,7 @@
-// A linear layer with weights of few bits on a CPU, for few rows: there the time is that of reading the weights.
+// A linear layer with weights of few bits on a CPU, for few rows: then reading the weights takes the time.
 //
-// W is int8_t (one scale an output; activations are rounded to 16 bits, each row by its own largest number) or uint16_t
-// (bfloat16; activations are float). Results are the same bits whatever the number of threads.
+// W is int8_t (with a scale for each output; activations are rounded to 16 bits, each row relative to its largest
+// number) or uint16_t (bfloat16; activations are float). Results are the same bits whatever the number of threads.
 #pragma once
 
 #include <cstdint>
@@ -15,8 +15,9 @@ template <typename W>
 void quantized_linear(const QuantizedLayer<W>& layer, const float* x, int64_t rows, int64_t x_stride, float* output,
                       int threads);
 
-// Of each row the place of the largest output that is not among its `forbidden` [rows, forbidden_count] (places that
-// there are not mean none), the first of equal ones, and that output: NaN if one of the row's is NaN or infinity.
+// For each row the place of the largest output that is not among its `forbidden` [rows, forbidden_count] (numbers that
+// are no place are ignored), the first of equal ones, and that output: NaN if one of the row's outputs is NaN or
+// infinity.
 template <typename W>
 void quantized_linear_argmax(const QuantizedLayer<W>& layer, const float* x, int64_t rows, int64_t x_stride,
                              const int64_t* forbidden, int64_t forbidden_count, int64_t* place, float* largest,

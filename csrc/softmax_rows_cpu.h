@@ -15,8 +15,8 @@ struct LogitRows {
   int64_t hole;
 };
 
-// Of each row its maximum, one over the sum of exp(logit - maximum), and, unless `mean` is null, the mean of the logits
-// but the hole's.
+// For each row its maximum, one over the sum of exp(logit - maximum), and, unless `mean` is null, the mean of the
+// logits but the hole's.
 template <typename T>
 void softmax_row_sums(const LogitRows<T>& of, T* maximum, T* inverse, T* mean, int threads);
 

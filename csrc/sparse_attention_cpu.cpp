@@ -20,11 +20,12 @@ const SparseAttentionKernels<T>& kernels() {
   }
 }
 
-// Calls body(begin, end, most) on disjoint ranges of nodes that cover them all and have about equally many edges; most:
-// of one node's edges. Degrees differ by orders of magnitude: ranges of equal numbers of nodes would not be equal work.
+// Calls body(begin, end, most) on disjoint ranges of nodes that cover all of them and have about the same number of
+// edges; most: the most edges of a node. Degrees differ by orders of magnitude, so ranges with the same number of nodes
+// would not be equal work.
 void for_nodes(const int64_t* first_edge, int64_t nodes, int threads,
                const std::function<void(int64_t, int64_t, int64_t)>& body) {
-  constexpr int64_t kEdgesPerRange = 2048;  // and nodes, some of which have no edges
+  constexpr int64_t kEdgesPerRange = 2048;  // nodes count too, since some have no edges
   const int64_t work = first_edge[nodes] + nodes;
   const int64_t ranges = std::clamp<int64_t>(work / kEdgesPerRange, 1, 64 * static_cast<int64_t>(threads));
   const auto bound = [&](int64_t range) {

@@ -1,4 +1,4 @@
-// Attention over a sparse graph on a CPU (sparse_attention.py says what is computed).
+// Attention over a sparse graph on a CPU (sparse_attention.py has the formulas).
 //
 // T is float or double. Memory is the caller's. Every result is the same bits whatever the number of threads.
 #pragma once

@@ -15,14 +15,14 @@
 namespace ecore {
 namespace {
 
-// More ranges than threads, so that one slow core does not hold up the rest.
+// More ranges than threads, so that one slow core does not delay the others.
 constexpr int64_t kRangesPerThread = 4;
 constexpr int kMaxThreads = 256;
 
 struct Job {
   Tasks tasks;
   const std::function<void(Tasks&)>& work;
-  int helpers_wanted;  // this and the next are guarded by Pool::mutex_
+  int helpers_wanted;  // this and the next member are guarded by Pool::mutex_
   int helpers_inside = 0;
   std::mutex error_mutex{};
   std::exception_ptr error{};
@@ -107,7 +107,7 @@ ParallelRegion torch_region() {
 
 std::atomic<bool> forked{false};
 #ifndef _WIN32
-// From the beginning, since torch may have started the threads before we first use them.
+// From the start, since torch may have started the threads before we first use them.
 [[maybe_unused]] const int watching_forks = pthread_atfork(nullptr, nullptr, [] { forked.store(true); });
 #endif
 
@@ -123,7 +123,7 @@ void parallel_tasks(int64_t size, int threads, const std::function<void(Tasks&)>
   }
   Job job{Tasks(size), work, static_cast<int>(useful) - 1};
   if (const ParallelRegion region = torch_region()) {
-    // All of torch's threads, even if there are fewer tasks: OpenMP ends those that a region leaves out.
+    // All of torch's threads, even if there are fewer tasks: OpenMP ends threads that a region does not use.
     region([](void* data) { static_cast<Job*>(data)->help(); }, &job, static_cast<unsigned>(threads), 0);
   } else {
     pool().run(job);

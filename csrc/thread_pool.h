@@ -1,8 +1,7 @@
-// The threads of every CPU kernel of the extension: torch's own OpenMP threads where it has some, else a small pool.
+// The threads of every CPU kernel of the extension: torch's own OpenMP threads if it has some, else a small pool.
 //
-// Why torch's: after each of torch's operations its threads spin for some milliseconds, waiting for the next one.
-// Threads of our own would have to share the cores with them. Why not an OpenMP of our own: it would bring threads of
-// its own, too.
+// Why torch's threads: after each of torch's operations they spin for some milliseconds, waiting for the next one, and
+// threads of our own would have to share the cores with them. An OpenMP of our own would also have its own threads.
 #pragma once
 
 #include <atomic>
@@ -15,7 +14,7 @@ namespace ecore {
 class Tasks {
  public:
   explicit Tasks(int64_t size) : size_(size) {}
-  // True if there was one left; `task` is then its number.
+  // True if there was a task left; `task` is then its number.
   bool next(int64_t* task) { return (*task = next_.fetch_add(1)) < size_; }
   void stop() { next_.store(size_); }
 
@@ -28,12 +27,12 @@ class Tasks {
 // tasks. Returns when all have returned.
 //
 // Safe to call from several threads at once and from inside `work` or a body. In a forked process the call is serial,
-// since fork() copies locks but not threads. What `work` throws is rethrown here.
+// since fork() copies locks but not threads. Exceptions of `work` are rethrown here.
 void parallel_tasks(int64_t size, int threads, const std::function<void(Tasks&)>& work);
 
-// Calls body(begin, end) on disjoint ranges that cover [0, size), likewise. A range holds at least `grain` items, the
-// last one excepted, so that little work stays on the caller. How the work is cut never depends on timing; which thread
-// runs a range does.
+// Calls body(begin, end) on disjoint ranges that cover [0, size), likewise. A range holds at least `grain` items,
+// except for the last, so that little work stays on the caller. The ranges never depend on timing; which thread runs a
+// range does.
 void parallel_for(int64_t size, int64_t grain, int threads, const std::function<void(int64_t, int64_t)>& body);
 
 }  // namespace ecore

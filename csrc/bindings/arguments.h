@@ -1,4 +1,4 @@
-// What the files of bindings share: how tensors arrive, and forwards that are bound to a layout.
+// Shared parts of the bindings: how tensors arrive, and forwards that are bound to a layout.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -34,12 +34,12 @@ std::vector<ecore::Heads<T>> heads(const std::vector<HeadsTuple>& tensors) {
 }
 
 // A forward bound to a layout is a function of addresses: sizes and strides, most of the arguments, arrive once.
-// Results are in the order of the registered operator's; what the backward alone reads may have address 0.
+// Results are in the order of the registered operator; those for the backward only may have address 0.
 using Unlocked = py::call_guard<py::gil_scoped_release>;
 using Addresses = std::vector<uintptr_t>;
 
-// Planes that a forward leaves for the backward, [planes, size]: at the caller's address, or in memory of its own for
-// address 0.
+// Planes that a forward saves for the backward, [planes, size]: at the caller's address, or for address 0 in memory of
+// their own.
 template <typename T>
 struct Planes {
   Planes(uintptr_t address, int64_t planes, int64_t plane_size)
@@ -53,8 +53,8 @@ struct Planes {
   int64_t size;
 };
 
-// r = prod_m gate^m edge_scale^m, [size], or null. Addresses of gates, then of edge scales: a gate of 0 is left out, an
-// edge scale of 0 is one.
+// r = prod_m gate^m edge_scale^m, [size], or null. Addresses of gates, then of edge scales. A gate with address 0 is
+// left out; an edge scale with address 0 is 1.
 template <typename T>
 class RowFactor {
  public:
@@ -71,7 +71,7 @@ class RowFactor {
       const T* before = data;
       const T one = scale == nullptr ? T{1} : *scale;
       product_.resize(size);
-      // In PyTorch's order: the results are the same bits with a gradient and without.
+      // In PyTorch's order, so that results are the same bits with a gradient and without.
       for (int64_t i = 0; i < size; ++i) product_[i] = before == nullptr ? gate[i] * one : before[i] * (gate[i] * one);
       data = product_.data();
     }

@@ -16,8 +16,8 @@ ecore::Matrices<T> matrices(const HeadsTuple& tensor) {
 
 // B, H, Hk, Nq, Nk, d, dv.
 using SizesTuple = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>;
-// bias; sender_gate, edge_bias and seed; bounds of scores; whether all pairs are updated; the least word that dropout
-// keeps, and the factor of what it keeps.
+// bias; sender_gate, edge_bias and seed; bounds of scores; whether all pairs are updated; the least random word that
+// dropout keeps, and the factor on kept weights.
 using MoreTuple = std::tuple<HeadsTuple, std::tuple<uintptr_t, uintptr_t, uintptr_t>, std::tuple<double, double>, bool,
                              std::tuple<uint32_t, double>>;
 
@@ -55,7 +55,7 @@ ecore::EdgeAttention<T> edge_attention(const SizesTuple& sizes, const std::vecto
   return call;
 }
 
-// Addresses: query, key, value, edge, neighbors, bias; and a gate and an edge scale. The rest of `more` is bound with
+// Addresses: query, key, value, edge, neighbors, bias; and a gate and an edge scale. All else in `more` is bound with
 // its addresses.
 template <typename T>
 py::cpp_function bind_edge_attention_forward(const SizesTuple& sizes, const std::vector<HeadsTuple>& query_key_value,

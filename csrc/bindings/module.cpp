@@ -1,5 +1,5 @@
-// The module ecore_kernels._native. Tensors arrive as addresses, so that one build serves every version of torch; the
-// checks and the allocations are Python's (kernels/ecore_kernels/native_kernels/).
+// The module ecore_kernels._native. Tensors arrive as addresses, so that one build works with every version of torch;
+// checks and allocations are in Python (kernels/ecore_kernels/native_kernels/).
 #include <array>
 
 #include "../otsu.h"
@@ -35,7 +35,7 @@ py::dict build_record() {
   py::dict record;
   record["compiler"] = ECORE_RECORD_COMPILER;
   record["build_type"] = ECORE_RECORD_BUILD_TYPE;
-  record["commit"] = ECORE_RECORD_COMMIT;                          // "" where it is not known
+  record["commit"] = ECORE_RECORD_COMMIT;                          // "" if it is not known
   record["cuda"] = ECORE_RECORD_CUDA;                              // nvcc's version, or ""
   record["cuda_missing"] = ECORE_RECORD_CUDA_MISSING;              // why there is no CUDA, or ""
   record["cuda_architectures"] = ECORE_RECORD_CUDA_ARCHITECTURES;  // "" without CUDA

@@ -6,7 +6,7 @@
 namespace ecore {
 namespace {
 
-// Those that this machine can run, narrowest first.
+// The instruction sets that this machine can run, narrowest first.
 std::vector<const Simd*> runnable() {
   std::vector<const Simd*> sets = {&kSimdBaseline};
 #ifdef ECORE_WITH_X86

@@ -32,7 +32,7 @@ inline void for_columns(int64_t begin, int64_t end, Each each, Rest rest) {
   for (; j < end; ++j) rest(j);
 }
 
-// to[j] = scale * from[j] where column j is kept, else 0. A value that is dropped is not read into the result.
+// to[j] = scale * from[j] where column j is kept, else 0. Dropped values do not enter the result, even if they are NaN.
 template <typename T>
 inline void drop(const DropoutRow<T>& of, const T* from, T* to) {
   using V = Vector<T>;
@@ -56,7 +56,7 @@ void norm_forward(const DropoutRow<T>& of, const T* x, const T* residual, const 
   using V = Vector<T>;
   const T* dropped = x;
   if (of.drops) {
-    drop(of, x, normed);  // which is written again below
+    drop(of, x, normed);  // which is overwritten below
     dropped = normed;
   }
   V total_lanes{};

@@ -2,8 +2,8 @@
 // simd_*.cpp; see vectors.h.
 //
 // With scores s = scale q_i . k_j and edges E, a row's attention is softmax(s E) over its neighbours, and its updated
-// edges are factor (E + s E). EdgeMore says what a call may add to that. A tile is kTileRows receivers by up to
-// kTileColumns senders, in planes [rows, columns]. Pairs that are no neighbours are 0 there by selection, as in
+// edges are factor (E + s E). EdgeMore lists what a call may add to that. A tile is kTileRows receivers by up to
+// kTileColumns senders, in planes [rows, columns]. Pairs that are no neighbours are set to 0 there, as in
 // graph_tiles.h.
 #pragma once
 

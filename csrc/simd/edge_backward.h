@@ -11,7 +11,7 @@ template <typename T>
 struct NodeSums {
   T* key;          // rows
   T* value;        // rows
-  T* sender_gate;  // [senders]; nothing of heads without
+  T* sender_gate;  // [senders]; empty for heads without gates
   int64_t size;
 
   NodeSums(const EdgeHead<T>& head, T* sums) {
@@ -21,7 +21,7 @@ struct NodeSums {
     sender_gate = carver.take(head.more.sender_gate == nullptr ? 0 : rounded_up(head.senders, kLanes<T>));
     size = carver.used();
   }
-  // Without a rival part they are the results themselves, if those can be reached.
+  // If no other part writes them, they are the results themselves, provided that the sweeps can write those.
   static Listed<T> rows_of(const EdgeHead<T>& head, const Rows<T>& results, bool alone, int64_t width, T* rows) {
     if (alone) return reachable(results, head.order, width, rows, head.order);
     return {rows, padded_width<T>(width), head.order};
@@ -56,7 +56,7 @@ void edge_backward(const EdgeHead<T>& head, const T* packed, int64_t begin, int6
   const Listed<const T> keys = reachable(head.key, head.order, head.dim, senders.copy, head.order);
   const T whole_scale = head.scale * kLog2E<T>;
   const bool updated = grad_new_edge.data != nullptr;
-  // Then a whole tile is kept until it is this head's.
+  // Then a whole tile is kept until it is this head's turn.
   const bool takes_turns = gradients.turn != nullptr, bias_takes_turns = gradients.bias_turn != nullptr;
   const bool all_pairs = updated && head.more.all_pairs;
   T* const attention = at.planes + at.plane_size;
@@ -71,9 +71,9 @@ void edge_backward(const EdgeHead<T>& head, const T* packed, int64_t begin, int6
     const Listed<const T> grad_outputs = reachable(grad_output, nodes, head.value_dim, at.grad_output, head.order);
     load_copy(at.queries, head.query, nodes, rows, head.dim);
     load_copy(at.grad_output, grad_output, nodes, rows, head.value_dim);
-    // True if queries, keys and gradients of this tile are finite, as far as products over all of it take them.
+    // True if queries, keys and gradients of this tile are finite, if products over the whole tile read them.
     bool finite = true;
-    // As in graph_attention: of the row's own numbers where a tile holds them, else of the output.
+    // As in graph_attention: from the row's own numbers if a tile holds all of them, else from the output.
     const bool one_tile = head.senders <= kTileColumns;
     if (wants_attention && !one_tile) {
       dot_rows(grad_outputs, {output.data, output.stride, nodes}, rows, head.value_dim, delta);

@@ -6,8 +6,8 @@
 namespace ecore {
 namespace {
 
-// One tile of receivers, over all senders. Returns whether all of the output is finite; if it is not, a value may be to
-// blame that the receiver does not hear, unless `heard_alone` says that those are left out.
+// One tile of receivers, over all senders. Returns whether all of the output is finite. If not, the cause may be a
+// value that the receiver does not hear, unless `heard_alone` says that such values are left out.
 template <typename T>
 bool edge_forward_tile(const EdgeHead<T>& head, const PackedNodes<T>& senders, int64_t begin, int64_t rows,
                        const EdgeScratch<T>& at, bool heard_alone, Rows<T> output, T* new_edge, T* maxima, T* inverse) {
@@ -52,7 +52,7 @@ bool edge_forward_tile(const EdgeHead<T>& head, const PackedNodes<T>& senders, i
       if (new_edge != nullptr) copy_row(new_edge + i * head.senders + start, at.new_edges, columns);
       const T before = start == 0 ? -kInfinity<T> : largest[r];
       const T now = maximum<T>(larger<T>(most, splat(before)));
-      const T base = now == -kInfinity<T> ? static_cast<T>(0) : now;  // nobody heard so far, or all overflowed
+      const T base = now == -kInfinity<T> ? static_cast<T>(0) : now;  // no neighbour so far, or all overflowed
       V sums{};
       for (int64_t j = 0; j < columns; j += kLanes<T>) {
         const V p = exp2<T>(load<V>(row + j) - base);
@@ -76,7 +76,7 @@ bool edge_forward_tile(const EdgeHead<T>& head, const PackedNodes<T>& senders, i
   }
   V check{};
   for (int64_t r = 0; r < rows; ++r) {
-    // A row without neighbours is 0; one whose scores all overflowed is NaN, as a softmax makes it.
+    // A row without neighbours is 0; a row whose scores all overflowed is NaN, as with a softmax.
     const T factor = hears[r] ? static_cast<T>(1) / normalizer[r] : static_cast<T>(0);
     T* const out = output.data + (begin + r) * output.stride;
     if (hears[r]) {

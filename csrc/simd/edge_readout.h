@@ -41,7 +41,7 @@ struct ReadoutScratch {
   T* grad_queries;   // [depth] copies
   int32_t* numbers;  // 0, 1, 2, ...
   T* gradient;       // of a row's edges
-  T* to_words;       // likewise, of every word where they share it
+  T* to_words;       // likewise, shared by the words
   int64_t across_size, rows_size, plane_stride, plane_size, query_size, size;
 
   ReadoutScratch(const GraphHead<T>& head, bool backward, T* scratch) {
@@ -67,7 +67,7 @@ struct ReadoutScratch {
   }
 };
 
-// Products a panel of receivers that multiply_across() makes of so many columns.
+// The products of a panel of receivers that multiply_across() computes for so many columns.
 template <typename T>
 constexpr int64_t chunks_of(int64_t columns) {
   return (columns + kChunk<T> - 1) / kChunk<T>;
@@ -91,8 +91,8 @@ void multiply_history(const GraphHead<T>& head, const ReadoutScratch<T>& at, con
   }
 }
 
-// Rows fetched while the tile of `rows` receivers from place `begin` on is computed: the receivers after it, in
-// about so many products a panel of receivers; after a head's last tile, what the head itself says.
+// Rows to fetch while the tile of `rows` receivers from place `begin` on is computed: those of the receivers after it,
+// during about so many products of a panel of receivers; in a head's last tile, those that the head names.
 template <typename T>
 class TilesAhead {
  public:
@@ -223,7 +223,7 @@ void readout_backward(const GraphHead<T>& head, T* scratch, const Rows<const T>*
           emotions.gather(grad_to_emotion + (node - head.words) * head.emotions, start, columns, at.gradient);
           const int64_t itself = begin + r - 1 - start;  // its place is begin + r
           if (itself >= 0 && itself < columns) {
-            // It does not hear itself: whatever the edge to itself is, infinite or not a number, comes to nothing.
+            // An emotion does not hear itself: the edge to itself counts as 0, even if it is infinite or NaN.
             at.gradient[itself] = at.edges[itself] = 0;
             for (int64_t m = 0; m < depth; ++m) at.planes[m * at.plane_size + r * at.plane_stride + itself] = 0;
           }

@@ -1,5 +1,5 @@
-// Tiles of attention on any dense graph: packed senders, scratch memory, and what is loaded of a row. Included only by
-// edge_forward.h and edge_backward.h; see edge_attention.h.
+// Tiles of attention on any dense graph: packed senders, scratch memory, and the loaded values of a row. Included only
+// by edge_forward.h and edge_backward.h; see edge_attention.h.
 #pragma once
 
 #include "kernels.h"
@@ -51,7 +51,7 @@ struct EdgeScratch {
   T* grad_output;  // backward: a copy
   T* edges;        // of a row, padded
   T* heard;        // of a row: 1 for neighbours, else 0
-  T* biases;       // these five of heads that are not plain: of a row, 0 without a bias
+  T* biases;       // these five only for heads that are not plain: of a row, 0 without a bias
   T* gates;        // of a row's senders, 1 without
   T* updated;      // of a row: 1 for pairs whose edges are updated, else 0
   T* kept;         // of a row: factors of the weights under dropout
@@ -152,13 +152,13 @@ bool is_neighbor(const EdgeHead<T>& head, int64_t i, int64_t j) {
 }
 
 template <typename T>
-inline Vector<T> clamped(Vector<T> x, T low, T high) {  // NaN stays
+inline Vector<T> clamped(Vector<T> x, T low, T high) {  // NaN stays NaN
   x = x < splat(low) ? splat(low) : x;
   return x > splat(high) ? splat(high) : x;
 }
 
-// Logarithms to base 2 of a softmax's terms, of the products of queries and keys in the vector at `j` of a row. Both
-// directions ask here.
+// Logarithms to base 2 of a softmax's terms, from the products of queries and keys in the vector at `j` of a row. Both
+// directions use this function.
 template <typename T>
 inline Vector<T> logit(const EdgeHead<T>& head, const EdgeScratch<T>& at, int64_t j, T whole_scale, Vector<T> product) {
   using V = Vector<T>;

@@ -23,7 +23,8 @@ struct SenderSums {
     emotion_weight = carver.take(rounded_up(head.emotions + 1, kLanes<T>));
     size = carver.used();
   }
-  // Rows by place: without a rival part they are the results themselves, if those can be reached.
+  // Rows by place. If no other part writes them, they are the results themselves, provided that the sweeps can write
+  // those.
   Listed<T> keys_of(const GraphHead<T>& head, int64_t m, const Rows<T>& results, bool alone,
                     const int32_t* numbers) const {
     if (alone) return reachable(results, head.order, head.dim, keys + m * key_size, numbers);
@@ -72,7 +73,7 @@ int64_t graph_backward_scratch(const GraphHead<T>& head, int64_t nodes) {
   return BackwardScratch<T>(head, nodes, nullptr).size;
 }
 
-// Numbers that the backward of one row of a tile needs beside its planes.
+// What the backward of one row of a tile needs besides its planes.
 template <typename T>
 struct BackwardRow {
   const T* edges;  // E0, from the tile's first column on
@@ -81,18 +82,18 @@ struct BackwardRow {
   T* grad_edges;  // added to over the first grad_columns columns
   int64_t grad_columns;
 
-  // Attention, from the products of queries and keys and the edge without its factor.
+  // Attention, from the products of queries and keys, and the edge without its factor.
   Vector<T> attention(Vector<T> product, Vector<T> edge) const {
     const T whole_scale = scale * kLog2E<T> * factor;
     Vector<T> x = score<T>(whole_scale, product, edge) - maximum;
-    // A score that is heard does not pass the maximum; any other may.
+    // The score of a neighbour is not above the maximum; others may be.
     x = x > Vector<T>{} ? Vector<T>{} : x;
     return exp2<T>(x) * inverse;
   }
 };
 
-// A row's attention, again, from its products in planes 0 ... depth: 0 from column `heard` on, up to whole vectors.
-// Returns attention times its gradient, the last plane, summed up; 0 if that is not wanted.
+// Computes a row's attention again from its products in planes 0 ... depth: 0 from column `heard` on, up to whole
+// vectors. Returns the sum of attention times its gradient, which is in the last plane; 0 if that is not wanted.
 template <bool kSum, typename T>
 T attend_again(T* row, int64_t plane_size, int64_t depth, const BackwardRow<T>& of, T* attention) {
   using V = Vector<T>;
@@ -190,11 +191,11 @@ void graph_backward(const GraphHead<T>& head, const T* packed, int64_t begin, in
     const Listed<const T> grad_outputs =
         reachable(grad_output, rows.nodes, head.value_dim, at.grad_output, senders.numbers);
     load_copy(at.grad_output, grad_output, rows.nodes, rows.count, head.value_dim);
-    // True if queries, keys and gradients of this tile are finite, as far as products over all of it take them.
+    // True if queries, keys and gradients of this tile are finite, if products over the whole tile read them.
     bool finite = true;
-    // Attention times its gradient, summed over all that a row hears. Where a tile holds all of that, it is added up
-    // there, of the very numbers that it is taken off, as a softmax's backward does; else it comes from the output, in
-    // the order in which those numbers are summed, so that a row with one sender alone gets exactly 0 either way.
+    // Attention times its gradient, summed over all that a row hears. If a tile holds all of it, the sum is of the same
+    // numbers that it is subtracted from, as in a softmax's backward. Otherwise it comes from the output, in the order
+    // in which those numbers are summed. So a row with a single sender gets exactly 0 in both cases.
     if (wants_scores && rows.longest > kTileColumns) {
       dot_rows(grad_outputs, {output.data, output.stride, rows.nodes}, rows.count, head.value_dim, delta);
     }
@@ -204,7 +205,7 @@ void graph_backward(const GraphHead<T>& head, const T* packed, int64_t begin, in
     }
     for (int64_t start = 0; start < rows.longest; start += kTileColumns) {
       rows.limits(start, limits);
-      // Whole panels: what a later tile adds to has to begin in its first one.
+      // Whole panels: the sums that a later tile adds to must begin in its first panel.
       const int64_t columns =
           smaller_of(rounded_up(rows.longest - start, kPanel), smaller_of(kTileColumns, head.count - start));
       for (int64_t m = 0; m <= depth; ++m) {
@@ -237,7 +238,7 @@ void graph_backward(const GraphHead<T>& head, const T* packed, int64_t begin, in
               (is_emotion ? at.grad_edges : sums.emotion_weight) + start,
               head.emotion_count + 1 - start,
           };
-          // Nothing of the emotion itself comes into the row: its attention is 0, and the rest of it is finite.
+          // The emotion itself adds nothing to its row: its attention is 0, and its other values are finite.
           for (int64_t m = 0; has_itself && m < 2 + depth; ++m) {
             finite = finite && (m > depth || is_finite(row[m * plane_size + itself]));
             row[m * plane_size + itself] = 0;

@@ -27,8 +27,8 @@ int64_t graph_forward_scratch(const GraphHead<T>& head, int64_t nodes) {
   return ForwardScratch<T>(head, nodes, nullptr).size;
 }
 
-// One tile of receivers, over all that they hear. Returns whether all of the output is finite; if it is not, a value
-// may be to blame that the receiver does not hear, unless `heard_alone` says that those are left out.
+// One tile of receivers, over all senders that they hear. Returns whether all of the output is finite. If not, the
+// cause may be a value that the receiver does not hear, unless `heard_alone` says that such values are left out.
 template <typename T>
 bool forward_tile(const GraphHead<T>& head, const PackedSenders<T>& senders, const TileRows<T>& rows,
                   const ForwardScratch<T>& at, bool heard_alone, Rows<T> output, T* maximum, T* inverse) {
@@ -64,7 +64,7 @@ bool forward_tile(const GraphHead<T>& head, const PackedSenders<T>& senders, con
       if (is_emotion && itself >= 0 && itself < heard) row[itself] = -kInfinity<T>;
       V most = splat(-kInfinity<T>), sums = V{};
       for (int64_t j = 0; j < heard; j += kLanes<T>) most = larger<T>(load<V>(row + j), most);
-      // The first tile holds [CLS], whom everybody hears: the maximum is a number from there on.
+      // The first tile holds [CLS], which every receiver hears: from there on the maximum is a number.
       const T before = largest[r],
               now = start == 0 ? ecore::maximum<T>(most) : ecore::maximum<T>(larger<T>(most, splat(before)));
       for (int64_t j = 0; j < heard; j += kLanes<T>) {

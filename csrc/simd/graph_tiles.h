@@ -5,8 +5,8 @@
 // k_j, and a row's attention softmax(s E). A tile is kTileRows receivers by up to kTileColumns senders, in planes
 // [rows, tile_stride]: plane 0 for s, planes 1 ... L for u, and in the backward one more.
 //
-// A tile holds pairs that do not hear each other. They are 0 there by selection, and products run over them; where an
-// operand is not finite, so that 0 times it is not 0, multiply_heard_rows and _columns take the sweeps' place.
+// A tile also holds pairs that are no neighbours. They are set to 0, and products include them. If an operand is not
+// finite, so that 0 times it is not 0, multiply_heard_rows and _columns replace the sweeps.
 #pragma once
 
 #include "kernels.h"
@@ -26,12 +26,13 @@ struct Receivers {
         senders(head.count),
         emotion_count(head.emotion_count) {}
   int64_t place(int64_t receiver) const { return receiver == count - 1 ? 0 : receiver + 1 + skipped; }
-  // The number of places, from the first, that a receiver hears; an emotion itself among them, which it does not.
+  // The number of places, from the first, that a receiver hears; an emotion's own place is counted, though it does not
+  // hear itself.
   int64_t heard(int64_t receiver) const {
     return receiver == count - 1 ? senders : larger_of(emotion_count + 1, place(receiver) + 1);
   }
   bool is_emotion(int64_t receiver) const { return receiver < emotion_count - skipped; }
-  // The first receiver that hears a place; all that follow hear it too.
+  // The first receiver that hears a place; all later ones hear it too.
   int64_t first(int64_t place) const { return place <= emotion_count ? 0 : place - 1 - skipped; }
 };
 
@@ -111,7 +112,7 @@ struct TileRows {
   bool hears(const GraphHead<T>& head, int64_t r, int64_t place) const {
     return place < heard[r] && (nodes[r] < head.words || place != places[r]);
   }
-  // The most of a tile's columns, which begin at place `start`, that each panel's rows hear.
+  // For each panel, the most columns that its rows hear in the tile that begins at place `start`.
   void limits(int64_t start, int64_t* panels) const {
     for (int64_t r = 0; r < count; r += kPanel) {
       const int64_t last = smaller_of(r + kPanel, count) - 1;

@@ -1,12 +1,12 @@
-// The kernels that exist once an instruction set: the drivers (graph_attention_cpu.cpp and others) call them for one
-// (b, k) or a part of one at a time. choice.h chooses among them.
+// The kernels, which exist once for each instruction set: the drivers (graph_attention_cpu.cpp and others) call them
+// for one (b, k) or a part of one at a time. choice.h chooses among them.
 #pragma once
 
 #include <cstdint>
 
 namespace ecore {
 
-// The rows of one (b, k): row i begins at data + i * stride, its elements lie side by side.
+// The rows of one (b, k): row i begins at data + i * stride, and its elements lie side by side.
 template <typename T>
 struct Rows {
   T* data;
@@ -14,7 +14,7 @@ struct Rows {
 };
 
 // Rows that the next piece of work will read: fetched into the cache, a few at a time, while this one computes. A
-// head's rows lie far apart in memory, where the hardware does not foresee them.
+// head's rows lie far apart in memory, so the hardware does not prefetch them.
 template <typename T>
 struct Ahead {
   const Rows<const T>* rows;  // [tensors]
@@ -25,8 +25,8 @@ struct Ahead {
   int64_t tensor, node;  // the next to be fetched
 };
 
-// One (b, k) of the emotion graph. Nodes that take part stand in an order of their own, which calls a node's position
-// its place: [CLS], then the emotions, then the words; a receiver hears a prefix of it (graph.py says who hears whom).
+// One (b, k) of the emotion graph. The nodes that take part have an order: [CLS], then the emotions, then the words. A
+// node's position in it is its place. A receiver hears (attends to) a prefix of the order; see graph.py.
 template <typename T>
 struct GraphHead {
   int64_t words, emotions;
@@ -59,7 +59,7 @@ struct GraphGradients {
 // The kernels of one instruction set in one type. Receivers are numbered in the order emotions, words, [CLS], in which
 // each hears at least what the one before it hears. Work on disjoint receivers or senders may run in parallel.
 //
-// `packed` (packed_size elements) holds a head's senders as the products want them; `scratch` is one call's own.
+// `packed` (packed_size elements) holds a head's senders as the products read them; `scratch` belongs to one call.
 // Sizes are for heads of up to `nodes` nodes; every piece of memory begins on a cache line.
 template <typename T>
 struct GraphAttentionKernels {
@@ -76,9 +76,9 @@ struct GraphAttentionKernels {
 
   int64_t (*sums_size)(const GraphHead<T>& head, int64_t nodes);
   int64_t (*backward_scratch)(const GraphHead<T>& head, int64_t nodes);
-  // Writes the gradients of these receivers' queries, row factors and rows of the correlation, and what they give to
-  // all senders into `sums`. If `alone`, they are all receivers, and gradients of keys and values may be written at
-  // once.
+  // Writes the gradients of these receivers' queries, row factors and rows of the correlation, and into `sums` their
+  // share of the gradients of all senders. If `alone`, they are all receivers, and gradients of keys and values may be
+  // written at once.
   void (*backward)(const GraphHead<T>& head, const T* packed, int64_t begin, int64_t end, T* scratch,
                    Rows<const T> output, Rows<const T> grad_output, const T* maximum, const T* inverse,
                    const GraphGradients<T>& gradients, bool alone, T* sums);
@@ -87,7 +87,7 @@ struct GraphAttentionKernels {
                  const GraphGradients<T>& gradients);
 };
 
-// A head's readout: senders are the emotions alone. Here queries and keys are the history's [depth].
+// A head's readout: only emotions are senders. Here queries and keys are the history's [depth].
 template <typename T>
 struct EdgeReadoutKernels {
   int64_t (*scratch)(const GraphHead<T>& head, bool backward);
@@ -97,16 +97,16 @@ struct EdgeReadoutKernels {
                   T* to_emotion);
   // Writes the gradients of nodes that take part; of keys, the emotions' alone. Those of queries and keys whose data is
   // null, and of the last three if null, are not wanted. `touched` are the tensors of which each receiver's row is read
-  // or written, for the look ahead.
+  // or written, so that later rows can be fetched ahead.
   void (*backward)(const GraphHead<T>& head, T* scratch, const Rows<const T>* touched, int64_t touched_count,
                    bool per_word, const T* grad_to_word, const T* grad_to_emotion, const Rows<T>* grad_queries,
                    const Rows<T>* grad_keys, T* grad_row_factor, T* grad_emotion_weight, T* grad_correlation);
 };
 
-// What a dense graph may have beside edges, neighbours and a factor of updated edges.
+// What a dense graph may have besides edges, neighbours and a factor of updated edges.
 template <typename T>
 struct EdgeMore {
-  bool plain;     // nothing: the rest is not read
+  bool plain;     // has nothing more: the rest is not read
   const T* bias;  // [receivers, senders], rows bias_row apart, added to the weighted scores; null: 0
   int64_t bias_row;
   const T* sender_gate;  // [senders], a factor on the scores; null: 1
@@ -130,7 +130,7 @@ struct EdgeHead {
   int64_t edge_row;
   const uint8_t* neighbors;  // likewise, bool; null: all
   int64_t neighbors_row;
-  const T* factor;  // [receivers], of updated edges; null: none are wanted
+  const T* factor;  // [receivers], of updated edges; null: they are not wanted
   T scale;
   EdgeMore<T> more;
 };
@@ -143,19 +143,20 @@ struct EdgeGradients {
   bool add_edge, add_bias;  // add to the present content
   T* factor;
   T* sender_gate;  // [senders]
-  // Several heads may share `edge`, and then add to it in turn: a head's tile of it, known by its first row and its
-  // number along that row, waits for the ones before. Null where there is nobody to wait for. So with `bias`.
+  // Several heads may share `edge`, and then add to it in turn: a head's tile of it, identified by its first row and
+  // its number along that row, waits for the heads before. Null if there is no head to wait for. The same holds for
+  // `bias`.
   void *turn, *bias_turn;
   void (*wait)(void* turn, int64_t row, int64_t column);
   void (*done)(void* turn, int64_t row, int64_t column);
 };
 
-// As for graph_attention; senders and receivers are in their own order. A receiver without neighbours has 0 for one
-// over its sum.
+// As for graph_attention; senders and receivers are in their own order. For a receiver without neighbours one over its
+// sum is 0.
 template <typename T>
 struct EdgeAttentionKernels {
   int64_t sender_step;
-  int64_t tile_columns;  // a row's tiles are so wide
+  int64_t tile_columns;  // the width of a row's tiles
 
   int64_t (*packed_size)(const EdgeHead<T>& head, bool backward);
   void (*pack)(const EdgeHead<T>& head, bool backward, int64_t begin, int64_t end, T* packed);
@@ -204,7 +205,7 @@ struct SparseGradients {
 // Work on disjoint nodes may run in parallel; each result is written by one node's work.
 template <typename T>
 struct SparseAttentionKernels {
-  int64_t (*scratch)(const SparseAttention<T>& call, int64_t most);  // most: edges of a receiver
+  int64_t (*scratch)(const SparseAttention<T>& call, int64_t most);  // most: the most edges of a receiver
   void (*forward)(const SparseAttention<T>& call, int64_t begin, int64_t end, T* scratch, T* output);
   // All gradients but the senders', and grad_score [edges, heads], which `senders` reads.
   void (*receivers)(const SparseAttention<T>& call, int64_t begin, int64_t end, T* scratch,
@@ -257,7 +258,7 @@ struct QuantizedLinearKernels {
   // Writes outputs begin ... end - 1 of packed rows, which are out_stride apart in `out`.
   void (*multiply)(const QuantizedLayer<W>& layer, int64_t begin, int64_t end, const char* packed, int64_t rows,
                    float* out, int64_t out_stride);
-  // The place of the first of the largest values, and that value: NaN if one is NaN or infinity.
+  // The place of the first of the largest values, and that value; it is NaN if a value is NaN or infinity.
   int64_t (*largest)(const float* values, int64_t count, float* most);
 };
 

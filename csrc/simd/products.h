@@ -1,5 +1,5 @@
 // Matrix products of one instruction set: a register-blocked micro-kernel, the three sweeps over a tile that attention
-// is made of, and the packing of their operands. Included only by table.h; see vectors.h.
+// consists of, and the packing of their operands. Included only by table.h; see vectors.h.
 //
 // "Rows" of an operand lie one after another, padded with zeros to whole vectors (padded_width). An operand packed
 // "across" is a transposed one, in chunks of kChunk columns that lie one after another: [columns /
@@ -12,7 +12,7 @@
 namespace ecore {
 namespace {
 
-// A micro-kernel's tile: kPanel rows of kMaxVectors vectors. It fills the registers that the instruction set has.
+// A micro-kernel's tile: kPanel rows of kMaxVectors vectors. It fills the registers of the instruction set.
 constexpr int kPanel = 6;
 #if ECORE_SIMD_BYTES == 64 || defined(__aarch64__)
 constexpr int kMaxVectors = 4;  // 32 registers
@@ -22,7 +22,7 @@ constexpr int kMaxVectors = 2;  // 16
 template <typename T>
 constexpr int kChunk = kMaxVectors * kLanes<T>;
 
-// The sweeps work on tiles of at most this size, which with their operands fit the second-level cache.
+// The sweeps work on tiles of at most this size, which fit the second-level cache with their operands.
 constexpr int64_t kTileRows = 12 * kPanel;
 constexpr int64_t kTilePanels = kTileRows / kPanel;
 constexpr int64_t kTileColumns = 320;  // a multiple of every kChunk
@@ -33,14 +33,14 @@ constexpr int64_t padded_width(int64_t width) {
 }
 
 // Elements from one row of a tile's plane to the next: an odd number of cache lines, so that the elements of a column
-// do not compete for a few places of the cache.
+// do not compete for a few sets of the cache.
 template <typename T>
 constexpr int64_t tile_stride(int64_t columns) {
   constexpr int64_t kLine = 64 / sizeof(T);
   return (rounded_up(smaller_of(kTileColumns, columns), kLine) / kLine | 1) * kLine;
 }
 
-// Rows of a matrix, wherever they lie: row i begins at data + numbers[i] * stride.
+// Rows of a matrix at any places: row i begins at data + numbers[i] * stride.
 template <typename T>
 struct Listed {
   T* data;
@@ -62,11 +62,11 @@ struct Product {
   bool add;
 };
 
-// The three sweeps over a tile. kAcross: B is packed across. kRows: B's rows are listed. kColumns: they are as well,
+// The three sweeps over a tile. kAcross: B is packed across. kRows: B's rows are listed. kColumns: they are listed too,
 // and A is transposed: A[m, k] lies at a[0][k * a_stride + m].
 enum class Sweep { kAcross, kRows, kColumns };
 
-// kRows rows and kVectors vectors of columns, or with kFour one of four elements more.
+// kRows rows and kVectors vectors of columns; with kFour one more vector, of four elements.
 template <typename T, Sweep kSweep, int kRows, int kVectors, bool kFour>
 void micro_kernel(const Product<T>& of) {
   constexpr int kWhole = kVectors > 0 ? kVectors : 1;  // arrays cannot be empty
@@ -108,7 +108,7 @@ void micro_kernel(const Product<T>& of) {
   }
 }
 
-// Calls the micro-kernel for 1 ... kPanel rows and 1 ... kMaxVectors vectors; with `four` the last of them has four
+// Calls the micro-kernel for 1 ... kPanel rows and 1 ... kMaxVectors vectors; with `four` the last vector has four
 // elements.
 template <typename T, Sweep kSweep, int kRows = kPanel, int kVectors = kMaxVectors>
 inline void multiply(const Product<T>& of, int64_t rows, int64_t vectors, bool four) {
@@ -139,18 +139,18 @@ inline void fetch(Ahead<T>* ahead) {
   }
 }
 
-// The cut of rows of a width into a micro-kernel's columns.
+// How rows of a width are split into a micro-kernel's columns.
 template <typename T>
 struct Cut {
   bool four;        // the last vector has four elements
-  int64_t vectors;  // that one included
+  int64_t vectors;  // the last one included
 
   explicit Cut(int64_t width)
       : four(kLanes<T> > 4 && width % kLanes<T> > 0 && width % kLanes<T> <= 4),
         vectors((width + kLanes<T> - 1) / kLanes<T>) {}
 };
 
-// True if the sweeps touch nothing but a row's own elements. Otherwise rows are to be copied, and padded.
+// True if the sweeps touch only a row's own elements. Otherwise rows must be copied and padded.
 template <typename T>
 constexpr bool fits(int64_t width) {
   return width % kLanes<T> == 0 || (kLanes<T> > 4 && width % kLanes<T> == 4);
@@ -179,7 +179,7 @@ void multiply_across(const Listed<const T>& a, int64_t rows, const int64_t* limi
   }
 }
 
-// C[r, :width] = or += sum_j A[r, j] B[j, :width] for j < limits[r / kPanel]; panels without any are left alone.
+// C[r, :width] = or += sum_j A[r, j] B[j, :width] for j < limits[r / kPanel]; panels without any are not changed.
 template <typename T>
 void multiply_rows(const T* a, int64_t a_stride, int64_t rows, const int64_t* limits, const Listed<const T>& b,
                    int64_t width, const Listed<T>& c, bool add, Ahead<T>* ahead = nullptr) {
@@ -245,7 +245,7 @@ void gather_rows(T* to, int64_t stride, const T* from, int64_t from_stride, cons
   }
 }
 
-// The given nodes' rows as the sweeps can load and store them: where they lie if they fit, else in a padded copy, which
+// The given nodes' rows as the sweeps can load and store them: in place if they fit, else in a padded copy, which
 // load_copy() fills and store_copy() writes back. `numbers` are 0, 1, 2, ...
 template <typename T, typename U>
 Listed<U> reachable(const Rows<U>& rows, const int32_t* nodes, int64_t width, T* copy, const int32_t* numbers) {
@@ -266,14 +266,14 @@ void store_copy(const Rows<T>& rows, const T* copy, const int32_t* nodes, int64_
   }
 }
 
-// Elements that such a copy takes.
+// The number of elements of such a copy.
 template <typename T>
 constexpr int64_t copy_size(int64_t count, int64_t width) {
   return fits<T>(width) ? 0 : count * padded_width<T>(width);
 }
 
 // The given nodes' rows, transposed and packed across; `begin` is a multiple of kChunk. A last chunk that is not full
-// repeats the last node, so that it holds nothing but numbers.
+// repeats the last node, so that it holds no uninitialised values.
 template <typename T>
 void pack_across(T* to, const T* from, int64_t from_stride, const int32_t* nodes, int64_t begin, int64_t end,
                  int64_t width) {
@@ -299,10 +299,11 @@ void pack_across(T* to, const T* from, int64_t from_stride, const int32_t* nodes
   }
 }
 
-// to[r] = A[r] . B[r], each summed as multiply_across does it: if B[r] is a sender's row, that sweep's very product.
+// to[r] = A[r] . B[r], each summed as multiply_across does: if B[r] is a sender's row, it is exactly that sweep's
+// product.
 template <typename T>
 void dot_rows(const Listed<const T>& a, const Listed<const T>& b, int64_t rows, int64_t width, T* to) {
-  for (int64_t r = 0; r < rows; r += kPanel) {  // several at once: each is a chain of additions
+  for (int64_t r = 0; r < rows; r += kPanel) {  // several at once, since each is a chain of additions
     const T *left[kPanel], *right[kPanel];
     T total[kPanel] = {};
     for (int m = 0; m < kPanel; ++m) {
@@ -317,7 +318,7 @@ void dot_rows(const Listed<const T>& a, const Listed<const T>& b, int64_t rows, 
   }
 }
 
-// to = from * factor. NaN comes into `check`, which is 0 else, if a result is not finite.
+// to = from * factor. `check` becomes NaN if a result is not finite, else it stays 0.
 template <typename T>
 inline void scale_row(const T* from, T factor, int64_t width, T* to, Vector<T>* check) {
   using V = Vector<T>;
@@ -342,8 +343,8 @@ bool all_finite(const T* row, int64_t width) {
   return finite;
 }
 
-// What multiply_rows and multiply_columns compute, to the bit, from those pairs alone for which hears(receiver, sender)
-// holds: for operands that are not finite, which the sweeps would multiply by 0.
+// What multiply_rows and multiply_columns compute, to the bit, but only from pairs for which hears(receiver, sender) is
+// true: for operands that are not finite, which the sweeps would multiply by 0.
 template <typename T, typename Hears>
 void multiply_heard_rows(const T* a, int64_t a_stride, int64_t rows, const int64_t* limits, const Listed<const T>& b,
                          int64_t width, const Listed<T>& c, bool add, const Hears& hears) {
@@ -377,7 +378,7 @@ void multiply_heard_columns(const T* a, int64_t a_stride, int64_t rows, const in
 }
 
 // Adds up, in order, `parts` matrices of padded rows that lie `apart` elements from each other, and stores rows begin
-// ... end - 1 at those of the given nodes. A single part that fits is there already.
+// ... end - 1 at those of the given nodes. A single part that fits is already in place.
 template <typename T>
 void add_parts(T* rows, int64_t apart, int64_t parts, int64_t begin, int64_t end, const int32_t* nodes,
                const Rows<T>& to, int64_t width) {
@@ -393,7 +394,7 @@ void add_parts(T* rows, int64_t apart, int64_t parts, int64_t begin, int64_t end
   }
 }
 
-// Hands out pieces of a workspace, each beginning on a cache line if the workspace does. Without a workspace it only
+// Hands out pieces of a workspace; each begins on a cache line if the workspace does. Without a workspace it only
 // counts.
 template <typename T>
 class Carver {

@@ -1,7 +1,7 @@
 // Products with weights of few bits, for quantized_linear_cpu.h. Included only by table.h; see vectors.h.
 //
 // A step is as many inputs as one instruction takes. The last step of a row overlaps the one before it, so that nothing
-// beyond a row is read: the activations' copy for it is 0 where an input was taken already.
+// beyond a row is read: its copy of the activations is 0 for inputs that the step before has taken.
 #pragma once
 
 #include "kernels.h"
@@ -14,10 +14,10 @@
 namespace ecore {
 namespace {
 
-constexpr int64_t kPackedHead = 64;  // bytes before a packed row, for what multiplies its products
+constexpr int64_t kPackedHead = 64;  // bytes before a packed row, for the factor on its products
 
-// int8 times int16, which activations are rounded to: a product of 16 bits and its sum of 32 are exact, and there are
-// twice as many in an instruction as of floats.
+// int8 times int16, to which activations are rounded: products and their 32-bit sums are exact, and an instruction has
+// twice as many of them as of floats.
 #if defined(__AVX2__)
 using Words = __m256i;
 constexpr int64_t kWords = 16;
@@ -55,7 +55,7 @@ inline WordSums add_products(WordSums sums, Words weights, Words x) {
 }
 #endif
 
-// The sum of all, in 64 bits: 32 hold one lane's share only.
+// The sum of all, in 64 bits: 32 bits hold only one lane's share.
 #if defined(__SSE2__)
 inline int64_t sum_of(Words sums) {
 #if defined(__AVX2__)
@@ -89,13 +89,13 @@ struct Product<int8_t> {
   using Loaded = Words;
   using Sums = WordSums;
   static constexpr int64_t kStep = kWords;
-  static constexpr int64_t kMostInputs = 2048;  // that 32 bits can sum: a pair of products is 2 * 128 * 32767 at most
+  static constexpr int64_t kMostInputs = 2048;  // that 32 bits can sum: a pair of products is at most 2 * 128 * 32767
 
   static Loaded weights(const int8_t* from) { return weight_words(from); }
   static void add(Sums* sums, const Loaded& w, const Packed* x) { *sums = add_products(*sums, w, load<Words>(x)); }
   static float total(Sums sums) { return static_cast<float>(sum_of(sums)); }
 
-  // Rounds a row to steps of its largest number's 32767th part. Of a row that is not finite every product is NaN.
+  // Rounds a row to steps of 1/32767 of its largest number. If a row is not finite, all its products are NaN.
   static float prepare(const float* x, int64_t inputs, float* inverse) {
     float most = 0.0f;
     bool finite = true;
@@ -105,11 +105,11 @@ struct Product<int8_t> {
       finite &= is_finite(x[i]);
     }
     const float step = most / 32767.0f;
-    *inverse = step > 1e-35f && finite ? 1.0f / step : 0.0f;  // of smaller numbers the inverse is infinite
+    *inverse = step > 1e-35f && finite ? 1.0f / step : 0.0f;  // for smaller numbers the inverse is infinite
     return finite ? step : __builtin_nanf("");
   }
   static Packed packed(float x, float inverse) {
-    // Adding it rounds to an integer; taking it off again leaves that.
+    // Adding it rounds to an integer; subtracting it again leaves the integer.
     return static_cast<Packed>((x * inverse + FloatFormat<float>::kRounder) - FloatFormat<float>::kRounder);
   }
   static void place(Packed* step, int64_t i, Packed value) { step[i] = value; }
@@ -238,7 +238,7 @@ void multiply_rows(const QuantizedLayer<W>& layer, int64_t begin, int64_t end, c
   if (r < rows) next(multiply_outputs<W, 4, 1>, 1);
 }
 
-// The place of the first of the largest of `values`, and it; NaN if one is NaN or infinity.
+// The place of the first of the largest of `values`, and that value; NaN if one is NaN or infinity.
 inline int64_t largest_of(const float* values, int64_t count, float* most) {
   using V = Vector<float>;
   V largest = splat(-kInfinity<float>);

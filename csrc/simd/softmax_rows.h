@@ -7,9 +7,9 @@
 namespace ecore {
 namespace {
 
-constexpr int kSweeps = 4;  // vectors under way at a time: additions that follow one another would wait for each other
+constexpr int kSweeps = 4;  // vectors at a time: dependent additions would wait for each other
 
-// What is left of a row after whole vectors, padded.
+// The rest of a row after whole vectors, padded.
 template <typename T>
 inline Vector<T> row_end(const T* row, int64_t begin, int64_t end, T padding) {
   T values[kLanes<T>];

@@ -1,7 +1,7 @@
 // Attention over a sparse graph, some receivers or senders at a time. Included only by table.h; see vectors.h.
 //
-// Every node's edges are taken in their order, all heads of an edge one after the other: its rows of keys and values
-// lie side by side in memory.
+// The edges of a node are processed in order, and all heads of an edge in turn, because its rows of keys and values lie
+// side by side in memory.
 #pragma once
 
 #include "kernels.h"
@@ -68,7 +68,7 @@ inline void set_zero(T* to, int64_t size) {
   for (int64_t c = 0; c < size; ++c) to[c] = 0;
 }
 
-// scale times the edge's factor: what a query times a key is multiplied by.
+// scale times the edge's factor: the factor on a query times a key.
 template <typename T>
 inline T whole_scale(const SparseAttention<T>& call, int64_t e, int64_t h) {
   return call.edge.data == nullptr ? call.scale : call.scale * *call.edge.at(e, h);
@@ -139,7 +139,7 @@ void sparse_receivers(const SparseAttention<T>& call, int64_t begin, int64_t end
     const int64_t n = call.receiver_begin[i + 1] - call.receiver_begin[i];
     T* const grad_query = gradients.query == nullptr ? nullptr : gradients.query + i * width;
     if (grad_query != nullptr) set_zero(grad_query, width);
-    // The gradient of a weight, and its mean under the weights, which lies behind those of the head.
+    // The gradient of a weight, and its mean under the weights, which is stored after those of the head.
     for (int64_t p = 0; p < n; ++p) {
       const int64_t e = edges[p], j = call.sender[e];
       for (int64_t h = 0; h < call.heads; ++h) {

@@ -1,9 +1,9 @@
 // Vectors of one instruction set and the arithmetic on them. Included only by table.h, each of which is compiled for
 // one instruction set and defines ECORE_SIMD_BYTES, the width of its vectors.
 //
-// Everything here has internal linkage, and nothing from the standard library's headers is called: an inline function
-// that two of those files share would be merged by the linker, and the copy that survives could be the one with
-// instructions that the machine lacks.
+// Everything here has internal linkage, and nothing from the standard library's headers is called: the linker would
+// merge an inline function that two of those files share, and could keep the copy with instructions that the machine
+// lacks.
 #pragma once
 
 #include <cstddef>
@@ -47,7 +47,7 @@ using Vector = typename VectorOf<T, kLanes<T>>::Type;
 template <typename T>
 using BitVector = typename VectorOf<typename FloatFormat<T>::Bits, kLanes<T>>::Type;
 template <typename T>
-using Four = typename VectorOf<T, 4>::Type;  // of what is left over beside whole vectors
+using Four = typename VectorOf<T, 4>::Type;  // for the rest after whole vectors
 
 constexpr int64_t smaller_of(int64_t a, int64_t b) { return a < b ? a : b; }
 constexpr int64_t larger_of(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -70,8 +70,8 @@ inline Vector<T> splat(T value) {
   return value - Vector<T>{};
 }
 
-// a * b + c, rounded once where the instruction set can. Nothing else is: the compiler must not contract, so that
-// a product from here is the same bits in every place.
+// a * b + c, rounded once if the instruction set can. Nothing else is fused: the compiler must not contract, so that
+// such a product has the same bits everywhere.
 template <typename V>
 inline V multiply_add(V a, V b, V c) {
   [[maybe_unused]] constexpr bool kSingle = sizeof(a[0]) == sizeof(float);
@@ -220,9 +220,9 @@ inline Vector<T> exp2(Vector<T> x) {
 
 template <typename T>
 constexpr T kLog2E = static_cast<T>(1.4426950408889634074);
-// x log2(e), the score whose power of two attention is made of, from a product of a query and a key, the edge, and what
-// both are multiplied by along a row (log2(e) among it). Both directions and both operators ask here, so that the
-// backward's scores are the forward's, bit by bit, and one that is the row's maximum is that.
+// x log2(e), the score whose power of two gives the attention: from a product of a query and a key, the edge, and a
+// row's factor (log2(e) included). Both directions and both operators use this function, so that the backward's scores
+// are the forward's, bit by bit, and the largest equals the row's maximum.
 template <typename T>
 inline Vector<T> score(T whole_scale, Vector<T> product, Vector<T> edge) {
   return whole_scale * product * edge;
