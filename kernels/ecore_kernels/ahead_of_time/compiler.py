@@ -153,7 +153,7 @@ def compile_entry(entry: Entry) -> Compiled:
     """Plan and compile an entry; errors are in the result."""
     try:
         return compile_launch(planned(entry), entry)
-    except Exception as error:  # the compiler raises whatever it likes
+    except Exception as error:  # of any type: the compiler has no common one
         innermost: BaseException = error  # its message says what, the others say where
         while innermost.__cause__ is not None:
             innermost = innermost.__cause__

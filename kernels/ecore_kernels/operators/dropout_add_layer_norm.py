@@ -216,7 +216,7 @@ def dropout_add_layer_norm(
         normed, sum: [..., D], in the common type of x and residual, with or without autocast; arithmetic is float32 at
         least.
 
-    Gradients reach x, residual, weight and bias, twice if asked.
+    Gradients reach x, residual, weight and bias, and can be differentiated again.
 
     Raises:
         ValueError: a shape, a type or a number that does not fit.

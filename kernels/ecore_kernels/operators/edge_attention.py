@@ -149,7 +149,7 @@ def edge_attention(
         lse: [B, H, Nq], -inf in a row without neighbours; only with ``return_lse``.
 
     Gradients reach query, key, value, edge, bias, gate, sender_gate, edge_scale, edge_bias and a scale in a tensor,
-    twice if asked.
+    and can be differentiated again.
 
     Raises:
         ValueError: a shape, a type or a number that does not fit.

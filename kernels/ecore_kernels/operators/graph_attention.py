@@ -272,7 +272,7 @@ def graph_attention(
         [B, K, N, dv], or [B, K, M, dv] with ``receivers="words"``, in the common type of query, key and value.
 
     Gradients reach query, key, value, the history's queries, keys, gates and edge scales, the graph's emotion_weight
-    and correlation, and a scale in a tensor, twice if asked.
+    and correlation, and a scale in a tensor; they can be differentiated again.
 
     Raises:
         ValueError: a shape or a type that does not fit, or unknown ``receivers``.

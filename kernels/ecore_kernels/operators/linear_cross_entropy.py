@@ -259,7 +259,7 @@ def linear_cross_entropy(
 
         Both are float32 at least. Under autocast the products are in its type; nothing else changes.
 
-    Gradients reach hidden, weight and bias, twice if asked (the second time by whole logits in plain PyTorch).
+    Gradients reach hidden, weight and bias, and can be differentiated again (by whole logits in plain PyTorch).
 
     Raises:
         ValueError: a shape or a type that does not fit; on a CPU also a target out of range. On a GPU, where the check

@@ -185,7 +185,7 @@ def make_row(check: Check, backend: str) -> Row:
         row.same_bits = all(_same_bits(x, second[name]) for name, x in first.items())
         if not row.same_bits and row.verdict == "right":
             row.verdict, row.reason = "wrong", "a second run gives other bits"
-    except Exception as error:  # whatever a backend raises, the other rows go on
+    except Exception as error:  # of any type: the other rows go on
         row.verdict = "failed"
         row.reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
         if _lost(error, check.device):
