@@ -194,11 +194,10 @@ def dropout_add_layer_norm(
 
     ``sum = residual + dropout(x)``; ``normed = (sum - mean) / sqrt(variance + eps) * weight + bias`` over the last
     dimension. One pass over memory each way. The backward computes the mask again, so it is never stored: with x seen
-        as
-    [rows, D], element (row, column) has a random word, ``column % 4`` of the four of Philox 4x32-10 with the seed for
-    the key and ``(column // 4, row mod 2^32, row // 2^32, 0)`` for the counter, and is kept where the word is at least
-    ``round(p * 2^32)``. Elements that are kept are divided by 1 - p. Elements that are dropped are not read, so they
-    may be NaN or infinity. Masks and sums are the same bits on every run, for every number of threads and on every
+    as [rows, D], element (row, column) has a random word, ``column % 4`` of the four of Philox 4x32-10 with the seed
+    for the key and ``(column // 4, row mod 2^32, row // 2^32, 0)`` for the counter, and is kept where the word is at
+    least ``round(p * 2^32)``. Elements that are kept are divided by 1 - p. Elements that are dropped are not read, so
+    they may be NaN or infinity. Masks and sums are the same bits on every run, for every number of threads and on every
     backend.
 
     Args:

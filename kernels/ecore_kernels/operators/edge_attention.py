@@ -117,8 +117,7 @@ def edge_attention(
 
     ``x = clamp(scale * query @ key^T) * edge * sender_gate``; ``output = dropout(softmax over neighbours of
     (x + bias)) @ value``; ``new_edge = gate * edge_scale * (edge + x) + edge_bias``. A row without neighbours gives 0.
-    Off the graph nothing is read, neither an edge's weight nor the value of a sender without receivers; they may be
-        NaN.
+    Off the graph nothing is read, neither weights of edges nor values of senders without receivers; they may be NaN.
 
     Args:
         query: [B, H, Nq, d], the receivers.
