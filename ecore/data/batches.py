@@ -266,6 +266,11 @@ class ResidentSplit:
         return Batch(context, state, lengths[:, 0], concepts, response, samples[:, 4])
 
 
+def resident(split: Any, device: torch.device | str) -> Any:
+    """Return a copy of ``split`` on ``device``, or ``split`` itself where it is none that can lie there."""
+    return ResidentSplit(split, device) if isinstance(split, Split) else split
+
+
 def length_buckets(
     split: Split, batch_size: int, seed: int, epoch: int, limit: int | None = None
 ) -> list[npt.NDArray[np.int64]]:

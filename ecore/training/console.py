@@ -8,6 +8,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+from torch import nn
+
+from ecore.config import TrainingConfig
 from ecore.data.prepared import PreparedData
 from ecore.progress import BARS, tqdm
 from ecore.training.run_folder import Settings
@@ -75,15 +79,35 @@ class Console:
         self._bar.close()
 
 
-def opening(run: Path, settings: Settings, data: PreparedData, parameters: int, step: int, where: str) -> str:
-    """Return a training's opening words: with so many parameters, from ``step`` on, on what machine."""
-    model, config = settings.model, settings.training
+def machine(device: torch.device, config: TrainingConfig, processes: int, captured: bool) -> str:
+    """Return on what a training runs, and how.
+
+    Args:
+        processes: how many train together.
+        captured: steps are CUDA graphs.
+    """
+    several = f"{processes} processes, each " if processes > 1 else ""
+    options = (
+        ("where tf32 is float32", device.type == "cpu" and config.precision == "tf32"),
+        ("CUDA graphs", captured),
+        ("compiled", config.compile),
+    )
+    parts = [f"{several}{device}", f"{torch.get_num_threads()} CPU threads"]
+    return ", ".join([*parts, *(name for name, on in options if on)])
+
+
+def opening(
+    run: Path, settings: Settings, data: PreparedData, model: nn.Module, step: int, where: str
+) -> str:
+    """Return a training's opening words: what is trained, from ``step`` on, on what :func:`machine`."""
+    sizes, config = settings.model, settings.training
+    parameters = sum(p.numel() for p in model.parameters())
     preset = f" (preset {settings.preset})" if settings.preset else ""
-    left_out = f", without {', '.join(model.ablations)}" if model.ablations else ""
-    backbone = f" around {model.backbone}" if model.backbone else ""
-    thresholds = ", ".join(f"{t:.3g}" for t in model.thresholds)
+    left_out = f", without {', '.join(sizes.ablations)}" if sizes.ablations else ""
+    backbone = f" around {sizes.backbone}" if sizes.backbone else ""
+    thresholds = ", ".join(f"{t:.3g}" for t in sizes.thresholds)
     return textwrap.fill(
-        f"{run}: {parameters:,} parameters{backbone}{preset}, {model.title}{left_out}; "
+        f"{run}: {parameters:,} parameters{backbone}{preset}, {sizes.title}{left_out}; "
         f"intensity thresholds {thresholds} on {data.meta['intensity']}; "
         f"{len(data.vocabulary):,} words of the {data.meta['vocabulary']} vocabulary; "
         f"{len(data.train):,} training and {len(data.valid):,} validation samples; "

@@ -6,8 +6,10 @@ import json
 import math
 import os
 import re
+import resource
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +37,13 @@ def sums(losses: Losses, share: float) -> Tensor:
         return values
     means = len(TERMS)
     return torch.cat([values[:means] * share, values[means:] * (share > 0)])
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """The most memory that this process has held: its tensors' on a GPU, else all that is resident; in MiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # Linux counts in KiB
 
 
 class NotFiniteLoss(NamedTuple):
@@ -129,6 +138,33 @@ class Journal:
     def note(self, line: dict[str, Any]) -> None:
         """Let ``line`` wait to be written."""
         self._progress.line = line
+
+    def reopen(self, make: Callable[[], dict[str, Any]]) -> bool:
+        """Let the line of the present step wait again, which has become the last one and so is to be validated.
+
+        Every process calls it.
+
+        Args:
+            make: makes the line of the sums, where the log has none.
+
+        Returns:
+            Whether a line waits again: not where the step was validated after all, which older checkpoints do not
+            record.
+        """
+        progress = self._progress
+        if progress.validated == progress.step or self.waiting is not None:
+            return False
+        line: dict[str, Any] | None = None
+        if self._processes.first:
+            logged = self.logged(progress.step)
+            if logged is None and progress.window:
+                line = make()
+            elif logged is not None and "valid_ppl" not in logged:
+                line = logged
+        reopened = self._processes.any(line is not None)
+        if reopened:
+            self.note(line or {"step": progress.step})  # the first process's is what is logged
+        return reopened
 
     def write(self, **results: float) -> None:
         """Write the waiting line, with ``results`` of a validation."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -11,30 +10,30 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from ecore import pretrained
 from ecore.config import ModelConfig, TrainingConfig
-from ecore.data.batches import Batch, ResidentSplit, Split, length_buckets
+from ecore.data.batches import Batch, resident
 from ecore.data.prepared import PreparedData
 from ecore.errors import InputError
 from ecore.model.base import EmpatheticModel
 from ecore.precision import LowWeights, autocast, float32_products, settle
 from ecore.training import checkpoint, run_folder, validation
+from ecore.training.batch_order import BatchOrder
 from ecore.training.checkpoint import Progress
-from ecore.training.console import Console, opening
+from ecore.training.console import Console, machine, opening
 from ecore.training.cuda_graphs import CapturedStep, Recorder, Taken, recorder
 from ecore.training.distributed import Processes
 from ecore.training.graph_watch import GraphWatch
 from ecore.training.interrupt import Interrupt
-from ecore.training.journal import Journal, sums
+from ecore.training.journal import Journal, peak_memory_mib, sums
 from ecore.training.objective import objective
 from ecore.training.run_folder import Settings
 from ecore.training.schedule import adam, noam, set_rate
 from ecore.training.tracker import Tracker
+from ecore.training.validation import Validator
 
 CHECKPOINT_SECONDS = 120.0
 """Between checkpoints, where no number of steps is given: a fast run writes few, a slow one loses little."""
@@ -179,7 +178,7 @@ class Trainer:
         self.folder, self.data, self.model, self.device = run, data, model, device
         self.settings, self.config, self.processes = settings, settings.training, processes
         self.train_split = model.view(data.train, show_progress)
-        self.valid_split = model.view(data.valid, show_progress)
+        valid_split = model.view(data.valid, show_progress)
         self.low_weights = LowWeights(model, self.config.precision)
         self.optimizer = adam(p for p in model.parameters() if p.requires_grad)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.config.precision == "float16")
@@ -189,18 +188,28 @@ class Trainer:
         self.state = self._restored()
         self.journal = Journal(run, self.state, processes, tracker)
         self.graph_watch = GraphWatch(self.config.warmup, self.state)
-        reopened = self._reopen_last_line()
+        # That is where an interrupted run may end at its present step.
+        ends_here = 0 < self.state.step == self.config.max_steps
+        reopened = ends_here and self.journal.reopen(self._line)
         self.journal.open()
         self.interrupt = Interrupt()
         self.console = Console(show_progress, self.state.step, self.config.max_steps)
-        self.batches = self._epoch_batches()
+        self.order = BatchOrder(
+            self.train_split, self.config.batch_size, self.config.seed, self.state, processes
+        )
         # On a GPU the data set lies on the device, and the host sends nothing but the samples' numbers.
-        self.source = self._source(self.train_split, device.type == "cuda" or captures is not None)
-        self.valid_source = self._source(self.valid_split, device.type == "cuda")
+        on_device = device.type == "cuda" or captures is not None
+        self.source = resident(self.train_split, device) if on_device else self.train_split
+        self.validator = Validator(model, valid_split, device, self.config, processes)
         self.loss = objective(model, self.config.compile, processes.count)
         if reopened:  # the log was cut before the line: only the checkpoint has it now
             self._save()
-        self.captured = None if captures is None else self._capturing(captures)
+        self.captured: CapturedStep | None = None
+        if captures is not None:
+            size, notice = self.config.batch_size, self.console.notice
+            self.captured = CapturedStep(
+                self.source, size, self._whole_step, self.optimizer, captures, notice
+            )
 
     def _restored(self) -> Progress:
         """Load the last checkpoint; return where training resumes: at the beginning where there is none."""
@@ -218,61 +227,30 @@ class Trainer:
         self.saved_step = state.step
         return state
 
-    def _reopen_last_line(self) -> bool:
-        """Let the line of a step wait again that has become the last one, and so is to be validated.
-
-        That is where an interrupted run may end at its present step. Return whether there is such a line: not
-        where the step was validated after all, which older checkpoints do not record.
-        """
-        state = self.state
-        ends_here = 0 < state.step == self.config.max_steps
-        if not ends_here or state.validated == state.step or self.journal.waiting is not None:
-            return False
-        line: dict[str, Any] | None = None
-        if self.processes.first:
-            logged = self.journal.logged(state.step)
-            if logged is None and state.window:
-                line = self._line()
-            elif logged is not None and "valid_ppl" not in logged:
-                line = logged
-        reopened = self.processes.any(line is not None)
-        if reopened:
-            self.journal.note(line or {"step": state.step})  # the first process's is what is logged
-        return reopened
-
-    def _capturing(self, captures: Recorder) -> CapturedStep:
-        return CapturedStep(
-            self.source,
-            self.config.batch_size,
-            self._whole_step,
-            self.optimizer,
-            captures,
-            self.console.notice,
-        )
-
     def run(self) -> Summary:
         """Train until the last step, the end of patience or an interruption."""
-        self.console.open(self._opening(), self.journal.no_events)
+        where = machine(self.device, self.config, self.processes.count, self.captured is not None)
+        words = opening(self.folder, self.settings, self.data, self.model, self.state.step, where)
+        self.console.open(words, self.journal.no_events)
         began = time.perf_counter()
         self.journal.restart_clock()
         with self.interrupt, float32_products(self.device.type, self.config.precision):
             self._conclude_step()  # an interrupted run may still owe its validation
-            while not (self.state.step >= self.config.max_steps or self._stale() or self._interrupted()):
+            while not (self._ended() or self._interrupted()):
                 self._take_step()
                 self._conclude_step()
             if self.state.step != self.saved_step:
                 self._save()
-        ended = self.state.step >= self.config.max_steps or self._stale()
         return Summary(
             run=str(self.folder),
             step=self.state.step,
             max_steps=self.config.max_steps,
             best_step=self.state.best_step,
             best_ppl_per_sample=self.state.best,
-            interrupted=self._interrupted() and (not ended or self.journal.waiting is not None),
+            interrupted=self._interrupted() and (not self._ended() or self.journal.waiting is not None),
             stopped_early=self._stale(),
             seconds=time.perf_counter() - began,
-            peak_memory_mib=self._peak_memory(),
+            peak_memory_mib=peak_memory_mib(self.device),
         )
 
     def close(self) -> None:
@@ -282,6 +260,9 @@ class Trainer:
 
     def _interrupted(self) -> bool:
         return self.processes.any(self.interrupt.requested)
+
+    def _ended(self) -> bool:
+        return self.state.step >= self.config.max_steps or self._stale()
 
     def _stale(self) -> bool:
         return self.config.patience is not None and self.state.stale >= self.config.patience
@@ -312,8 +293,7 @@ class Trainer:
             self._settle()
             line = self._line() | {f"health_{name}": float(v) for name, v in health.items()}
             self.journal.note(line)
-            batch, _ = self._share(self.batches[state.batches - 1])
-            warning = self.graph_watch.look(line, len(batch))
+            warning = self.graph_watch.look(line, len(self.order.present.samples))
             if warning is not None and self.processes.first:
                 self.console.notice(warning)
             self.console.show_losses(line)
@@ -325,20 +305,18 @@ class Trainer:
         """Forward and backward on each batch of a step, then the optimiser; the health values where requested."""
         config = self.config
         for number in range(config.accumulate):
-            indices = self._next_batch()
-            mine, share = self._share(indices)
+            samples, share, batch_size = self.order.take()
             # Gradients travel between processes once a step.
             waits = self.processes.count > 1 and number + 1 < config.accumulate
             with self.loss.no_sync() if waits else contextlib.nullcontext():
                 with self._forward():
-                    losses = self.loss(
-                        self._batch(mine), health, int(self.train_split.response_lengths[mine].sum())
-                    )
+                    batch = self.source.batch(samples).to(self.device)
+                    losses = self.loss(batch, health, int(self.train_split.response_lengths[samples].sum()))
                 # DistributedDataParallel takes the mean over the processes, whose shares may differ in size.
                 weight = share * self.processes.count / config.accumulate
                 self.scaler.scale(losses.total if weight == 1.0 else losses.total * weight).backward()
             self.journal.add(sums(losses, share))
-            self.journal.count(samples=len(indices), batches=1)
+            self.journal.count(samples=batch_size, batches=1)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -346,11 +324,11 @@ class Trainer:
 
     def _captured_step(self, step: CapturedStep, health: bool) -> dict[str, Tensor]:
         """The same on one batch, as a graph where there is one."""
-        indices = self._next_batch()
+        samples, _, batch_size = self.order.take()
         with self._split_may_refuse():
-            taken = step(indices, health)
+            taken = step(samples, health)
         self.journal.add(taken.sums)
-        self.journal.count(samples=len(indices), batches=1)
+        self.journal.count(samples=batch_size, batches=1)
         return taken.health
 
     def _whole_step(self, batch: Batch, tokens: int, health: bool) -> Taken:
@@ -384,29 +362,6 @@ class Trainer:
             return self.state.step % self.config.checkpoint_every == 0
         # All save together, and clocks differ: the first process's decides.
         return self.processes.any(self.processes.first and clock() - self.saved_at >= CHECKPOINT_SECONDS)
-
-    def _epoch_batches(self) -> list[npt.NDArray[np.int64]]:
-        return length_buckets(self.train_split, self.config.batch_size, self.config.seed, self.state.epoch)
-
-    def _next_batch(self) -> npt.NDArray[np.int64]:
-        if self.state.batches == len(self.batches):
-            self.state.epoch, self.state.batches = self.state.epoch + 1, 0
-            self.batches = self._epoch_batches()
-        indices = self.batches[self.state.batches]
-        self.state.batches += 1
-        return indices
-
-    def _share(self, indices: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], float]:
-        """This process's samples of a batch, and their share of it; one that counts nothing where there are too few."""
-        mine = indices[self.processes.rank :: self.processes.count]
-        return (mine, len(mine) / len(indices)) if len(mine) else (indices[:1], 0.0)
-
-    def _source(self, split: Any, resident: bool) -> Any:
-        """Return the source of ``split``'s batches: the split, or a copy of it on the device."""
-        return ResidentSplit(split, self.device) if resident and isinstance(split, Split) else split
-
-    def _batch(self, indices: npt.NDArray[np.int64]) -> Batch:
-        return self.source.batch(indices).to(self.device)
 
     @contextlib.contextmanager
     def _forward(self) -> Iterator[None]:
@@ -453,37 +408,20 @@ class Trainer:
         if not self.settings.model.perceives:
             del averages["emotion_accuracy"]
         where = {"step": self.state.step, "epoch": self.state.epoch}
-        return {**where, **averages, "lr": self._rate(), "peak_memory_mib": self._peak_memory()}
-
-    def _peak_memory(self) -> float:
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device) / 2**20
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # Linux counts in KiB
+        return {**where, **averages, "lr": self._rate(), "peak_memory_mib": peak_memory_mib(self.device)}
 
     # Validation and checkpoints
 
     def _validate(self) -> dict[str, float] | None:
         """Score the validation split, or its first samples; None where an interruption came in between."""
         began = time.perf_counter()
-        # Without gradients four times the samples fit; a GPU takes many as quickly as few.
-        size = (16 if self.device.type == "cuda" else 4) * self.config.batch_size
-        batches = length_buckets(self.valid_split, size, seed=0, epoch=0, limit=self.config.validate_limit)
-        mine = batches[self.processes.rank :: self.processes.count]
-        shown = self.console.validating(mine)
         with torch.no_grad(), self.low_weights():
-            scored = validation.score(
-                self.model,
-                self.valid_split,
-                self.valid_source,
-                shown,
-                self._forward,
-                lambda: self.interrupt.requested,
+            scored = self.validator.score(
+                self._forward, lambda: self.interrupt.requested, self.console.validating
             )
-        shown.close()
-        if self.processes.any(scored is None):
+        if scored is None:
             return None
-        shares = self.processes.gather(scored)
-        results = validation.results([part for share in shares for part in share])
+        results = validation.results(scored)
         if results is None:
             raise self._diverged(self.state.step, "the validation loss is not finite")
         if not self.settings.model.perceives:
@@ -492,15 +430,10 @@ class Trainer:
         return results | {"valid_seconds": time.perf_counter() - began}
 
     def _judge(self, results: dict[str, float]) -> None:
-        """Note whether this validation is the best so far."""
-        state, value = self.state, results["valid_ppl_per_sample"]
-        state.validated = state.step
-        better = state.best is None or value < state.best
-        if better:
-            state.best, state.best_step, state.stale = value, state.step, 0
-        elif state.step % self.config.validate_every == 0:  # should the run be prolonged, no other counts
-            state.stale += 1
-        self.console.show_validation(state.step, results, better)
+        # A validation that only the run's end required does not count against it, should the run be prolonged.
+        regular = self.state.step % self.config.validate_every == 0
+        better = validation.judge(self.state, results["valid_ppl_per_sample"], regular)
+        self.console.show_validation(self.state.step, results, better)
 
     def _save(self) -> None:
         self._settle()
@@ -513,20 +446,3 @@ class Trainer:
             checkpoint.save(self.folder, self.model, self.optimizer, self.state, random)
         self.saved_step, self.saved_at = self.state.step, clock()
         self.journal.restart_clock()
-
-    def _opening(self) -> str:
-        options = [
-            name
-            for name, on in (
-                ("where tf32 is float32", self.device.type == "cpu" and self.config.precision == "tf32"),
-                ("CUDA graphs", self.captured),
-                ("compiled", self.config.compile),
-            )
-            if on
-        ]
-        several = f"{self.processes.count} processes, each " if self.processes.count > 1 else ""
-        where = f"{several}{self.device}, {torch.get_num_threads()} CPU threads"
-        parameters = sum(p.numel() for p in self.model.parameters())
-        return opening(
-            self.folder, self.settings, self.data, parameters, self.state.step, ", ".join([where, *options])
-        )

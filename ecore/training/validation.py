@@ -11,9 +11,62 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ecore.data.batches import Split
+from ecore.config import TrainingConfig
+from ecore.data.batches import Split, length_buckets, resident
 from ecore.metrics import perplexity
 from ecore.model.base import EmpatheticModel
+from ecore.training.checkpoint import Progress
+from ecore.training.distributed import Processes
+
+
+class Validator:
+    """Scores a run's validation split, or its first samples, each process its part of the batches.
+
+    Args:
+        model: scored as it is at each call.
+        split: the samples, as the model reads them.
+        device: of the training.
+        config: has the size of a batch of training, and the limit of samples.
+        processes: those that train together.
+    """
+
+    def __init__(
+        self,
+        model: EmpatheticModel,
+        split: Any,
+        device: torch.device,
+        config: TrainingConfig,
+        processes: Processes,
+    ) -> None:
+        self._model, self._split, self._processes = model, split, processes
+        on_gpu = device.type == "cuda"
+        self._source = resident(split, device) if on_gpu else split
+        # Without gradients four times the samples fit; a GPU takes many as quickly as few.
+        self._batch_size = (16 if on_gpu else 4) * config.batch_size
+        self._limit = config.validate_limit
+
+    def score(
+        self,
+        around: Callable[[], contextlib.AbstractContextManager[Any]],
+        stop: Callable[[], bool],
+        shown: Callable[[Sequence[npt.NDArray[np.int64]]], Any],
+    ) -> list[Tensor] | None:
+        """Score the samples; the result is that of all processes, and the same in each.
+
+        Args:
+            around, stop: as in :func:`score`.
+            shown: makes of this process's batches a progress bar over them.
+
+        Returns:
+            As :func:`score`, of all batches; None where any process was stopped.
+        """
+        batches = length_buckets(self._split, self._batch_size, seed=0, epoch=0, limit=self._limit)
+        bar = shown(batches[self._processes.rank :: self._processes.count])
+        scored = score(self._model, self._split, self._source, bar, around, stop)
+        bar.close()
+        if self._processes.any(scored is None):
+            return None
+        return [batch for part in self._processes.gather(scored) for batch in part]
 
 
 @torch.no_grad()
@@ -64,3 +117,18 @@ def results(scored: Sequence[Tensor]) -> dict[str, float] | None:
         "valid_ppl_per_sample": per_sample,
         "valid_emotion_accuracy": 100 * right.mean().item(),
     }
+
+
+def judge(progress: Progress, ppl_per_sample: float, counts: bool) -> bool:
+    """Enter a validation of the present step into ``progress``; return whether it is the best so far.
+
+    Args:
+        ppl_per_sample: what it found.
+        counts: one that is not the best counts as stale, for the run's patience.
+    """
+    progress.validated = progress.step
+    if progress.best is None or ppl_per_sample < progress.best:
+        progress.best, progress.best_step, progress.stale = ppl_per_sample, progress.step, 0
+        return True
+    progress.stale += counts
+    return False

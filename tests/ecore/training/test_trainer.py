@@ -14,7 +14,7 @@ from ecore.errors import InputError
 from ecore.files import read_json
 from ecore.model import ECore
 from ecore.precision import float32_products
-from ecore.training import trainer
+from ecore.training import batch_order, trainer
 from ecore.training.journal import read_metrics
 from ecore.training.run_folder import summarize
 from ecore.training.trainer import NotFinite, Trainer, train
@@ -90,7 +90,7 @@ def test_accumulated_gradients_are_the_mean(quiet_train, data, tiny, monkeypatch
     ten = list(range(10))
     results = {}
     for name, batches in (("one", [ten]), ("two", [ten[:5], ten[5:]])):
-        monkeypatch.setattr(trainer, "length_buckets", lambda *_, b=batches, **__: b)
+        monkeypatch.setattr(batch_order, "length_buckets", lambda *_, b=batches, **__: b)
         config = TrainingConfig(max_steps=1, warmup=1, accumulate=len(batches), factor=0.1)
         still = replace(tiny, dropout=0.0, graph_dropout=0.0)
         train(tmp_path / name, data, still, config, progress=False)
