@@ -16,17 +16,12 @@ for package in ("fastapi", "uvicorn", "prometheus_client"):
 
 from ecore.pipeline import ECore  # noqa: E402
 from tests.ecore.generation.dialogues import CONTEXTS, differing_model  # noqa: E402
+from tests.ecore.serving.chats import Gate  # noqa: E402
 from tests.ecore.serving.server import Server, serving  # noqa: E402
-from tests.ecore.serving.test_serve import Gate  # noqa: E402
 
 FILES = Path(__file__).parents[3] / "ecore/serving/page"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SAID = (CONTEXTS[0][0], CONTEXTS[2][0], CONTEXTS[3][0])
-
-
-@pytest.fixture(scope="module")
-def model() -> ECore:
-    return ECore(differing_model("soft"))
 
 
 @pytest.fixture(scope="module")

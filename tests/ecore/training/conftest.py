@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from ecore.config import ModelConfig, TrainingConfig
 from ecore.data.prepare import prepare
 from ecore.data.prepared import PreparedData
+from ecore.training import cuda_graphs, trainer
 from ecore.training.journal import read_metrics
 from ecore.training.trainer import train
 
@@ -117,3 +119,31 @@ def reference(quiet_train, tmp_path):
     """A run that was never stopped."""
     quiet_train(tmp_path / "reference")
     return tmp_path / "reference"
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    """Several shapes in a corpus of short texts."""
+    monkeypatch.setattr(cuda_graphs, "LEAST_CONTEXT", 8)
+    monkeypatch.setattr(cuda_graphs, "LEAST_RESPONSE", 8)
+    monkeypatch.setattr(cuda_graphs, "LEAST_TOKENS", 16)
+
+
+@pytest.fixture
+def graphs(settings):
+    return replace(settings, cuda_graphs=True)
+
+
+@pytest.fixture
+def start(data, tiny, monkeypatch):
+    """Trains in a folder, steps through the given recorder where there is one."""
+
+    def run(folder, training=None, records=None, device="cpu", **options):
+        if not options.get("resume"):
+            options = {"model_config": tiny, "training": training} | options
+        with monkeypatch.context() as patched:
+            if records is not None:
+                patched.setattr(trainer, "recorder", lambda *_, **__: records)
+            return train(folder, data, device=device, progress=False, **options)
+
+    return run

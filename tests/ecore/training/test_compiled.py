@@ -13,22 +13,14 @@ from torch.utils._python_dispatch import _disable_current_modes, _get_current_di
 
 from ecore.data.batches import ResidentSplit
 from ecore.model.losses import Losses
-from ecore.training import cuda_graphs, trainer
+from ecore.training import trainer
 from ecore.training.cuda_graphs import CapturedStep, Taken
 from ecore.training.objective import objective
 from ecore.training.schedule import adam, set_rate
 from ecore.training.trainer import train
-from tests.ecore.training.test_cuda_graphs import SLOW, Again, Repeater, assert_close, still
+from tests.ecore.training.recordings import SLOW, Again, Repeater, assert_close, still
 
 pytestmark = pytest.mark.usefixtures("fresh_compile", "narrow")
-
-
-@pytest.fixture
-def narrow(monkeypatch):
-    """Several shapes in a corpus of short texts."""
-    monkeypatch.setattr(cuda_graphs, "LEAST_CONTEXT", 8)
-    monkeypatch.setattr(cuda_graphs, "LEAST_RESPONSE", 8)
-    monkeypatch.setattr(cuda_graphs, "LEAST_TOKENS", 16)
 
 
 class Programs:

@@ -1,8 +1,4 @@
-"""Captured steps: the same losses and weights as one launch at a time, from graphs that repeat what was recorded.
-
-On a CPU a stand-in does what a graph does: it writes a step's operations down without their effects, and repeats them
-on the same tensors, without the Python between them.
-"""
+"""Captured steps: the same losses and weights as one launch at a time, from stand-ins for CUDA graphs."""
 
 import contextlib
 import functools
@@ -14,158 +10,35 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ecore import pretrained
 from ecore.config import TrainingConfig
-from ecore.data.batches import Batch, ResidentSplit, Widths
+from ecore.data.batches import Batch, Widths
 from ecore.data.vocabulary import PAD
 from ecore.errors import InputError
 from ecore.files import read_json, write_json
 from ecore.model import ECore
-from ecore.training import cuda_graphs, trainer
+from ecore.training import cuda_graphs
 from ecore.training.cuda_graphs import CapturedStep, CaptureFailed, CudaGraphs, Taken, recorder, widened
 from ecore.training.journal import read_metrics
 from ecore.training.schedule import adam, noam, set_rate
 from ecore.training.trainer import NotFinite, Trainer, train
 from ecore_kernels import use_backend
-
-
-class Writing(TorchDispatchMode):
-    """Keeps every operation with its tensors, and what the tensors held that it overwrote."""
-
-    def __init__(self, refused=None):
-        super().__init__()
-        self.operations, self.before, self.refused = [], {}, refused
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if operation.overloadpacket is self.refused:
-            raise CaptureFailed("operation not permitted when stream is capturing")
-        for argument, value in zip(operation._schema.arguments, args, strict=False):
-            if argument.alias_info is not None and argument.alias_info.is_write:
-                for tensor in tree_leaves(value):
-                    storage = tensor.untyped_storage()
-                    self.before.setdefault(storage.data_ptr(), (storage, storage.clone()))
-        result = operation(*args, **kwargs)
-        self.operations.append((operation, args, kwargs, result))
-        return result
-
-
-class Repeater:
-    """The stand-in for CUDA graphs; recording number ``failing`` fails where the optimiser is about to begin."""
-
-    def __init__(self, failing=None):
-        self.recorded = self.replayed = self.asked = 0
-        self.failing = failing
-
-    def warm_up(self, work):
-        return work()
-
-    def record(self, work):
-        self.asked += 1
-        random = torch.get_rng_state()
-        written = Writing(torch.ops.aten._fused_adam_ if self.asked == self.failing else None)
-        try:
-            with written:
-                taken = work()
-        finally:
-            torch.set_rng_state(random)
-            for storage, content in written.before.values():
-                storage.copy_(content)
-        self.recorded += 1
-
-        @torch.no_grad()
-        def replay():
-            for operation, args, kwargs, result in written.operations:
-                again = operation(*args, **kwargs)
-                for kept, new in zip(tree_leaves(result), tree_leaves(again), strict=True):
-                    if isinstance(kept, torch.Tensor) and kept.data_ptr() != new.data_ptr():
-                        kept.copy_(new)
-            self.replayed += 1
-            return taken
-
-        return replay
-
-
-class Again:
-    """No recording at all: the same steps, one by one."""
-
-    def warm_up(self, work):
-        return work()
-
-    def record(self, work):
-        return work
-
-
-@pytest.fixture
-def narrow(monkeypatch):
-    """Several shapes in a corpus of short texts."""
-    monkeypatch.setattr(cuda_graphs, "LEAST_CONTEXT", 8)
-    monkeypatch.setattr(cuda_graphs, "LEAST_RESPONSE", 8)
-    monkeypatch.setattr(cuda_graphs, "LEAST_TOKENS", 16)
+from tests.ecore.training.recordings import SLOW, Again, Repeater, assert_close, resident, still
+from tests.ecore.training.runs import weights
 
 
 @pytest.fixture
 def coarse(monkeypatch):
-    """One shape there."""
+    """One shape in a corpus of short texts."""
     monkeypatch.setattr(cuda_graphs, "LEAST_CONTEXT", 32)
     monkeypatch.setattr(cuda_graphs, "LEAST_TOKENS", 128)
-
-
-@pytest.fixture
-def graphs(settings):
-    return replace(settings, cuda_graphs=True)
-
-
-@pytest.fixture
-def start(data, tiny, monkeypatch):
-    """Trains in a folder, steps through the given recorder where there is one."""
-
-    def run(folder, training=None, records=None, device="cpu", **options):
-        if not options.get("resume"):
-            options = {"model_config": tiny, "training": training} | options
-        with monkeypatch.context() as patched:
-            if records is not None:
-                patched.setattr(trainer, "recorder", lambda *_, **__: records)
-            return train(folder, data, device=device, progress=False, **options)
-
-    return run
-
-
-def weights(run):
-    return pretrained.load(run, "last").state_dict()
 
 
 def assert_same(run, other, numbers):
     assert numbers(run) == numbers(other)
     ours, theirs = weights(run), weights(other)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-
-
-def assert_close(
-    run, other, rtol=1e-4, names=("loss", "gen", "emotion_", "corr", "nll", "valid_ppl", "health")
-):
-    lines, wanted = read_metrics(run), read_metrics(other)
-    assert [line["step"] for line in lines] == [line["step"] for line in wanted]
-    for line, one in zip(lines, wanted, strict=True):
-        assert line["lr"] == one["lr"]
-        for name, value in one.items():
-            if name == "emotion" or name.startswith(names):
-                assert line[name] == pytest.approx(value, rel=rtol, abs=1e-5), (name, line["step"])
-
-
-SLOW = {"factor": 0.02}  # long steps would blow rounding up
-LOSSES = ("loss", "gen", "nll", "valid_ppl")
-
-
-def still(config):
-    return replace(config, dropout=0.0, graph_dropout=0.0)
-
-
-def resident(data, device="cpu"):
-    return ResidentSplit(data.train, device)
 
 
 # Padding to few shapes
@@ -506,106 +379,6 @@ def test_refusals(data, tiny, graphs, tmp_path):
 def test_a_run_with_graphs_goes_on_without_a_gpu(start, graphs, tmp_path):
     start(tmp_path / "run", graphs, Repeater(), max_steps=6)
     assert start(tmp_path / "run", resume=True, max_steps=12)["step"] == 12
-
-
-# On a GPU
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("strategy", ["soft", "hard", "none"])
-def test_graphs_train_as_the_plain_trainer_does(
-    start, tiny, graphs, settings, narrow, tmp_path, strategy, precision
-):
-    options = {"model_config": still(replace(tiny, strategy=strategy)), "max_steps": 50, "device": "cuda"}
-    start(tmp_path / "plain", replace(settings, precision=precision, **SLOW), **options)
-    start(tmp_path / "graphs", replace(graphs, precision=precision, **SLOW), **options)
-    rtol = 1e-3 if precision == "float32" else 2e-2
-    assert_close(tmp_path / "graphs", tmp_path / "plain", rtol, LOSSES)
-
-
-@pytest.mark.gpu
-def test_graphs_draw_the_random_numbers_of_single_launches(start, graphs, narrow, tmp_path):
-    config = replace(graphs, max_steps=50, **SLOW)
-    start(tmp_path / "graphs", config, device="cuda")
-    start(tmp_path / "again", config, Again(), device="cuda")
-    assert_close(tmp_path / "graphs", tmp_path / "again", 1e-3, LOSSES)
-
-
-@pytest.mark.gpu
-def test_a_capture_that_fails_costs_its_shape_alone(start, graphs, narrow, monkeypatch, tmp_path, capsys):
-    """The first step to be captured looks at a value, which no capture allows: the rest is as if it did not."""
-    config, trainers, captures = replace(graphs, max_steps=50, **SLOW), [], []
-    close, whole_step = Trainer.close, Trainer._whole_step
-
-    def looks(self, batch, tokens, health):
-        taken = whole_step(self, batch, tokens, health)
-        if torch.cuda.is_current_stream_capturing():
-            captures.append(batch.context.shape)
-            if len(captures) == 1:
-                taken.sums.sum().item()
-        return taken
-
-    monkeypatch.setattr(Trainer, "close", lambda self: (trainers.append(self), close(self)))
-    monkeypatch.setattr(Trainer, "_whole_step", looks)
-    start(tmp_path / "graphs", config, device="cuda")
-    assert capsys.readouterr().err.count("CUDA graphs: batches of up to") == 1
-    assert len(trainers[0].captured.failures) == 1
-    assert trainers[0].captured.recorded >= 1
-    torch.cuda.empty_cache()  # the allocator knows of no capture that is under way
-    assert len(captures) == trainers[0].captured.recorded + 1
-    start(tmp_path / "again", config, Again(), device="cuda")
-    assert_close(tmp_path / "graphs", tmp_path / "again", 1e-3, LOSSES)
-
-
-@pytest.mark.gpu
-def test_graphs_resume(start, graphs, narrow, tmp_path):
-    config = replace(graphs, max_steps=31, validate_every=31, **SLOW)
-    start(tmp_path / "whole", config, device="cuda")
-    start(tmp_path / "run", config, device="cuda", max_steps=17)
-    start(tmp_path / "run", resume=True, max_steps=31, device="cuda")
-    whole = {line["step"]: line for line in read_metrics(tmp_path / "whole")}
-    for line in read_metrics(tmp_path / "run"):
-        if line["step"] in whole:  # the first leg's last step, 17, was logged too
-            assert line["loss"] == pytest.approx(whole[line["step"]]["loss"], rel=1e-3)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("rows", [16, 128])
-def test_a_step_does_not_wait_for_the_gpu(data, tiny, rows):
-    """Neither does a replay nor a step as it comes; 128 rows look up more words than one kernel takes (3,072)."""
-    model = ECore(still(tiny), data.vocabulary, data.tables, data.embeddings).cuda().train()
-    optimizer = adam(model.parameters())
-    set_rate(optimizer, 1e-3)
-
-    def step(batch, tokens, health):
-        losses = model.loss(batch, True, tokens)
-        losses.total.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return Taken(losses.total.detach(), losses.health)
-
-    records = CudaGraphs(torch.device("cuda"))
-    steps = CapturedStep(resident(data, "cuda"), rows, step, optimizer, records)
-    samples = np.arange(rows) % len(data.train)
-    first = [float(steps(samples).sums) for _ in range(3)]  # compiles, records, replays
-    try:
-        torch.cuda.set_sync_debug_mode("error")
-        taken = [steps(samples).sums for _ in range(5)]
-        taken.append(steps(samples[:-1]).sums)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert steps.recorded == 1
-    assert all(float(loss) < first[0] for loss in taken[:-1])
-
-
-@pytest.mark.gpu
-@pytest.mark.slow
-def test_graphs_of_compiled_steps(start, tiny, graphs, settings, tmp_path):
-    options = {"model_config": still(tiny), "max_steps": 20, "device": "cuda"}
-    start(tmp_path / "plain", replace(settings, **SLOW), **options)
-    start(tmp_path / "graphs", replace(graphs, compile=True, **SLOW), **options)
-    assert_close(tmp_path / "graphs", tmp_path / "plain", 1e-3, LOSSES)
 
 
 # Compiled

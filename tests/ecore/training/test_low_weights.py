@@ -16,6 +16,7 @@ from ecore.precision import LowWeights, autocast
 from ecore.training import trainer
 from ecore.training.schedule import adam
 from ecore.training.trainer import Trainer, train
+from tests.ecore.training.recordings import Again
 
 SIZES = {"dim": 24, "heads": 2, "feed_forward": 32, "dropout": 0.0, "graph_dropout": 0.0}
 VARIANTS = {
@@ -106,16 +107,6 @@ def test_weights_and_gradients_stay_what_they_were(settings):
     step(model, contextlib.nullcontext, batch, tokens)
     theirs = {name: weight.grad for name, weight in model.named_parameters()}
     assert {n for n, g in mine.items() if g is None} == {n for n, g in theirs.items() if g is None}
-
-
-class Again:
-    """In the place of a recorder of CUDA graphs: no recording, the same steps one by one."""
-
-    def warm_up(self, work):
-        return work()
-
-    def record(self, work):
-        return work
 
 
 @pytest.mark.parametrize("recorded, accumulate", [(False, 1), (False, 2), (True, 1)])
