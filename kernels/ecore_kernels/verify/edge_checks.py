@@ -14,8 +14,7 @@ from ecore_kernels.edge_list import EdgeList
 from ecore_kernels.operators.edge_attention import edge_attention
 from ecore_kernels.operators.sparse_attention import sparse_attention
 from ecore_kernels.reference import kept_weights
-from ecore_kernels.verify.oracle import Bounds
-from ecore_kernels.verify.rows import Row
+from ecore_kernels.verify.call_check import TYPES, CallCheck
 
 # Operator and variant. Calls of edge_attention have two options each, since every combination is another kernel to
 # compile; those of sparse_attention differ in their tensors of edges.
@@ -35,26 +34,22 @@ SMALL = {"BATCH": 1, "RECEIVERS": 5, "SENDERS": 4, "EDGES": 40}
 """Sizes for Triton's interpreter, which takes seconds where a GPU takes microseconds."""
 DROPOUT, SEED, CLAMP = 0.3, 0x5EED, (-1.0, 1.5)
 _VECTORS = ("key_scale", "key_offset", "value_offset")
-TYPES = {"bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
 @dataclasses.dataclass(frozen=True)
-class EdgeCheck:
-    """One call of an operator, which is made on every backend.
+class EdgeCheck(CallCheck):
+    """One call of an operator on edges.
 
     Attributes:
         small: True for the sizes of Triton's interpreter.
     """
 
-    operator: str
-    variant: str
-    precision: str
-    device: str
     small: bool = False
 
-    def row(self, backend: str) -> Row:
-        """An empty row; its size is the number of receivers."""
-        return Row(self.operator, self.variant, 0, backend, "", self.precision, self._size("RECEIVERS"))
+    @property
+    def size(self) -> int:
+        """The number of receivers."""
+        return self._size("RECEIVERS")
 
     def _size(self, name: str) -> int:
         return SMALL[name] if self.small and name in SMALL else globals()[name]
@@ -145,34 +140,11 @@ class EdgeCheck:
         )
         return backends.BACKENDS[backend].why_not(self.operator, **{**given, **graph})
 
-    def run(self, backend: str) -> dict[str, Tensor]:
-        """Outputs and gradients by name."""
-        return self._answer(self.tensors, backend)
-
-    def judge(self, row: Row, found: dict[str, Tensor]) -> None:
-        """Enter the verdict on an answer into the row, and its error."""
-        self._bounds.judge(row, found)
-
-    @functools.cached_property
-    def _bounds(self) -> Bounds:
-        wide = {name: x.double() for name, x in self.tensors.items()}
-        bounds = Bounds(self._answer(wide, None), self._answer(self.tensors, None), self.precision)
-        if "edge_scale" in wide:
-            bounds.hold_to_gate("edge_scale", "gate", wide)
-        return bounds
-
-    def _answer(self, tensors: dict[str, Tensor], backend: str | None) -> dict[str, Tensor]:
-        """Outputs and gradients of the operator on a backend; None means plain PyTorch in the tensors' type."""
-        names = [name for name in tensors if not name.startswith("upstream")]
-        leaves = {name: tensors[name].detach().requires_grad_() for name in names}
+    def outputs(self, leaves: dict[str, Tensor], backend: str | None) -> list[Tensor]:
+        """Outputs of the operator on a backend; with None, of its formula in the tensors' type."""
         if self.operator == "sparse_attention":
-            outputs = self._plain_sparse(leaves) if backend is None else self._sparse(leaves, backend)
-        else:
-            outputs = self._plain_dense(**leaves) if backend is None else self._dense(leaves, backend)
-        sent = [tensors[f"upstream{i}"].to(output.dtype) for i, output in enumerate(outputs)]
-        gradients = torch.autograd.grad(outputs, list(leaves.values()), sent)
-        found = {f"output {i}": output.detach() for i, output in enumerate(outputs)}
-        return found | {f"gradient of {name}": g for name, g in zip(names, gradients, strict=True)}
+            return self._plain_sparse(leaves) if backend is None else self._sparse(leaves, backend)
+        return self._plain_dense(**leaves) if backend is None else self._dense(leaves, backend)
 
     @property
     def _options(self) -> dict[str, Any]:

@@ -12,8 +12,7 @@ from torch import Tensor
 from ecore_kernels import backends, reference
 from ecore_kernels.operators.dropout_add_layer_norm import dropout_add_layer_norm
 from ecore_kernels.operators.linear_cross_entropy import linear_cross_entropy
-from ecore_kernels.verify.oracle import Bounds
-from ecore_kernels.verify.rows import Row
+from ecore_kernels.verify.call_check import TYPES, CallCheck
 
 # Operator and variant: label smoothing over all classes or those of the published form; dropped or not.
 STEP_CALLS = (
@@ -26,25 +25,20 @@ STEP_CALLS = (
 ROWS, CLASSES, WIDTH = 77, 331, 100
 SMOOTHING, PADDING = 0.1, 0
 DROPOUT, EPS, SEED = 0.2, 1e-5, 0x5EED
-TYPES = {"bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
 @dataclasses.dataclass(frozen=True)
-class StepCheck:
-    """One call of an operator, which is made on every backend."""
+class StepCheck(CallCheck):
+    """One call of an operator on rows."""
 
-    operator: str
-    variant: str
-    precision: str
-    device: str
-
-    def row(self, backend: str) -> Row:
-        """An empty row; its size is the number of rows."""
-        return Row(self.operator, self.variant, 0, backend, "", self.precision, ROWS)
+    @property
+    def size(self) -> int:
+        """The number of rows."""
+        return ROWS
 
     @functools.cached_property
     def tensors(self) -> dict[str, Tensor]:
-        """The leaves by name, and their outputs' gradients."""
+        """The leaves by name, and their outputs' gradients; of a loss 1."""
         generator = torch.Generator().manual_seed(0)
         kind = TYPES.get(self.precision, torch.float32)
         if self.operator == "linear_cross_entropy":
@@ -52,10 +46,13 @@ class StepCheck:
         else:
             shapes = {"x": (ROWS, WIDTH), "residual": (ROWS, WIDTH), "weight": (WIDTH,), "bias": (WIDTH,)}
             shapes |= {"upstream0": (ROWS, WIDTH), "upstream1": (ROWS, WIDTH)}
-        return {
+        drawn = {
             name: torch.randn(shape, generator=generator).to(self.device, kind)
             for name, shape in shapes.items()
         }
+        if self.operator == "linear_cross_entropy":
+            drawn["upstream0"] = torch.ones((), dtype=kind, device=self.device)
+        return drawn
 
     @functools.cached_property
     def target(self) -> Tensor:
@@ -77,32 +74,11 @@ class StepCheck:
         leaves = [x for name, x in self.tensors.items() if not name.startswith("upstream")]
         return backends.BACKENDS[backend].why_not(self.operator, *leaves)
 
-    def run(self, backend: str) -> dict[str, Tensor]:
-        """Outputs and gradients by name."""
-        return self._answer(self.tensors, backend)
-
-    def judge(self, row: Row, found: dict[str, Tensor]) -> None:
-        """Enter the verdict on an answer into the row, and its error."""
-        self._bounds.judge(row, found)
-
-    @functools.cached_property
-    def _bounds(self) -> Bounds:
-        wide = {name: x.double() for name, x in self.tensors.items()}
-        return Bounds(self._answer(wide, None), self._answer(self.tensors, None), self.precision)
-
-    def _answer(self, tensors: dict[str, Tensor], backend: str | None) -> dict[str, Tensor]:
-        """Outputs and gradients of the operator on a backend; None means plain PyTorch in the tensors' type."""
-        names = [name for name in tensors if not name.startswith("upstream")]
-        leaves = [tensors[name].detach().requires_grad_() for name in names]
+    def outputs(self, leaves: dict[str, Tensor], backend: str | None) -> tuple[Tensor, Tensor]:
+        """Outputs of the operator on a backend; with None, of its formula in the tensors' type."""
         if self.operator == "linear_cross_entropy":
-            outputs = self._plain_loss(*leaves) if backend is None else self._loss(backend, *leaves)
-            gradients = torch.autograd.grad(outputs[0], leaves)
-        else:
-            outputs = self._plain_norm(*leaves) if backend is None else self._norm(backend, *leaves)
-            sent = [tensors[f"upstream{i}"] for i in range(2)]
-            gradients = torch.autograd.grad(outputs, leaves, sent)
-        found = {f"output {i}": output.detach() for i, output in enumerate(outputs)}
-        return found | {f"gradient of {name}": g for name, g in zip(names, gradients, strict=True)}
+            return self._plain_loss(**leaves) if backend is None else self._loss(backend, **leaves)
+        return self._plain_norm(**leaves) if backend is None else self._norm(backend, **leaves)
 
     def _loss(self, backend: str, hidden: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         smoothing, classes = self._smoothing
