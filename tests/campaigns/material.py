@@ -10,27 +10,17 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.sizes import TINY_MODEL
+
 FEELINGS = {
     "afraid": ("a terrible noise scared me", "that sounds frightening"),
     "angry": ("someone broke my awful car", "that would annoy me too"),
     "joyful": ("we had a wonderful happy party", "how lovely for you"),
     "sad": ("my old dog died and i cried", "i am so sorry"),
 }
-SIZES = (
-    "--preset",
-    "tiny",
-    "--dim",
-    "12",
-    "--feed-forward",
-    "16",
-    "--encoder-blocks",
-    "1",
-    "--decoder-blocks",
-    "1",
-)
 # Most of the time goes into files: a checkpoint each step, all intervals at odds.
 TRAINING = (
-    *SIZES,
+    *TINY_MODEL,
     *("--batch-size", "10", "--max-steps", "5", "--warmup", "4", "--factor", "0.5", "--dropout", "0.1"),
     *("--log-every", "1", "--validate-every", "3", "--checkpoint-every", "1", "--threads", "1"),
     *("--literal-thresholds",),

@@ -15,6 +15,7 @@ from ecore.demo import sample_corpus
 from ecore.errors import InputError
 from ecore.packages import needed
 from ecore.training.journal import read_metrics
+from tests.sizes import TINY_MODEL
 
 ROOT = Path(__file__).parents[2]
 OPTIONAL = (
@@ -47,7 +48,7 @@ for package in (ecore, benchmarks):
         if module.name not in {OF_AN_EXTRA!r} and module.name != "ecore.__main__":  # which runs the command
             importlib.import_module(module.name)
 """
-TRAIN = ("--preset", "tiny", "--max-steps", 4, "--dim", 12, "--feed-forward", 16, "--batch-size", 8)
+TRAIN = (*TINY_MODEL, "--max-steps", 4, "--batch-size", 8)
 
 
 @pytest.fixture(scope="module")

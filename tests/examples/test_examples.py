@@ -12,6 +12,7 @@ import torch
 from ecore import ECore
 from ecore.cli import main
 from tests.ecore.training.conftest import write_corpus
+from tests.sizes import TINY_MODEL
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TURNS = ("My old dog died.", "I am so sorry!", "I cried all day.")
@@ -28,14 +29,10 @@ def example(name):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("examples")
-    assert (
-        main(["prepare", "--data", str(write_corpus(folder / "corpus")), "--out", str(folder / "prepared")])
-        == 0
-    )
-    small = "--preset tiny --dim 12 --feed-forward 16 --batch-size 10 --warmup 30 --literal-thresholds --max-steps 60"
-    assert (
-        main(["train", "--data", str(folder / "prepared"), "--out", str(folder / "run"), *small.split()]) == 0
-    )
+    corpus, prepared = str(write_corpus(folder / "corpus")), str(folder / "prepared")
+    assert main(["prepare", "--data", corpus, "--out", prepared]) == 0
+    steps = ["--batch-size", "10", "--warmup", "30", "--literal-thresholds", "--max-steps", "60"]
+    assert main(["train", "--data", prepared, "--out", str(folder / "run"), *TINY_MODEL, *steps]) == 0
     return folder / "run"
 
 

@@ -18,6 +18,7 @@ from ecore.errors import InputError
 from ecore.training.trainer import train
 from tests.ecore.model.test_padding import assert_same, assert_same_encoding
 from tests.ecore.training.conftest import TINY
+from tests.sizes import TINY_MODEL
 
 every_baseline = pytest.mark.parametrize("name", BASELINES)
 LOSSES = ("total", "generation", "emotion", "nll")
@@ -154,20 +155,9 @@ def test_resumed_is_as_never_stopped(name, data, inferences_file, tmp_path):
 
 @every_baseline
 def test_every_command_works_with_its_runs(name, prepared_folder, inferences_file, tmp_path, capsys):
-    run, small = tmp_path / "run", ["--dim", "12", "--feed-forward", "16", "--warmup", "5", "--threads", "1"]
-    given = [
-        "--data",
-        prepared_folder,
-        "--out",
-        run,
-        "--model",
-        name,
-        "--preset",
-        "tiny",
-        "--max-steps",
-        "2",
-        *small,
-    ]
+    run = tmp_path / "run"
+    given = ["--data", prepared_folder, "--out", run, *TINY_MODEL, "--model", name, "--max-steps", "2"]
+    given += ["--warmup", "5", "--threads", "1"]
     given += ["--inferences", inferences_file] if name == "cem" else []
     assert cli.main(list(map(str, ["train", *given]))) == 0
     config = json.loads((run / "config.json").read_text())

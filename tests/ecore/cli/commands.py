@@ -6,24 +6,11 @@ import sys
 from pathlib import Path
 
 from ecore import cli
+from tests.sizes import TINY_MODEL
 
 ROOT = Path(__file__).parents[3]
 
-
-SMALL = [
-    "--preset",
-    "tiny",
-    "--dim",
-    "12",
-    "--feed-forward",
-    "16",
-    "--batch-size",
-    "8",
-    "--warmup",
-    "5",
-    "--threads",
-    "1",
-]
+SMALL = [*TINY_MODEL, "--batch-size", "8", "--warmup", "5", "--threads", "1"]
 
 
 def refused(capsys, *arguments, code=2):

@@ -17,33 +17,25 @@ from ecore.pretrained import weights_file
 from ecore.training import distributed
 from ecore.training.distributed import Parted, parted
 from ecore.training.journal import read_metrics
+from tests.sizes import TINY_MODEL
 
 ROOT = Path(__file__).parents[3]
 # Batches of 5 of 48 samples: shares of 3 and 2, and a last batch of 3.
 FLAGS = [
-    "--preset",
-    "tiny",
-    "--dim",
-    "12",
-    "--feed-forward",
-    "16",
-    "--dropout",
-    "0",
-    "--graph-dropout",
-    "0",
-    "--batch-size",
-    "5",
-    "--max-steps",
-    "12",
-    "--validate-every",
-    "6",
-    "--log-every",
-    "1",
-    "--warmup",
-    "5",
-    "--threads",
-    "1",
-    "--literal-thresholds",
+    *TINY_MODEL,
+    *(
+        "--dropout",
+        "0",
+        "--graph-dropout",
+        "0",
+        "--batch-size",
+        "5",
+        "--max-steps",
+        "12",
+        "--validate-every",
+        "6",
+    ),
+    *("--log-every", "1", "--warmup", "5", "--threads", "1", "--literal-thresholds"),
 ]
 
 

@@ -11,11 +11,9 @@ from ecore.cli.reproduce import declare_reproduce, run_reproduce
 from ecore.data.prepare import prepare
 from ecore.demo import sample_corpus
 from ecore.paper.experiments import runs
+from tests.sizes import TINY_MODEL
 
-SMALL = (
-    *("--preset", "tiny", "--dim", "12", "--feed-forward", "16", "--log-every", "5", "--limit", "8"),
-    *("--threads", "1", "--device", "cpu"),
-)
+SMALL = (*TINY_MODEL, "--log-every", "5", "--limit", "8", "--threads", "1", "--device", "cpu")
 
 
 @pytest.fixture(scope="session")

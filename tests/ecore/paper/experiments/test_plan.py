@@ -12,21 +12,12 @@ from ecore.paper.experiments import runs
 from ecore.paper.experiments.plan import Run, Variant
 from ecore.training import trainer
 from ecore.training.run_folder import read_settings
+from tests.sizes import TINY_MODEL
 
 SMALL = (
-    *("--preset", "tiny", "--steps", "4", "--seeds", "2", "--limit", "8", "--warmup", "3"),
-    *(
-        "--dim",
-        "12",
-        "--feed-forward",
-        "16",
-        "--no-copy",
-        "--graph-norm",
-        "--threads",
-        "1",
-        "--device",
-        "cpu",
-    ),
+    *TINY_MODEL,
+    *("--steps", "4", "--seeds", "2", "--limit", "8", "--warmup", "3", "--no-copy", "--graph-norm"),
+    *("--threads", "1", "--device", "cpu"),
 )
 
 
