@@ -62,7 +62,10 @@ class Understanding(NamedTuple):
 
 
 class Baseline(ECore):
-    """An encoder-decoder without E-CORE's graph: a subclass says how it understands a context (:meth:`understand`).
+    """An encoder-decoder without E-CORE's graph.
+
+    A subclass says which modules it has beside E-CORE's (:meth:`add_parts`), and how it understands a context
+    (:meth:`understand`).
 
     Args:
         config: :func:`ecore.config.for_model` makes it.
@@ -84,6 +87,14 @@ class Baseline(ECore):
         super().__init__(config, vocabulary, tables, embeddings)
         # Their emotion classifiers are bare matrices, e_p = W_e c.
         self.perceiver = EmotionHead(config.dim, len(vocabulary.emotions), bias=False)
+        self.add_parts()
+
+    def add_parts(self) -> None:  # the multi-task Transformer has none
+        """Make the modules of its own; all that E-CORE has is there.
+
+        Raises:
+            InputError: a config, a vocabulary or tables that it cannot work with.
+        """
 
     @abstractmethod
     def understand(self, words: Words) -> Understanding:

@@ -6,15 +6,12 @@ memory.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ecore.baselines.base import Baseline, Understanding, Words, encode
-from ecore.config import ModelConfig
 from ecore.data.batches import Batch
-from ecore.data.vocabulary import PAD, UNK, Vocabulary
-from ecore.data.word_tables import WordTables
+from ecore.data.vocabulary import PAD, UNK
 from ecore.model.encoder import Encoder
 from ecore.model.perceiver import EmotionHead
 
@@ -22,16 +19,10 @@ from ecore.model.perceiver import EmotionHead
 class EmpDG(Baseline):
     """Sentence-level and word-level emotion: e_p = W [g_[CLS]; h_[CLS]]."""
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        vocabulary: Vocabulary,
-        tables: WordTables,
-        embeddings: np.ndarray | None = None,
-    ) -> None:
-        super().__init__(config, vocabulary, tables, embeddings)
-        self.emotion_encoder = Encoder(config)
-        self.perceiver = EmotionHead(2 * config.dim, len(vocabulary.emotions), bias=False)
+    def add_parts(self) -> None:
+        """Make the encoder of emotional words, and a head for both encoders."""
+        self.emotion_encoder = Encoder(self.config)
+        self.perceiver = EmotionHead(2 * self.config.dim, len(self.vocabulary.emotions), bias=False)
 
     def understand(self, words: Words) -> Understanding:
         """Encode all words, and the emotional ones alone."""

@@ -7,7 +7,6 @@ cross-attention.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,8 +14,7 @@ from torch import Tensor, nn
 from ecore.baselines.base import Baseline, Understanding, Words, encode
 from ecore.config import ModelConfig
 from ecore.data.batches import RELATED_STATE, Batch
-from ecore.data.vocabulary import PAD, Vocabulary
-from ecore.data.word_tables import WordTables
+from ecore.data.vocabulary import PAD
 from ecore.errors import InputError
 from ecore.model.decoder import Decoded, Decoder
 from ecore.model.dropout import Dropout
@@ -62,21 +60,16 @@ class KEMP(Baseline):
 
     related: Tensor
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        vocabulary: Vocabulary,
-        tables: WordTables,
-        embeddings: np.ndarray | None = None,
-    ) -> None:
+    def add_parts(self) -> None:
+        """Make the graph of words and concepts, and a decoder that it guides."""
+        config = self.config
         if not config.commonsense or not config.copy:
             part = "copy" if config.commonsense else "commonsense"
             raise InputError(f"{part}: model kemp is not without it; expected it to be on")
-        if not tables.related.shape[1]:
+        if not self.related.shape[1]:
             raise InputError(
                 "model: kemp needs related words; expected data from `ecore prepare --relations FILE`"
             )
-        super().__init__(config, vocabulary, tables, embeddings)
         self.concept_graph = ConceptGraph(config)
         self.decoder = Decoder(config, guided=True)  # W [attended; c_e], as E-CORE joins its node sum
 

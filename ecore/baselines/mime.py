@@ -8,16 +8,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ecore.baselines.base import Baseline, Understanding, Words, encode
 from ecore.baselines.joined import JoinedEncoder
-from ecore.config import ModelConfig
-from ecore.data.vocabulary import Vocabulary
-from ecore.data.word_tables import WordTables
 from ecore.errors import InputError
 
 POSITIVE_EMOTIONS = frozenset(
@@ -106,20 +102,15 @@ class MIME(Baseline):
 
     positive: Tensor
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        vocabulary: Vocabulary,
-        tables: WordTables,
-        embeddings: np.ndarray | None = None,
-    ) -> None:
-        super().__init__(config, vocabulary, tables, embeddings)
-        positive = [name in POSITIVE_EMOTIONS for name in vocabulary.emotions]
+    def add_parts(self) -> None:
+        """Make the two sides of emotions, and what refines a context by them."""
+        config, emotions = self.config, self.vocabulary.emotions
+        positive = [name in POSITIVE_EMOTIONS for name in emotions]
         sides = [[i for i, one in enumerate(positive) if one is wanted] for wanted in (True, False)]
         if not all(sides):
             raise InputError(
                 "model: mime parts emotions by polarity; expected positive ones (joyful, proud, ...) and "
-                f"negative ones, got {', '.join(vocabulary.emotions)}"
+                f"negative ones, got {', '.join(emotions)}"
             )
         self.register_buffer("positive", torch.tensor(positive), persistent=False)  # [P]
         self.query = nn.Linear(config.dim, config.dim, bias=False)
