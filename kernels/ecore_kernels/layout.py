@@ -35,6 +35,13 @@ def dense_rows(tensor: Tensor) -> Tensor:
     return tensor.contiguous()
 
 
+def rows_together(tensor: Tensor | None) -> Tensor | None:
+    """``tensor`` [N, H, d], copied if a row's elements do not lie side by side; None, and [N, H], stay."""
+    if tensor is None or tensor.dim() < 3 or tensor.stride(-1) == 1 or tensor.shape[-1] == 1:
+        return tensor
+    return tensor.contiguous()
+
+
 def empty_rows(model: Tensor, rows: int, width: int, dtype: torch.dtype, heads: int | None = None) -> Tensor:
     """An uninitialised tensor [B, K, rows, width] whose heads lie side by side in memory if those of ``model`` do.
 

@@ -7,19 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ecore_kernels.layout import rows_together
 from ecore_kernels.native_kernels import CPU, address, kernel
 
 
 def _nodes(tensor: Tensor | None) -> tuple[int, int, int]:
     """A tensor [N, H, d] as the extension takes it: address, strides over N and H; zeros for None."""
     return (0, 0, 0) if tensor is None else (tensor.data_ptr(), tensor.stride(0), tensor.stride(1))
-
-
-def _readable(tensor: Tensor | None) -> Tensor | None:
-    """``tensor``, or a copy if the elements of a row do not lie side by side."""
-    if tensor is None or tensor.dim() < 3 or tensor.stride(-1) == 1 or tensor.shape[-1] == 1:
-        return tensor
-    return tensor.contiguous()
 
 
 def forward(
@@ -42,7 +36,7 @@ def forward(
 ) -> None:
     """Run the forward kernel."""
     inputs = (query, key, value, edge, bias, key_scale, key_offset, value_offset)
-    inputs = [_readable(x) for x in inputs]  # type: ignore[assignment]
+    inputs = [rows_together(x) for x in inputs]  # type: ignore[assignment]
     output, weight = results
     graph = [x.contiguous() for x in (sender, receiver, receiver_begin, by_receiver, sender_begin, by_sender)]
     kernel("sparse_attention_forward", query.dtype)(
@@ -75,7 +69,7 @@ def backward(
 ) -> None:
     """Run the backward kernel: first by receiver, then by sender."""
     inputs = (query, key, value, edge, bias, key_scale, key_offset, value_offset)
-    inputs = [_readable(x) for x in inputs]  # type: ignore[assignment]
+    inputs = [rows_together(x) for x in inputs]  # type: ignore[assignment]
     grad_output = grad_output.contiguous()
     graph = [x.contiguous() for x in (sender, receiver, receiver_begin, by_receiver, sender_begin, by_sender)]
     # The gradient of scores is also that of the bias, and the senders' part reads it.

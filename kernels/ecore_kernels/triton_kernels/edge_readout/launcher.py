@@ -16,6 +16,7 @@ from ecore_kernels.layout import dense_rows, laid_out_like, sum_resolutions
 from ecore_kernels.triton_kernels import launch
 from ecore_kernels.triton_kernels.edge_readout.backward_kernel import _backward
 from ecore_kernels.triton_kernels.edge_readout.forward_kernel import _forward
+from ecore_kernels.triton_kernels.emotion_graph import graph_arguments
 
 
 def _setting(
@@ -43,8 +44,6 @@ def _inputs(
     row_factor: Tensor | None,
 ) -> dict[str, Any]:
     """The arguments that both kernels share, laid out as they expect them."""
-    _, resolutions, words = word_mask.shape
-    emotions = emotion_weight.shape[1]
     if history_query:
         model = dense_rows(history_query[0])
         history_query = [laid_out_like(x, model) for x in history_query]
@@ -54,15 +53,8 @@ def _inputs(
     return {
         "history_query": tuple(history_query),
         "history_key": tuple(history_key),
-        "word_mask": word_mask.contiguous(),
-        "emotion_mask": None if emotion_mask is None else emotion_mask.contiguous(),
         "emotion_weight": emotion_weight.to(number).contiguous(),
-        "correlation": correlation.to(number).contiguous(),
-        "row_factor": None if row_factor is None else row_factor.to(number).contiguous(),
-        "resolutions": resolutions,
-        "words": words,
-        "emotions": emotions,
-        "correlation_batch": 0 if correlation.dim() == 2 else emotions * emotions,
+        **graph_arguments(word_mask, correlation, emotion_mask, row_factor, number),
     }
 
 

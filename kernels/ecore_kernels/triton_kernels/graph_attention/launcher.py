@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ecore_kernels.layout import dense_rows, laid_out_like, sum_resolutions
 from ecore_kernels.triton_kernels import launch
+from ecore_kernels.triton_kernels.emotion_graph import graph_arguments
 from ecore_kernels.triton_kernels.graph_attention.backward_kernel import _backward
 from ecore_kernels.triton_kernels.graph_attention.deltas_kernel import _sum_deltas
 from ecore_kernels.triton_kernels.graph_attention.forward_kernel import _forward
@@ -47,22 +48,13 @@ def _inputs(
     """The arguments that both kernels share, laid out as they expect them."""
     query = dense_rows(query)
     number = torch.float64 if query.dtype is torch.float64 else torch.float32
-    _, resolutions, words = word_mask.shape
-    emotions = correlation.shape[-1]
     return {
         "query": query,
         "key": laid_out_like(key, query),
         "value": dense_rows(value),
         "history_query": tuple(laid_out_like(x, query) for x in history_query),
         "history_key": tuple(laid_out_like(x, query) for x in history_key),
-        "word_mask": word_mask.contiguous(),
-        "correlation": correlation.to(number).contiguous(),
-        "emotion_mask": None if emotion_mask is None else emotion_mask.contiguous(),
-        "row_factor": None if row_factor is None else row_factor.to(number).contiguous(),
-        "resolutions": resolutions,
-        "words": words,
-        "emotions": emotions,
-        "correlation_batch": 0 if correlation.dim() == 2 else emotions * emotions,
+        **graph_arguments(word_mask, correlation, emotion_mask, row_factor, number),
     }
 
 

@@ -10,19 +10,13 @@ import torch
 from torch import Tensor
 
 from ecore_kernels.dtypes import weight_type
+from ecore_kernels.layout import rows_together
 from ecore_kernels.triton_kernels import launch
 from ecore_kernels.triton_kernels.sparse_attention.kernels import _forward, _receivers, _senders
 
 NAMES = ("query", "key", "value", "edge", "bias", "key_scale", "key_offset", "value_offset")
 BYTES_A_WARP = 2048
 """Bytes of a step's tile of keys or values that one warp holds in registers: four such tiles are alive at a time."""
-
-
-def _readable(tensor: Tensor | None) -> Tensor | None:
-    """``tensor``, or a copy if the elements of a row do not lie side by side."""
-    if tensor is None or tensor.dim() < 3 or tensor.stride(2) == 1 or tensor.shape[2] == 1:
-        return tensor
-    return tensor.contiguous()
 
 
 @functools.lru_cache(maxsize=4096)
@@ -93,7 +87,7 @@ def forward(
     if not output.numel():
         return
     inputs = (query, key, value, edge, bias, key_scale, key_offset, value_offset)
-    arguments, options = _given(dict(zip(NAMES, map(_readable, inputs), strict=True)), scale)
+    arguments, options = _given(dict(zip(NAMES, map(rows_together, inputs), strict=True)), scale)
     graph = {"sender": sender, "receiver_begin": receiver_begin, "by_receiver": by_receiver}
     arguments |= {name: x.contiguous() for name, x in graph.items()}
     arguments |= {"score": torch.empty_like(weight), "weight": weight, "output": output}
@@ -123,7 +117,7 @@ def backward(
 ) -> None:
     """Launch the kernels of receivers and of senders."""
     inputs = (query, key, value, edge, bias, key_scale, key_offset, value_offset, grad_output)
-    arguments, options = _given(dict(zip((*NAMES, "sent"), map(_readable, inputs), strict=True)), scale)
+    arguments, options = _given(dict(zip((*NAMES, "sent"), map(rows_together, inputs), strict=True)), scale)
     graph = {"sender": sender, "receiver_begin": receiver_begin, "by_receiver": by_receiver}
     graph |= {"receiver": receiver, "sender_begin": sender_begin, "by_sender": by_sender}
     arguments |= {name: x.contiguous() for name, x in graph.items()}
