@@ -114,14 +114,14 @@ class _Steps:
         self._never[NEVER] = -math.inf
         self._blank: Tensor | None = getattr(model, "blank", None)
 
-    def scores(self, words: Tensor, position: int) -> Tensor:
-        """After ``words`` [B]: [B, V] in float32 at least, minus infinity where the word may not come."""
+    def scores(self, last: Tensor, position: int) -> Tensor:
+        """After the words ``last`` [B]: [B, V] in float32 at least, minus infinity where the word may not come."""
         if position == 1 and self.waits:
             self._graph = cuda_graph.step_graph(self.model, self.cache)
             if self._graph is not None:
                 self.cache, self.shrinks = self._graph.cache, False
-        logits = self.model.step(words, self.cache) if self._graph is None else self._graph(words)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = self.model.step(last, self.cache) if self._graph is None else self._graph(last)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # [B, V]
         self.usable &= (logits < math.inf).all()
         if not self.waits:  # what is sampled from NaN may be no word at all
             expect_finite(logits, "scores of words")
@@ -130,16 +130,16 @@ class _Steps:
             logits[:, self._blank] = -math.inf
         return logits
 
-    def likeliest(self, words: Tensor, position: int, said: Tensor, no_repeat: int) -> Tensor:
-        """Return the likeliest words after ``words`` [B] in answers ``said`` [B, T], [B]."""
+    def likeliest(self, last: Tensor, position: int, said: Tensor, no_repeat: int) -> Tensor:
+        """Return the likeliest words [B] after ``last`` [B] in the answers ``said`` [B, T]."""
         if not getattr(self.cache, "chooses", False):
-            return without_repeats(self.scores(words, position), said, no_repeat).argmax(-1)
+            return without_repeats(self.scores(last, position), said, no_repeat).argmax(-1)
         never = torch.tensor(NEVER if position else range(len(SPECIAL_WORDS)), device=self.device)
-        forbidden = never.expand(len(words), -1)  # [B, F]
+        forbidden = never.expand(len(last), -1)  # [B, F]
         if (repeated := repeats(said, no_repeat)) is not None:
-            forbidden = torch.cat([forbidden, repeated], dim=1)
+            forbidden = torch.cat([forbidden, repeated], dim=1)  # [B, F + R]
         assert isinstance(self.model, ECore)  # whose cache it is
-        chosen, logit = self.model.step_argmax(words, self.cache, forbidden)
+        chosen, logit = self.model.step_argmax(last, self.cache, forbidden)  # [B] each
         self.usable &= (logit < math.inf).all()
         if not self.waits:
             expect_finite(logit, "scores of words")
@@ -154,79 +154,80 @@ class _Steps:
         """Return True if the search checks which answers are done after the word at ``position``."""
         return not self.waits or (position + 1) % LOOK_EVERY == 0
 
-    def given_up(self, rows: Tensor, words: Tensor | None = None) -> Tensor | None:
-        """Let the watcher hear ``words`` of ``rows``; bool [rows] where it gives some up, None where it does not."""
+    def given_up(self, rows: Tensor, last: Tensor | None = None) -> Tensor | None:
+        """Let the watcher hear the words ``last`` of ``rows``, [R] each; bool [R] where it gives up some, or None."""
         if self._watch is None:
             return None
-        gone = self._watch(rows.tolist(), [] if words is None else words.tolist())
+        gone = self._watch(rows.tolist(), [] if last is None else last.tolist())
         return torch.isin(rows, torch.tensor(sorted(gone), device=rows.device)) if gone else None
 
 
-def without_repeats(scores: Tensor, words: Tensor, length: int) -> Tensor:
+def without_repeats(scores: Tensor, said: Tensor, length: int) -> Tensor:
     """Take the words off ``scores`` [B, V], in place, that :func:`repeats` finds; returns scores."""
-    repeated = repeats(words, length)
+    repeated = repeats(said, length)
     return scores if repeated is None else scores.scatter_(1, repeated, -math.inf)
 
 
-def repeats(words: Tensor, length: int) -> Tensor | None:
+def repeats(said: Tensor, length: int) -> Tensor | None:
     """Find the words that would end a sequence of ``length`` words a second time in their answer.
 
     EOS never would, so an answer can end.
 
     Args:
-        words: int64 [B, T], the answers so far.
+        said: int64 [B, T], the answers so far.
         length: of the sequences; 0 forbids none.
 
     Returns:
         [B, R] words, PAD where a sequence is none of those; None where there can be none.
     """
-    if not 0 < length <= words.shape[1]:
+    if not 0 < length <= said.shape[1]:
         return None
-    sequences = words.unfold(1, length, 1)  # [B, T - length + 1, length]
-    begun = words[:, words.shape[1] - length + 1 :]  # [B, length - 1], the last words
-    last = sequences[:, :, -1]
-    repeated = (sequences[:, :, :-1] == begun[:, None]).all(-1) & (last != EOS)
+    sequences = said.unfold(1, length, 1)  # [B, R, length], R = T - length + 1
+    begun = said[:, said.shape[1] - length + 1 :]  # [B, length - 1], the last words
+    ends = sequences[:, :, -1]  # [B, R]
+    repeated = (sequences[:, :, :-1] == begun[:, None]).all(-1) & (ends != EOS)  # [B, R]
     # PAD may never come anyway. Without it a word that is forbidden once and allowed once would be a race.
-    return torch.where(repeated, last, PAD)
+    return torch.where(repeated, ends, PAD)
 
 
-def _collect(answers: list[list[int]], rows: Tensor, words: Tensor) -> None:
-    """``answers[rows[i]] = words[i]`` up to its EOS."""
-    for row, answer in zip(rows.tolist(), words.tolist(), strict=True):
+def _collect(answers: list[list[int]], rows: Tensor, said: Tensor) -> None:
+    """``answers[rows[i]] = said[i]`` up to its EOS."""
+    for row, answer in zip(rows.tolist(), said.tolist(), strict=True):
         answers[row] = answer[: [*answer, EOS].index(EOS)]
 
 
 def _word_by_word(
-    steps: _Steps, batch: int, decoding: Decoding, choose: Callable[[Tensor, Tensor, Tensor, int], Tensor]
+    steps: _Steps, count: int, decoding: Decoding, choose: Callable[[Tensor, Tensor, Tensor, int], Tensor]
 ) -> list[list[int]]:
-    """Extend every row by ``choose(last word [B], answer [B, position], row [B], position)`` until its EOS."""
-    rows = torch.arange(batch, device=steps.device)  # which answer each row of the cache belongs to
-    last = torch.full_like(rows, BOS)
-    words = torch.full((batch, decoding.max_length), EOS, device=steps.device)
-    answers: list[list[int]] = [[] for _ in range(batch)]
+    """Extend ``count`` answers by ``choose(last [R], said [R, position], rows [R], position)`` until their EOS."""
+    # R rows are left in the cache, at first B; which answer each of them belongs to:
+    rows = torch.arange(count, device=steps.device)  # [R]
+    last = torch.full_like(rows, BOS)  # [R]
+    said = torch.full((count, decoding.max_length), EOS, device=steps.device)  # [R, max_length]
+    answers: list[list[int]] = [[] for _ in range(count)]
     for position in range(decoding.max_length):
-        chosen = choose(last, words[:, :position], rows, position)
+        chosen = choose(last, said[:, :position], rows, position)  # [R]
         last = chosen if position == 0 else torch.where(last == EOS, EOS, chosen)
         if (gone := steps.given_up(rows, last)) is not None:
             last = last.masked_fill(gone, EOS)
-        words[:, position] = last
+        said[:, position] = last
         if not steps.looks(position):
             continue
-        running = last != EOS
+        running = last != EOS  # [R]
         left = int(running.sum())
         if left == 0:
             break
         if steps.shrinks and left < KEEP_ROWS * len(rows) and position + 1 < decoding.max_length:
-            _collect(answers, rows[~running], words[~running])
-            keep = running.nonzero().squeeze(1)
+            _collect(answers, rows[~running], said[~running])
+            keep = running.nonzero().squeeze(1)  # [R'], the rows that go on
             steps.cache.select(keep)
-            rows, words, last = rows[keep], words[keep], last[keep]
-    _collect(answers, rows, words)
+            rows, said, last = rows[keep], said[keep], last[keep]
+    _collect(answers, rows, said)
     return answers
 
 
-def _beam_search(steps: _Steps, batch: int, decoding: Decoding) -> list[list[int]]:
-    """Beam search for the highest  log P(Y) / |Y|^length_penalty.
+def _beam_search(steps: _Steps, count: int, decoding: Decoding) -> list[list[int]]:
+    """Beam search for the ``count`` answers of the highest  log P(Y) / |Y|^length_penalty.
 
     |Y| counts the words scored: EOS too, where the answer has one; an answer cut at ``max_length`` is
     scored as it stands. (Length normalisation as in Cho et al. 2014 and Jean et al. 2015, with the power as
@@ -236,32 +237,32 @@ def _beam_search(steps: _Steps, batch: int, decoding: Decoding) -> list[list[int
     never changes the answer.
     """
     longest, power, device = decoding.max_length, decoding.length_penalty, steps.device
-    rows = torch.arange(batch, device=device)  # which answer each beam belongs to
-    # The hypotheses' log P [rows, width], minus infinity for a dead one, and words [rows, width, longest].
-    totals = torch.zeros(batch, 1, device=device)
-    words = torch.full((batch, 1, longest), EOS, device=device)
-    last = torch.full_like(rows, BOS)
-    best, best_words = torch.full((batch,), -math.inf, device=device), words[:, 0]
-    answers: list[list[int]] = [[] for _ in range(batch)]
+    # R beams of W hypotheses are left; which answer each beam belongs to:
+    rows = torch.arange(count, device=device)  # [R]
+    totals = torch.zeros(count, 1, device=device)  # [R, W], log P, minus infinity of a dead hypothesis
+    said = torch.full((count, 1, longest), EOS, device=device)  # [R, W, longest]
+    last = torch.full_like(rows, BOS)  # [R W]
+    best, best_said = torch.full((count,), -math.inf, device=device), said[:, 0]  # [R], [R, longest]
+    answers: list[list[int]] = [[] for _ in range(count)]
     for position in range(longest):
-        scores = steps.scores(last, position).log_softmax(-1)
-        scores = without_repeats(scores, words.flatten(0, 1)[:, :position], decoding.no_repeat_ngram)
+        scores = steps.scores(last, position).log_softmax(-1)  # [R W, V]
+        scores = without_repeats(scores, said.flatten(0, 1)[:, :position], decoding.no_repeat_ngram)
         vocabulary = scores.shape[-1]
-        scores = scores.view(len(rows), -1, vocabulary).add_(totals.unsqueeze(2)).flatten(1)
+        scores = scores.view(len(rows), -1, vocabulary).add_(totals.unsqueeze(2)).flatten(1)  # [R, W V]
         # Where there are fewer options than beams the surplus ones are dead: minus infinity.
         options = min(decoding.beams, scores.shape[1])
-        totals, chosen = scores.topk(options, dim=-1)
+        totals, chosen = scores.topk(options, dim=-1)  # [R, options] each
         if options < decoding.beams:
             missing = (0, decoding.beams - options)
             totals, chosen = F.pad(totals, missing, value=-math.inf), F.pad(chosen, missing)
-        parent, last = chosen // vocabulary, chosen % vocabulary
-        words = words.gather(1, parent.unsqueeze(2).expand(-1, -1, longest))
-        words[:, :, position] = last
+        parent, last = chosen // vocabulary, chosen % vocabulary  # [R, W] each, W = decoding.beams
+        said = said.gather(1, parent.unsqueeze(2).expand(-1, -1, longest))
+        said[:, :, position] = last
 
         done = (last == EOS) if position + 1 < longest else torch.ones_like(last, dtype=torch.bool)
-        ended, at = (totals / (position + 1) ** power).masked_fill(~done, -math.inf).max(1)
-        finished = words[torch.arange(len(rows), device=device), at]
-        best_words = torch.where((ended > best).unsqueeze(1), finished, best_words)
+        ended, at = (totals / (position + 1) ** power).masked_fill(~done, -math.inf).max(1)  # [R] each
+        finished = said[torch.arange(len(rows), device=device), at]  # [R, longest]
+        best_said = torch.where((ended > best).unsqueeze(1), finished, best_said)
         best = torch.maximum(best, ended)
         totals = totals.masked_fill(done, -math.inf)
         if position + 1 == longest:
@@ -271,17 +272,17 @@ def _beam_search(steps: _Steps, batch: int, decoding: Decoding) -> list[list[int
         if not steps.looks(position):
             continue
         flattering = max((position + 2) ** power, longest**power)
-        running = totals.max(1).values / flattering > best
+        running = totals.max(1).values / flattering > best  # [R]
         if (gone := steps.given_up(rows)) is not None:
             running &= ~gone
         left = int(running.sum())
         if left == 0:
             break
         if steps.shrinks and left < KEEP_ROWS * len(rows):
-            _collect(answers, rows[~running], best_words[~running])
-            keep = running.nonzero().squeeze(1)
+            _collect(answers, rows[~running], best_said[~running])
+            keep = running.nonzero().squeeze(1)  # [R']
             steps.cache.select(keep)
-            rows, totals, words, best, best_words = (x[keep] for x in (rows, totals, words, best, best_words))
-            last = words[:, :, position].flatten()
-    _collect(answers, rows, best_words)
+            rows, totals, said, best, best_said = (x[keep] for x in (rows, totals, said, best, best_said))
+            last = said[:, :, position].flatten()
+    _collect(answers, rows, best_said)
     return answers

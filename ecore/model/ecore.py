@@ -50,7 +50,7 @@ class ECore(EmpatheticModel):
         tables: WordTables,
         embeddings: np.ndarray | None = None,
     ) -> None:
-        vocab_size, emotions = len(vocabulary), len(vocabulary.emotions)
+        vocab_size, emotion_count = len(vocabulary), len(vocabulary.emotions)
         super().__init__(config, vocabulary, tables, vocab_size)
         if embeddings is not None:
             _check_embeddings(embeddings, config.dim, vocab_size)
@@ -60,14 +60,16 @@ class ECore(EmpatheticModel):
         self.encoder = Encoder(config)
         self.perceiver = None
         if config.perceives:
-            self.perceiver = Perceiver(config, emotions) if graph else EmotionHead(config.dim, emotions)
+            self.perceiver = (
+                Perceiver(config, emotion_count) if graph else EmotionHead(config.dim, emotion_count)
+            )
         self.emotion_table: nn.Parameter | None = None
         if graph and config.own_emotions:
-            self.emotion_table = nn.Parameter(nn.init.xavier_uniform_(torch.empty(emotions, config.dim)))
+            self.emotion_table = nn.Parameter(nn.init.xavier_uniform_(torch.empty(emotion_count, config.dim)))
         self.decoder = Decoder(config, guided=graph and "graph" not in config.ablations)
         self.output = nn.Linear(config.dim, vocab_size)
         self.pointer = Pointer(config.dim) if config.copy else None
-        self.start_word = nn.Linear(emotions, config.dim) if config.emotion_start else None
+        self.start_word = nn.Linear(emotion_count, config.dim) if config.emotion_start else None
         self.quantized: QuantizedWeights | None = None
         if config.tie_embeddings:
             self.output.weight = self.embedding.word.weight
@@ -98,7 +100,7 @@ class ECore(EmpatheticModel):
 
     def encode_words(self, batch: Batch) -> tuple[Encoding, Context | None]:
         """Return the encoding of contexts without their emotions, and what the perceiver reads."""
-        words = self._memory_words(batch)
+        words = self._memory_words(batch)  # [B, S]
         return self._encode_words(batch, words, *self.embedding.look_up(words, self.emotion_words))
 
     def _memory_words(self, batch: Batch) -> Tensor:
@@ -148,36 +150,37 @@ class ECore(EmpatheticModel):
         logits = encoding.perceived.main_logits
         return self.start_word(logits.detach() if "gen-loss" in self.config.ablations else logits)
 
-    def _decode(self, words: Tensor, encoding: Encoding, packing: Packing | None = None) -> Decoded:
+    def _decode(self, said: Tensor, encoding: Encoding, packing: Packing | None = None) -> Decoded:
         """Return states under teacher forcing.
 
         Args:
-            words: [B, T, D], vectors of the words before each; with ``packing`` its rows, [R, D].
+            said: [B, T, D], vectors of the words before each; with ``packing`` its rows, [R, D].
 
         Returns:
-            States like ``words``.
+            States like ``said``.
         """
-        bos_embedding = self._bos_embedding(encoding)
+        bos_embedding = self._bos_embedding(encoding)  # [B, D]
         columns = None if packing is None else packing.columns
         if bos_embedding is not None:
             if packing is None:
-                words = torch.cat([bos_embedding[:, None], words[:, 1:]], dim=1)
+                said = torch.cat([bos_embedding[:, None], said[:, 1:]], dim=1)
             else:
-                words = torch.where(packing.columns[:, None] == 0, packing.spread(bos_embedding), words)
-        embedded = self.embedding.place(words, columns=columns)
+                said = torch.where(packing.columns[:, None] == 0, packing.spread(bos_embedding), said)
+        embedded = self.embedding.place(said, columns=columns)
         return self.decoder(embedded, encoding.memory, encoding.memory_mask, encoding.guidance, packing)
 
     def forward(self, batch: Batch) -> ECoreOutput:
         """Return logits of every response word given the words before it."""
         encoding = self.encode(batch)
-        states, scores = self._decode(self.embedding.look_up(shifted(batch.response))[0], encoding)
-        logits = self.output(states)
+        said = self.embedding.look_up(shifted(batch.response))[0]  # [B, T, D]
+        states, scores = self._decode(said, encoding)  # [B, T, D], [B, T, S]
+        logits = self.output(states)  # [B, T, V]
         copyable = encoding.copyable
         if self.pointer is not None and copyable is not None and scores is not None:
-            rows, length = logits.shape[:2]
-            contexts = torch.arange(rows, device=logits.device).repeat_interleave(length)
+            count, length = logits.shape[:2]
+            contexts = torch.arange(count, device=logits.device).repeat_interleave(length)  # [B T]
             copying = self.pointer(states.flatten(0, 1), scores.flatten(0, 1), copyable.rows(contexts))
-            logits = mixed(logits.flatten(0, 1), copying).unflatten(0, (rows, length))
+            logits = mixed(logits.flatten(0, 1), copying).unflatten(0, (count, length))
         return ECoreOutput(logits, encoding)
 
     def word_losses(
@@ -185,7 +188,8 @@ class ECore(EmpatheticModel):
     ) -> WordLosses:
         """Return the losses of every response word."""
         rows = ResponseRows.of(batch.response, tokens)
-        words = self._memory_words(batch)
+        words = self._memory_words(batch)  # [B, S]
+        # [B, S, D], [P, D] and [B, T, D], or [R, D] of packed rows:
         vectors, emotions, said = self.embedding.look_up(words, self.emotion_words, rows.before)
         encoding = self.perceive(*self._encode_words(batch, words, vectors, emotions))
         decoded, copying = self._decode_rows(said, encoding, rows)
@@ -244,8 +248,8 @@ class ECore(EmpatheticModel):
 
         With copying they are log-probabilities.
         """
-        states, scores = self._next(words, cache)
-        logits = project(states, cache.output or self.output.weight, self.output.bias)
+        states, scores = self._next(words, cache)  # [B, D], [B, S]
+        logits = project(states, cache.output or self.output.weight, self.output.bias)  # [B, V]
         copyable = cache.copyable
         if self.pointer is None or copyable is None:
             return logits
