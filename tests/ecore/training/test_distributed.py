@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import threading
@@ -11,37 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from ecore.pretrained import weights_file
 from ecore.training import distributed
 from ecore.training.distributed import Parted, parted
 from ecore.training.journal import read_metrics
-from tests.sizes import TINY_MODEL
-
-ROOT = Path(__file__).parents[3]
-# Batches of 5 of 48 samples: shares of 3 and 2, and a last batch of 3.
-FLAGS = [
-    *TINY_MODEL,
-    *(
-        "--dropout",
-        "0",
-        "--graph-dropout",
-        "0",
-        "--batch-size",
-        "5",
-        "--max-steps",
-        "12",
-        "--validate-every",
-        "6",
-    ),
-    *("--log-every", "1", "--warmup", "5", "--threads", "1", "--literal-thresholds"),
-]
-
-
-def train(prepared: Path, run: Path, *flags: str) -> list[str]:
-    """A command that starts a run."""
-    return ["train", "--data", str(prepared), "--out", str(run), *FLAGS, *flags]
+from tests.ecore.training.processes import ROOT, compare, python_path, train
 
 
 def resume(run: Path, steps: int) -> list[str]:
@@ -68,10 +41,6 @@ for command in {commands!r}:
 leave()
 """)
     return torchrun(processes, str(script))
-
-
-def python_path() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
 
 
 def torchrun(processes: int, *program: str) -> subprocess.CompletedProcess:
@@ -121,30 +90,6 @@ def together(prepared_folder, tmp_path_factory):
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("best validation perplexity") == len(commands)
     return folder
-
-
-def compare(run: Path, other: Path) -> None:
-    lines, wanted = read_metrics(run), read_metrics(other)
-    assert [line["step"] for line in lines] == [line["step"] for line in wanted]
-    for line, one in zip(lines, wanted, strict=True):
-        names = [name for name in one if name.startswith("valid_ppl")]
-        for name in (
-            "loss",
-            "generation",
-            "emotion",
-            "correlation",
-            "nll_per_token",
-            "emotion_accuracy",
-            *names,
-        ):
-            assert line[name] == pytest.approx(one[name], rel=2e-5, abs=1e-6), (name, line["step"])
-    weights, others = (load_file(weights_file(folder, "last")) for folder in (run, other))
-    for name, value in weights.items():
-        if name.endswith("key.bias"):
-            continue  # it shifts a row's scores alike: its gradient is rounding, which Adam makes a step of
-        # As a whole: Adam takes as large a step where a gradient is all but zero, rounding included, as elsewhere.
-        wanted = others[name].double()
-        assert (value.double() - wanted).norm() <= 3e-4 * wanted.norm(), name
 
 
 @pytest.mark.parametrize("strategy", ["soft", "hard"])

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from ecore.training.journal import read_metrics
-from tests.ecore.training.test_distributed import FLAGS, ROOT, compare, python_path
+from tests.ecore.training.processes import ROOT, compare, python_path, train
 
 pytestmark = pytest.mark.slow
 WITHIN = 30.0
@@ -123,10 +123,6 @@ def die(agent: subprocess.Popen[str]) -> None:
     for pid in [str(agent.pid), *children]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(int(pid), signal.SIGKILL)
-
-
-def train(prepared: Path, run: Path, *flags: str) -> list[str]:
-    return ["train", "--data", str(prepared), "--out", str(run), *FLAGS, *flags]
 
 
 def test_two_hosts_train_as_one_process(hosts, prepared_folder, tmp_path):
