@@ -84,18 +84,6 @@ class Turns {
   const std::unique_ptr<std::atomic<int64_t>[]> done_;
 };
 
-template <typename T>
-void advise(const EdgeAttention<T>& call, const Heads<T>& result, int64_t heads, int64_t rows, int64_t width) {
-  const int64_t last = (call.batch - 1) * result.batch + (heads - 1) * result.head + (rows - 1) * result.row;
-  advise_huge_pages(result.data, (last + width) * static_cast<int64_t>(sizeof(T)));
-}
-
-// Matrices of all pairs, as many as `count`.
-template <typename T>
-void advise(const EdgeAttention<T>& call, const T* data, int64_t count) {
-  advise_huge_pages(data, count * call.receivers * call.senders * static_cast<int64_t>(sizeof(T)));
-}
-
 // The gradient of a matrix that several (b, k) share and add to.
 template <typename T>
 class SharedGradient {
@@ -138,8 +126,6 @@ void edge_attention_forward(const EdgeAttention<T>& call, Heads<T> output, T* ne
   const EdgeAttentionKernels<T>& kernel = kernels<T>();
   const int64_t pairs = call.batch * call.heads, receivers = call.receivers;
   if (pairs == 0 || receivers == 0) return;
-  advise(call, output, call.heads, receivers, call.value_dim);
-  advise(call, new_edge, pairs);
   const std::vector<int32_t> order = numbers(std::max(receivers, call.senders));
   const bool shared = share_out(pairs, receivers, threads);
   const int inner = shared ? threads : 1;
@@ -175,11 +161,6 @@ void edge_attention_backward(const EdgeAttention<T>& call, Heads<const T> output
   const EdgeAttentionKernels<T>& kernel = kernels<T>();
   const int64_t receivers = call.receivers, senders = call.senders, tasks = call.batch * call.heads;
   if (tasks == 0 || receivers == 0 || senders == 0) return;
-  advise(call, gradients.query, call.heads, receivers, call.dim);
-  advise(call, gradients.key, call.heads, senders, call.dim);
-  advise(call, gradients.value, call.heads, senders, call.value_dim);
-  advise(call, gradients.edge.data, gradients.edge.batches * gradients.edge.heads);
-  advise(call, gradients.bias.data, gradients.bias.batches * gradients.bias.heads);
   const std::vector<int32_t> order = numbers(std::max(receivers, senders));
   // The (b, k) that share an edge follow one another. Tasks are handed out in order: the one that a task waits for has
   // started earlier, and never waits for a later one.

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <functional>
 
-#include "huge_pages.h"
 #include "simd/choice.h"
 #include "thread_pool.h"
 #include "workspace.h"
@@ -52,19 +51,11 @@ void for_nodes(const int64_t* first_edge, int64_t nodes, int threads,
   });
 }
 
-// advise_huge_pages() for a result of `rows` edges or nodes with `width` elements a head.
-template <typename T>
-void advise(const SparseAttention<T>& call, const T* result, int64_t rows, int64_t width) {
-  advise_huge_pages(result, rows * call.heads * width * static_cast<int64_t>(sizeof(T)));
-}
-
 }  // namespace
 
 template <typename T>
 void sparse_attention_forward(const SparseAttention<T>& call, T* output, int threads) {
   const auto& run = kernels<T>();
-  advise(call, output, call.receivers, call.value_dim);
-  advise(call, call.weight, call.receiver_begin[call.receivers], 1);
   for_nodes(call.receiver_begin, call.receivers, threads, [&](int64_t begin, int64_t end, int64_t most) {
     Workspace<T> scratch(run.scratch(call, most));
     run.forward(call, begin, end, scratch.get(), output);
@@ -75,14 +66,6 @@ template <typename T>
 void sparse_attention_backward(const SparseAttention<T>& call, PerHead<const T> grad_output, T* grad_score,
                                const SparseGradients<T>& gradients, int threads) {
   const auto& run = kernels<T>();
-  const int64_t edges = call.receiver_begin[call.receivers];
-  advise(call, gradients.query, call.receivers, call.dim);
-  advise(call, gradients.key, call.senders, call.dim);
-  advise(call, gradients.value, call.senders, call.value_dim);
-  for (const T* scalar : {gradients.edge, grad_score}) advise(call, scalar, edges, 1);
-  advise(call, gradients.key_scale, edges, call.dim);
-  advise(call, gradients.key_offset, edges, call.dim);
-  advise(call, gradients.value_offset, edges, call.value_dim);
   for_nodes(call.receiver_begin, call.receivers, threads, [&](int64_t begin, int64_t end, int64_t most) {
     Workspace<T> scratch(run.scratch(call, most));
     run.receivers(call, begin, end, scratch.get(), grad_output, grad_score, gradients);
