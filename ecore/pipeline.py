@@ -131,7 +131,7 @@ class ECore:
     def push_to_hub(self, name: str, private: bool = False) -> str:
         """Put the model, with a card made from its run, on the Hugging Face hub, and return its address.
 
-        Whoever is logged in there (`hf auth login`, or HF_TOKEN) uploads. Weights go as safetensors alone.
+        The account that is logged in there (`hf auth login`, or HF_TOKEN) uploads. Weights go as safetensors alone.
 
         Args:
             name: ``user/name``.

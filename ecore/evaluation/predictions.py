@@ -7,8 +7,8 @@ Only ``prediction`` and ``reference`` are needed to read one (:func:`evaluate_fi
   ``prediction``, the answer;
 - ``reference_tokens`` and ``prediction_tokens``, their words with single spaces between them: the reference's as the
   prepared data has them, the answer's as the model generated them (missing with a pre-trained backbone, which
-  generates subwords). Where a record has both, words are counted from these and not from the texts, so whoever
-  changes a text leaves them out;
+  generates subwords). Where a record has both, words are counted from these and not from the texts, so a program that
+  changes a text should leave them out;
 - ``emotion``, the true emotion, and ``predicted_emotion``, the argmax of h^m;
 - ``emotions``: [name, probability] of the five highest of Softmax(h_emo);
   (these two are missing where the model perceives no emotions, strategy "none");

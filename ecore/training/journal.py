@@ -198,7 +198,7 @@ class MetricsLog:
     out.
 
     Args:
-        keep_through: lines of later steps are cut off: whoever wrote them died before the next checkpoint.
+        keep_through: lines of later steps are cut off: the process that wrote them died before the next checkpoint.
         tracker: gets the numbers, too.
 
     Attributes:

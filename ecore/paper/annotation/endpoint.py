@@ -60,7 +60,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 _connecting = threading.local()
-"""``sockets``: where a thread's connections note theirs, for whoever may have to cut them."""
+"""``sockets``: where a thread's connections note theirs, for the code that may have to cut them."""
 
 
 class _Connection(http.client.HTTPConnection):
