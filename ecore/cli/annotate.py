@@ -58,7 +58,7 @@ def _declare_run(parser: argparse.ArgumentParser) -> None:
     annotators:
       lexicon    counts the emotion words of the paper's Table 12; at once, and coarse
       endpoint   asks a language model behind any OpenAI-compatible API. Answers are kept as they come: after Ctrl-C
-                 or an error the same command goes on. The key comes from the environment variable
+                 or an error the same command continues. The key comes from the environment variable
                  OPENAI_API_KEY; without it none is sent. The dialogues of the split are sent to that address.
       file       takes JSON lines of {"conv_id", "emotions"}; of several files, what --votes of them name
 
@@ -132,7 +132,7 @@ def _run(arguments: argparse.Namespace) -> int:
         conv_id, why = next(iter(summary["problems"].items()))
         print(f"{len(summary['problems']):,} dialogues without an annotation, {conv_id} first: {why}")
         if arguments.annotator == "endpoint":
-            print("the same command asks for them again")
+            print("the same command requests them again")
     print(
         f"next: mark mistaken labels with an x in {out / 'review.csv'}, then "
         f"ecore annotate review {out} --out multi.jsonl"

@@ -26,7 +26,7 @@ def declare_reproduce(parser: argparse.ArgumentParser) -> None:
 
     OUT:
       runs/NAME is one run's folder: `ecore chat OUT/runs/soft-seed0`. A run that several tables show is
-      trained once. What is done is skipped and what was cut off goes on, so the same command again is always
+      trained once. What is done is skipped, and what was interrupted continues, so the same command again is always
       right; Ctrl-C is safe. One that fails does not stop the others: its row says why.
 
     examples:
@@ -155,7 +155,7 @@ def run_reproduce(arguments: argparse.Namespace) -> int:
     )
     if outcome.interrupted:
         print(
-            f"interrupted; what is done is in {arguments.out}, and the same command goes on from there",
+            f"interrupted; what is done is in {arguments.out}, and the same command continues from there",
             file=sys.stderr,
         )
         return 130

@@ -86,7 +86,7 @@ def _split_path(folder: Path, name: str) -> Path:
         folder / f"{name}{suffix}" for suffix in (".jsonl", ".csv") if (folder / f"{name}{suffix}").is_file()
     ]
     if len(found) != 1:
-        problem = "no such file" if not found else f"stands beside {found[1].name}"
+        problem = "no such file" if not found else f"lies beside {found[1].name}"
         raise InputError(f"{folder / name}.jsonl: {problem}; expected either {name}.jsonl or {name}.csv")
     return found[0]
 

@@ -82,7 +82,7 @@ def read_labels(
         except ValueError as error:
             raise InputError(f"{path}:{number}: {error}") from None
         if conv_id in seen:
-            raise InputError(f"{path}:{number}: {conv_id!r} again; it stands on line {seen[conv_id]} already")
+            raise InputError(f"{path}:{number}: {conv_id!r} again; it is on line {seen[conv_id]} already")
         seen[conv_id] = number
         yield number, conv_id, names
 

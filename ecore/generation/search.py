@@ -230,7 +230,7 @@ def _beam_search(steps: _Steps, count: int, decoding: Decoding) -> list[list[int
     """Beam search for the ``count`` answers of the highest  log P(Y) / |Y|^length_penalty.
 
     |Y| counts the words scored: EOS too, where the answer has one; an answer cut at ``max_length`` is
-    scored as it stands. (Length normalisation as in Cho et al. 2014 and Jean et al. 2015, with the power as
+    scored as it is. (Length normalisation as in Cho et al. 2014 and Jean et al. 2015, with the power as
     in Wu et al. 2016, Section 7, without their constant 5.) A hypothesis that ends leaves the beam for
     good, so one beam is greedy search. A row stops when no living hypothesis can still overtake its best
     finished one: log P only falls, so the bound is its log P over the length that flatters it most. That

@@ -30,7 +30,7 @@ Values = tuple[float | None, ...]
 
 @dataclass(frozen=True)
 class PaperTable:
-    """One table: each row's values stand in the order of ``columns``."""
+    """One table: each row's values are in the order of ``columns``."""
 
     number: int
     title: str

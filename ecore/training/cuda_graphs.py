@@ -6,7 +6,7 @@ graph gathers its batch itself, and the learning rate. Gradients need not last: 
 Random numbers go on as in other steps, because torch hands each replay the generator's state. Nothing in the step may
 look at a tensor's value on the host.
 
-A shape whose step cannot be recorded goes one launch at a time for the rest of the run, and the run goes on.
+A shape whose step cannot be recorded is launched kernel by kernel for the rest of the run.
 
 So that there are few shapes, batches are padded to :func:`widened` sizes; padding changes no loss and no gradient.
 EmpatheticDialogues in batches of 16 then has about 75 in 26,000 steps. Steps that are logged have values of health and
@@ -173,11 +173,11 @@ def recorder(
 ) -> Recorder | None:
     """Return the recorder of a training's steps; None where each step launches its kernels one by one.
 
-    That is so without ``cuda_graphs``, and also where a run that was started with them goes on without a GPU or in
+    That is so without ``cuda_graphs``, and also where a run that was started with them continues without a GPU or in
     several processes: they change no number that matters.
 
     Raises:
-        InputError: a new run asks for graphs where there can be none.
+        InputError: a new run wants graphs where there can be none.
     """
     if not config.cuda_graphs:
         return None

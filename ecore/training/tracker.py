@@ -89,7 +89,7 @@ class Tracker:
             send()
         except Exception as error:  # training is worth more than its curves
             self._working = False
-            words = f"--log-to {self.name}: {_first_line(error)}; training goes on without it"
+            words = f"--log-to {self.name}: {_first_line(error)}; training continues without it"
             print(f"\necore: warning: {words}", file=sys.stderr)
 
 

@@ -62,7 +62,7 @@ class FileAnnotator:
         self._files = [{conv_id: names for _, conv_id, names in read_labels(p, emotions)} for p in paths]
 
     def annotate(self, conversation: Conversation) -> tuple[str, ...]:
-        """See :class:`Annotator`; a conversation must stand in every file."""
+        """See :class:`Annotator`; every file must have each conversation."""
         answers = [file.get(conversation.conv_id) for file in self._files]
         given = [names for names in answers if names is not None]
         if len(given) < len(answers):

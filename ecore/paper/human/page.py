@@ -43,7 +43,7 @@ equally good or equally bad.</p>""",
 def write_page(path: Path, kind: str, study: str, sheet: str, rater: int, items: Sequence[Item]) -> None:
     """Write the page of a sheet, which saves what :func:`~ecore.paper.human.sheets.write_sheet` writes, filled.
 
-    Texts stand in it as JSON and are shown as text, never as markup; its content security policy lets no script run
+    It holds texts as JSON and shows them as text, never as markup; its content security policy lets no script run
     but its own, and no request leave.
 
     Args:

@@ -107,7 +107,7 @@ def read_sheet(path: Path | str, sheets: dict[str, dict[str, Any]]) -> Sheet:
                 f"{where}: of sheet {owner[item]}, expected one of sheet {name} as on line {begin}"
             )
         if item in seen:
-            raise InputError(f"{where}: the item stands on line {seen[item]} already")
+            raise InputError(f"{where}: the item is on line {seen[item]} already")
         seen[item] = line
         _check_texts(where, kind, cells, sheets[name]["items"][item]["sha256"])
         answers[item] = [

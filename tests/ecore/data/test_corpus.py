@@ -77,7 +77,7 @@ def test_missing_folder_file_and_both_formats(jsonl_folder, csv_folder):
     refuses("nowhere: no such folder; expected", read_corpus, jsonl_folder / "nowhere")
     refuses("train.jsonl: no such folder", read_corpus, jsonl_folder / "train.jsonl")
     (csv_folder / "test.csv").rename(jsonl_folder / "test.csv")
-    refuses(r"test\.jsonl: stands beside test\.csv; expected either", read_corpus, jsonl_folder)
+    refuses(r"test\.jsonl: lies beside test\.csv; expected either", read_corpus, jsonl_folder)
     refuses(r"test\.jsonl: no such file; expected either", read_corpus, csv_folder)
     refuses(r"gone\.jsonl: no such file", read_split, jsonl_folder / "gone.jsonl")
 

@@ -125,7 +125,7 @@ def test_labels_come_back_as_written(tmp_path):
             "unknown emotion 'Joyful'; expected one of afraid",
         ),
         ('{"conv_id": "c", "emotions": ["sad", "joyful", "sad"]}', "emotion 'sad' twice"),
-        ('{"conv_id": "a", "emotions": ["afraid", "sad"]}', "'a' again; it stands on line 1"),
+        ('{"conv_id": "a", "emotions": ["afraid", "sad"]}', "'a' again; it is on line 1"),
         ('{"conv_id": "c", "emotions": ["sad"]}', "1 emotions; expected the true one and at least one more"),
         ('{"conv_id": "c", "emotions": []}', "0 emotions"),
         ('{"conv_id": "d", "emotions": ["sad", "joyful"]}', "no conversation 'd' among the 3 of the split"),

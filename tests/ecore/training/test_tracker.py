@@ -73,7 +73,7 @@ def test_a_tracker_that_fails_costs_one_warning(data, tiny, settings, tmp_path, 
     train(tmp_path / "run", data, tiny, settings, max_steps=6, log_to="wandb")
     assert [line["step"] for line in read_metrics(tmp_path / "run")] == [1, 3, 5, 6]
     assert [step for step, _ in stub.sent] == [1]
-    warning = "ecore: warning: --log-to wandb: the network is down; training goes on without it"
+    warning = "ecore: warning: --log-to wandb: the network is down; training continues without it"
     assert capsys.readouterr().err.count(warning) == 1
 
 

@@ -109,4 +109,4 @@ def test_the_key_comes_from_the_environment(tmp_path, stub, monkeypatch, capsys)
     printed = capsys.readouterr().out
     assert "1 names in the answers are no known emotion" in printed
     assert "1 dialogues without an annotation, 1 first: refused with 400: filtered" in printed
-    assert "the same command asks for them again" in printed
+    assert "the same command requests them again" in printed

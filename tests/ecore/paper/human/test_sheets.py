@@ -85,7 +85,7 @@ REFUSED = [
     ("rating-1", put(5, "item", ""), ":5: : unknown item"),
     ("rating-1", put(5, "item", "rating-2-004"),
      ":5: rating-2-004: of sheet rating-2, expected one of sheet rating-1 as on line 2"),
-    ("rating-1", lambda rows: [*rows, rows[7]], ":36: rating-1-007: the item stands on line 8 already"),
+    ("rating-1", lambda rows: [*rows, rows[7]], ":36: rating-1-007: the item is on line 8 already"),
     ("rating-1", lambda rows: rows[:9] + rows[10:], ": rating-1-009 missing, expected every item of sheet rating-1"),
     ("rating-1", lambda rows: rows[:-3], ": rating-1-032 and 2 more missing"),
     ("rating-1", lambda rows: rows[:1], ": no items in it"),
