@@ -190,7 +190,7 @@ def test_what_counts_as_done(tmp_path):
 
 
 def test_interrupted_and_gone_on_with(command, prepared, tmp_path, monkeypatch, capsys):
-    """Ctrl-C in the first of two runs: it keeps its steps and goes on from them, the second is not begun."""
+    """Ctrl-C in the first of two runs: it keeps its steps and continues from them, the second is not begun."""
     out, seen = tmp_path / "out", runs.steps_of
 
     def interrupting(run):
@@ -205,7 +205,7 @@ def test_interrupted_and_gone_on_with(command, prepared, tmp_path, monkeypatch, 
     given = ("--out", out, "--steps", 150, "--checkpoint-every", 150)
     assert command("table7", *given, "--seeds", 1) == 130
     assert interrupted
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command continues" in capsys.readouterr().err
     assert "soft-seed0 not done" in (out / "table7.md").read_text()
     kept = json.loads((out / "runs/soft-seed0/checkpoints.json").read_text())["last"]
     assert kept != "checkpoint-000150"
