@@ -29,14 +29,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import harness
-from benchmarks.command_line import parser_of
+from benchmarks.command_line import FUSED_BACKEND, need_fused, parser_of
 from ecore_kernels import edge_attention
-from ecore_kernels.backends import BACKENDS
 
 NODES = {"cpu": (64, 256, 1024), "cuda": (256,)}  # on a GPU each size is compiled for a minute
 BATCH, HEADS, SHARED, DIM = 4, 8, 2, 32
 SCALE = DIM**-0.5
-FUSED_BACKEND = {"cpu": "native", "cuda": "triton"}
 NAMES = ("fused", "eager", "compiled", "sdpa", "flex")
 
 
@@ -74,7 +72,7 @@ class Form:
         return (output,) if new_edge is None else (output, new_edge)
 
     def formula(self, query: Tensor, key: Tensor, value: Tensor, edge: Tensor) -> tuple[Tensor, ...]:
-        """The same in plain PyTorch, as the published layers have it."""
+        """The same in plain PyTorch, as published layers write it."""
         if self.key_heads != HEADS:
             key, value = (x.repeat_interleave(HEADS // self.key_heads, 1) for x in (key, value))
         score = SCALE * (query @ key.mT)  # [B, H, N, N]
@@ -105,7 +103,7 @@ class Form:
         return torch.compile(attend, fullgraph=True, dynamic=False)
 
     def rivals(self, device: str) -> dict[str, Callable[..., tuple[Tensor, ...]]]:
-        """What can run this form, by name."""
+        """Return the implementations to compare with, by name."""
         found: dict[str, Callable[..., tuple[Tensor, ...]]] = {
             "eager": self.formula,
             "compiled": torch.compile(self.formula, fullgraph=True, dynamic=False),
@@ -167,7 +165,7 @@ def check(form: Form, leaves: list[Tensor], sent: list[Tensor]) -> None:
 
 
 def run(nodes: Sequence[int], device: str, left_out: dict[str, str]) -> Iterator[dict[str, Any]]:
-    """One result a size and form, each as soon as it is there; ``left_out`` gets why rivals are missing."""
+    """Yield a result for each size and form; ``left_out`` collects the reasons for missing rivals."""
     for size in nodes:
         for form in FORMS:
             torch.compiler.reset()  # a program for each size
@@ -228,11 +226,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     nodes = arguments.nodes or NODES[arguments.device]
     if min(nodes) < 1:
         parser.exit(2, f"edge_options: --nodes: expected at least 1, got {min(nodes)}\n")
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        parser.exit(2, "edge_options: there is no CUDA device\n")
-    reasons = BACKENDS[FUSED_BACKEND[arguments.device]].why_not("edge_attention")
-    if reasons:
-        parser.exit(2, f"edge_options: nothing to compare: {'; '.join(reasons)}\n")
+    need_fused(parser, "edge_options", arguments.device, "edge_attention")
     harness.keep_freed_memory()
     left_out: dict[str, str] = {}
     results = harness.collect("edge_options", run(nodes, arguments.device, left_out), arguments.out)

@@ -19,14 +19,12 @@ import torch
 from torch import Tensor
 
 from benchmarks import harness
-from benchmarks.command_line import parser_of
+from benchmarks.command_line import FUSED_BACKEND, need_fused, parser_of
 from ecore_kernels import EdgeList, sparse_attention
-from ecore_kernels.backends import BACKENDS
 
 NODES = 10_000
 DEGREES = (8, 16, 32)
 HEADS, DIM = 4, 32
-FUSED_BACKEND = {"cpu": "native", "cuda": "triton"}
 
 
 def gather_scatter(
@@ -149,11 +147,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     if arguments.nodes < 1:
         parser.exit(2, f"sparse: --nodes: expected at least 1, got {arguments.nodes}\n")
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        parser.exit(2, "sparse: there is no CUDA device\n")
-    reasons = BACKENDS[FUSED_BACKEND[arguments.device]].why_not("sparse_attention")
-    if reasons:
-        parser.exit(2, f"sparse: nothing to compare: {'; '.join(reasons)}\n")
+    need_fused(parser, "sparse", arguments.device, "sparse_attention")
     harness.keep_freed_memory()
     left_out: dict[str, str] = {}
     results = harness.collect("sparse", run(arguments.nodes, arguments.device, left_out), arguments.out)

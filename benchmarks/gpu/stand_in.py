@@ -25,6 +25,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from benchmarks import harness
+from benchmarks.command_line import FUSED_BACKEND
 from benchmarks.gpu.runner import Process, Session
 from benchmarks.gpu.stages import Plan
 from ecore.demo import sample_corpus
@@ -160,7 +161,7 @@ def stand_in(patches: contextlib.ExitStack) -> None:
         workload,
     )
     from benchmarks.generation import runner as generation_runner
-    from benchmarks.operators import candidates, floors, plan, problems
+    from benchmarks.operators import floors, plan, problems
     from benchmarks.operators import runner as operators_runner
     from benchmarks.training import __main__ as training
     from benchmarks.training import breakdown, steps
@@ -186,7 +187,7 @@ def stand_in(patches: contextlib.ExitStack) -> None:
     put(harness, "launches", lambda call: 1)
     put(steps, "CudaGraphs", Recordings)
     put(trainer, "recorder", lambda config, *_, **__: Recordings() if config.cuda_graphs else None)
-    patches.enter_context(mock.patch.dict(candidates.FUSED_BACKEND, {"cuda": "reference"}))
+    patches.enter_context(mock.patch.dict(FUSED_BACKEND, {"cuda": "reference"}))
     # Sizes.
     model, settings = ecore.config.PRESETS["tiny"]
     often = dataclasses.replace(settings, validate_every=20, checkpoint_every=20, log_every=10)
@@ -210,8 +211,6 @@ def stand_in(patches: contextlib.ExitStack) -> None:
     put(sparse, "DEGREES", (3,))
     patches.enter_context(mock.patch.dict(edge_options.NODES, {"cuda": (12,)}))
     put(edge_options.Form, "flex", lambda form: form.formula)  # FlexAttention has no backward on a CPU
-    for module in (sparse, edge_options):
-        patches.enter_context(mock.patch.dict(module.FUSED_BACKEND, {"cuda": "reference"}))
     put(breakdown, "PROFILED_STEPS", 1)
     put(breakdown, "SIZES", [(1, None), (2, 16)])
     for name, sizes in {"BATCHES": (1, 4), "CONTEXTS": (8, 16), "BEAMS": (1, 2), "SAID": (1, 5)}.items():

@@ -28,12 +28,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.command_line import FUSED_BACKEND
 from benchmarks.operators import problems
 from benchmarks.operators.problems import Problem
 from ecore_kernels.operators.history import row_factor
 
 NAMES = ("fused", "reference", "compiled", "flex")
-FUSED_BACKEND = {"cuda": "triton", "cpu": "native"}
 # float32 [B, K, N, N] tensors that a candidate has at once, forward and with backward: a guard against filling
 # a CPU's memory, whose shortage no exception tells.
 DENSE_TENSORS = {"reference": (6, 14), "compiled": (4, 8), "flex": (3, 5)}

@@ -89,8 +89,8 @@ int64_t edge_scratch(const EdgeHead<T>& head, bool backward) {
   return EdgeScratch<T>(head, backward, nullptr).size;
 }
 
-// What all rows of a tile's columns have in common, once a tile: columns beyond the last one, which nobody hears, and
-// what the call lacks.
+// Loads the values that all rows of a tile share: zeros beyond the last column, gates, and defaults for inputs that the
+// call does not have.
 template <typename T>
 void load_common(const EdgeHead<T>& head, int64_t start, int64_t columns, const EdgeScratch<T>& at) {
   const int64_t padded = rounded_up(columns, kLanes<T>);
@@ -130,8 +130,8 @@ inline void keep_weights(const EdgeMore<T>& more, int64_t row, int64_t start, in
   }
 }
 
-// A row's edges and neighbours in the columns of a tile, and of heads that are not plain, what else there is; beside
-// what load_common() has loaded.
+// Loads a row's edges and neighbours in the columns of a tile, and for heads that are not plain its other values. Those
+// that all rows share come from load_common().
 template <typename T>
 void load_edges(const EdgeHead<T>& head, int64_t row, int64_t start, int64_t columns, const EdgeScratch<T>& at) {
   if (head.edge != nullptr) copy_row(at.edges, head.edge + row * head.edge_row + start, columns);

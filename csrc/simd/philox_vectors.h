@@ -7,13 +7,13 @@
 namespace ecore {
 namespace {
 
-// A word in the low half of each lane; what the high half holds does not matter.
+// A word in the low half of each lane; the high half is ignored.
 using RandomWords = BitVector<double>;
 constexpr int64_t kRandomWords = kLanes<double>;
 constexpr int kVectorsDrawn = 4;  // under way at a time: a product takes several cycles
 constexpr int64_t kDrawn = kVectorsDrawn * kRandomWords;
 
-// The products of words, whole.
+// 64-bit products of words.
 inline RandomWords multiply_words(RandomWords a, uint32_t b) {
 #if defined(__AVX512F__) && ECORE_SIMD_BYTES == 64
   return (RandomWords)_mm512_maskz_mul_epu32(0xFF, (__m512i)a, _mm512_set1_epi64(b));  // unmasked, GCC 12 warns

@@ -267,7 +267,7 @@ class ResidentSplit:
 
 
 def resident(split: Any, device: torch.device | str) -> Any:
-    """Return a copy of ``split`` on ``device``, or ``split`` itself where it is none that can lie there."""
+    """Return a copy of ``split`` on ``device``, or ``split`` itself if it is not a :class:`Split`."""
     return ResidentSplit(split, device) if isinstance(split, Split) else split
 
 

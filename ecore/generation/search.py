@@ -1,9 +1,9 @@
 """Answers from a model: greedy, beam search and sampling over one cached decoder.
 
 No special word (PAD, UNK, BOS, CLS) is ever chosen, and neither EOS nor a word without text as the first word, so that
-every answer has text: these options are removed from the
-scores before the softmax, so probabilities and beam scores are the model's under that rule. In a beam search the words
-that ``no_repeat_ngram`` forbids are removed after the softmax, so the scores stay the model's.
+every answer has text. These options are removed from the scores before the softmax, so probabilities and beam scores
+are the model's under that rule. In a beam search the words that ``no_repeat_ngram`` forbids are removed after the
+softmax, so the scores stay the model's.
 """
 
 from __future__ import annotations

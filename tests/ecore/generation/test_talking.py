@@ -21,6 +21,7 @@ from ecore.generation.word_stream import WordStream
 from ecore.model import ECore as Model
 from ecore.pipeline import BATCH
 from tests.ecore.generation.dialogues import CONTEXTS, real_batch
+from tests.ecore.generation.streams import check_stream
 from tests.ecore.generation.table import Table, make_batch
 
 OPTIONS = [{}, {"method": "beam", "beams": 3}, {"method": "sample", "seed": 3}]
@@ -79,17 +80,7 @@ def test_what_is_no_dialogue_is_refused(talker: ECore, wrong: object) -> None:
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_streamed_words_are_the_answer(talker: ECore, options: dict) -> None:
     for context in CONTEXTS:
-        reply = talker.respond(context, max_length=9, **options)
-        stream = talker.stream(context, max_length=9, **options)
-        words = []
-        try:
-            while True:
-                words.append(next(stream))
-        except StopIteration as stop:
-            end = stop.value
-        assert "".join(words) == reply == end
-        assert end.emotions == reply.emotions
-        assert [word.strip() for word in words] == reply.split()
+        check_stream(talker, context, max_length=9, **options)
 
 
 def test_the_first_word_comes_before_the_last_is_chosen(

@@ -26,6 +26,7 @@ from ecore.errors import InputError
 from ecore.generation.word_stream import WordStream
 from ecore.training.trainer import train
 from tests.ecore.generation.dialogues import CONTEXTS
+from tests.ecore.generation.streams import check_stream
 from tests.ecore.model.gpt2.tiny import TINY
 
 pytest.importorskip("transformers", reason="needs the extra `pretrained`")
@@ -117,17 +118,7 @@ def test_a_batch_is_answered_as_each_alone(talker: ECore, options: dict[str, Any
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_streamed_words_are_the_answer(talker: ECore, options: dict[str, Any]) -> None:
     for context in CONTEXTS:
-        reply = talker.respond(context, max_length=8, **options)
-        stream = talker.stream(context, max_length=8, **options)
-        words = []
-        try:
-            while True:
-                words.append(next(stream))
-        except StopIteration as stop:
-            end = stop.value
-        assert "".join(words) == reply == end
-        assert end.emotions == reply.emotions
-        assert [word.strip() for word in words] == reply.split()
+        check_stream(talker, context, max_length=8, **options)
 
 
 @given(st.lists(st.integers(0, 399), min_size=1, max_size=20))
