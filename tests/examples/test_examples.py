@@ -40,7 +40,7 @@ def run(tmp_path_factory):
 def test_an_exported_perception_runs_without_the_package_and_sees_what_the_model_sees(run, tmp_path, capsys):
     program = tmp_path / "perception.pt2"
     example("export_perception").main([str(run), str(program)])
-    assert float(capsys.readouterr().out.split()[-1]) < 1e-5  # of probabilities; 2e-6 on a Xeon with AVX-512
+    assert float(capsys.readouterr().out.split()[-1]) < 1e-5  # each 1e-6 from float64
     loaded = torch.export.load(program)
     assert all(
         str(node.target).startswith(("aten", "<built-in"))
