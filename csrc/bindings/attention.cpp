@@ -1,4 +1,6 @@
 // Bindings of attention on any graph: dense and sparse.
+#include <cmath>
+#include <limits>
 #include <optional>
 
 #include "../edge_attention_cpu.h"
@@ -20,6 +22,15 @@ using SizesTuple = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64
 // dropout keeps, and the factor on kept weights.
 using MoreTuple = std::tuple<HeadsTuple, std::tuple<uintptr_t, uintptr_t, uintptr_t>, std::tuple<double, double>, bool,
                              std::tuple<uint32_t, double>>;
+
+// Gives a call the inputs at these addresses; 0 for none.
+template <typename T>
+void give(ecore::EdgeAttention<T>& call, uintptr_t sender_gate, uintptr_t edge_bias, uintptr_t seed) {
+  call.sender_gate = pointer<const T>(sender_gate);
+  call.more.edge_bias = edge_bias == 0 ? T{0} : *pointer<const T>(edge_bias);
+  call.more.drops = seed != 0;
+  call.more.seed = seed == 0 ? 0 : *pointer<const uint64_t>(seed);
+}
 
 // Without `more` a call is plain.
 template <typename T>
@@ -43,20 +54,26 @@ ecore::EdgeAttention<T> edge_attention(const SizesTuple& sizes, const std::vecto
   const auto& [bias, addresses, bounds, all_pairs, dropout] = *more;
   const auto [sender_gate, edge_bias, seed] = addresses;
   call.bias = matrices<const T>(bias);
-  call.sender_gate = pointer<const T>(sender_gate);
-  call.more.edge_bias = edge_bias == 0 ? T{0} : *pointer<const T>(edge_bias);
+  give(call, sender_gate, edge_bias, seed);
   call.more.low = static_cast<T>(std::get<0>(bounds));
   call.more.high = static_cast<T>(std::get<1>(bounds));
   call.more.all_pairs = all_pairs;
-  call.more.drops = seed != 0;
-  call.more.seed = seed == 0 ? 0 : *pointer<const uint64_t>(seed);
   call.more.least_kept = std::get<0>(dropout);
   call.more.kept_weight = static_cast<T>(std::get<1>(dropout));
   return call;
 }
 
-// Addresses: query, key, value, edge, neighbors, bias; and a gate and an edge scale. All else in `more` is bound with
-// its addresses.
+// The logarithms of the sums that softmaxes divide by; -inf for a receiver without neighbours.
+template <typename T>
+void fill_lse(const T* maximum, const T* inverse, int64_t size, T* lse) {
+  for (int64_t i = 0; i < size; ++i) {
+    lse[i] = inverse[i] == 0 ? -std::numeric_limits<T>::infinity()
+                             : (maximum[i] - std::log2(inverse[i])) * static_cast<T>(0.69314718055994530942);
+  }
+}
+
+// Addresses: query, key, value, edge, neighbors, bias, sender gate, edge bias, seed; a gate and an edge scale; output,
+// new edges, lse, and the planes for the backward.
 template <typename T>
 py::cpp_function bind_edge_attention_forward(const SizesTuple& sizes, const std::vector<HeadsTuple>& query_key_value,
                                              const HeadsTuple& edge, const HeadsTuple& neighbors,
@@ -72,15 +89,17 @@ py::cpp_function bind_edge_attention_forward(const SizesTuple& sizes, const std:
     call.edge.data = pointer<const T>(at.at(3));
     call.neighbors.data = pointer<const uint8_t>(at.at(4));
     call.bias.data = pointer<const T>(at.at(5));
+    give(call, at.at(6), at.at(7), at.at(8));
     const int64_t size = call.batch * call.heads * call.receivers;
     const RowFactor<T> factor(gates, size);
     call.factor = factor.data;
     call.scale = static_cast<T>(scale);
-    const Planes<T> planes(to.at(2), 2, size);
+    const Planes<T> planes(to.at(3), 2, size);
     call.maximum = planes[0];
     call.inverse = planes[1];
     target.data = pointer<T>(to.at(0));
     ecore::edge_attention_forward(call, target, pointer<T>(to.at(1)), threads);
+    if (to.at(2) != 0) fill_lse(call.maximum, call.inverse, size, pointer<T>(to.at(2)));
   };
   return py::cpp_function(run, Unlocked());
 }

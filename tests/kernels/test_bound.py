@@ -12,7 +12,19 @@ pytestmark = pytest.mark.skipif(not native.available(), reason=native.unavailabl
 OPERATORS = (graph_attention, edge_attention, edge_readout)
 BATCH, RESOLUTIONS, WORDS, EMOTIONS, DIM = 2, 3, 5, 4, 7
 NODES = WORDS + EMOTIONS
-CALLS = ("graph_attention", "words", "edge_readout", "per_word", "edge_attention", "update", "bias")
+OPTIONS = {
+    "lse": {"return_lse": True},
+    "dropout": {"dropout": 0.3, "seed": 11},
+    "clamp": {"clamp": (-0.5, 0.25)},
+    "all_pairs": {"edge_bias": -0.2, "update": "all"},
+    "everything": {
+        "edge_bias": 0.5, "edge_scale": 2.0, "clamp": (-2.0, 2.0), "dropout": 0.5, "seed": -3, "return_lse": True,
+    },
+}  # fmt: skip
+CALLS = (
+    "graph_attention", "words", "edge_readout", "per_word", "edge_attention", "update", "bias", "sender_gate",
+    *OPTIONS,
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +72,12 @@ def results(call, query, key, value, graph, history, scale=0.7):
     if call == "bias":
         bias = edge[:, :, :1].transpose(2, 3)[:, :1] - 0.5 * history[0].gate[:1, :1, None]  # [B, 1, N, N]
         return [ecore_kernels.edge_attention(query, key, value, edge, neighbors, bias=bias, scale=scale)[0]]
+    if call in OPTIONS or call == "sender_gate":
+        options = OPTIONS.get(call, {})
+        if call in ("sender_gate", "everything"):
+            options = options | {"sender_gate": history[0].gate}
+        found = ecore_kernels.edge_attention(query, key, value, edge, neighbors, scale=scale, **options)
+        return [x for x in found if x is not None]
     if call == "edge_attention":
         return [ecore_kernels.edge_attention(query, key, value, edge, neighbors, scale=scale)[0]]
     gate, edge_scale = history[0].gate, history[0].edge_scale
@@ -140,3 +158,34 @@ def test_results_are_new_memory(call):
     tensors = draw(0)
     first, second = results(call, *tensors), results(call, *tensors)
     assert all(one.data_ptr() != other.data_ptr() for one, other in zip(first, second, strict=True))
+
+
+def test_numbers_and_seeds_of_a_bound_call_may_change():
+    """What a first call has bound must not keep its seed, its sender gates or its edge bias."""
+    query, key, value, graph, history = draw(0)
+    edge, neighbors = graph.dense()
+    heard = neighbors.expand(BATCH, RESOLUTIONS, NODES, NODES)
+
+    def call(seed, edge_bias=0.25, factor=1.0):
+        return ecore_kernels.edge_attention(
+            query, key, value, edge, neighbors, edge_bias=edge_bias, sender_gate=factor * history[0].gate, scale=0.7,
+            dropout=0.5, seed=seed,
+        )  # fmt: skip
+
+    first, updated = call(0)
+    assert len(plans()) == 1 and plans()[0].bound is not None
+    assert not torch.equal(first, call(1)[0])
+    assert torch.equal(first, call(torch.tensor([0]))[0])  # a seed is no part of a plan
+    assert not torch.equal(first, call(0, factor=2.0)[0])
+    torch.testing.assert_close(call(0, edge_bias=1.25)[1], torch.where(heard, updated + 1, updated))
+    assert len(plans()) == 1
+    drawn = [call(None)[0] for _ in range(2)]
+    assert not torch.equal(*drawn)
+
+
+def test_wrong_seeds_are_refused_after_right_ones():
+    query, key, value, graph, _ = draw(0)
+    for seed in (2**64, 1.5, torch.tensor([1, 2])):
+        ecore_kernels.edge_attention(query, key, value, dropout=0.5, seed=0)
+        with pytest.raises(ValueError, match="seed"):
+            ecore_kernels.edge_attention(query, key, value, dropout=0.5, seed=seed)

@@ -85,21 +85,22 @@ def lies_ready(
 
 
 def repeatable(
-    run: Callable[..., None], results: Sequence[Tensor], unwanted: int
+    run: Callable[..., None], results: Sequence[Tensor | None]
 ) -> Callable[..., tuple[Tensor, ...]]:
     """Make a forward that is bound to a layout repeatable, for calls without a backward.
 
     Args:
         run: the extension's function: (addresses of tensors, of gates and edge scales, scale, addresses of results,
             threads).
-        results: tensors like those of every call.
-        unwanted: number of further results, which are not wanted.
+        results: tensors like those of every call; None for those that are not wanted. The first is wanted.
 
     Returns:
-        (tensors, gates, edge_scales, scale) -> results.
+        (tensors, gates, edge_scales, scale) -> the wanted results.
     """
-    kind, layouts = results[0].dtype, [(x.shape, x.stride()) for x in results]
-    nowhere = [0] * unwanted
+    places = [i for i, x in enumerate(results) if x is not None]
+    wanted = [x for x in results if x is not None]
+    kind, layouts = wanted[0].dtype, [(x.shape, x.stride()) for x in wanted]
+    nowhere = [0] * len(results)
 
     def call(
         tensors: Sequence[Tensor | None],
@@ -109,13 +110,16 @@ def repeatable(
     ) -> tuple[Tensor, ...]:
         made = tuple(torch.empty_strided(shape, stride, dtype=kind, device=CPU) for shape, stride in layouts)
         factors = addresses([*gates, *[number(x, kind) for x in edge_scales]]) if gates else []
-        to = [x.data_ptr() for x in made] + nowhere
+        to = nowhere.copy()
+        for place, result in zip(places, made, strict=True):
+            to[place] = result.data_ptr()
         run(addresses(tensors), factors, scale, to, torch.get_num_threads())
         return made
 
     if len(layouts) > 1:
         return call
     (shape, stride) = layouts[0]
+    nowhere = nowhere[1:]
 
     def call_for_one(
         tensors: Sequence[Tensor | None],

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ecore_kernels.layout import fill_lse, own_heads, sum_heads, sum_updated
+from ecore_kernels.layout import own_heads, sum_heads, sum_updated
 from ecore_kernels.native_kernels import (
     address,
     addresses,
@@ -31,7 +31,7 @@ def _sizes(query: Tensor, key: Tensor, value: Tensor) -> tuple[int, ...]:
 
 def _laid_out(tensors: Sequence[Any], output: Tensor, more: tuple[Any, ...] | None) -> Callable[..., None]:
     """The forward kernel bound to the layout of query, key, value, edge and neighbors, and of the bias in ``more``."""
-    query, key, value, edge, neighbors, _ = tensors
+    query, key, value, edge, neighbors = tensors[:5]
     return kernel("bind_edge_attention_forward", query.dtype)(
         _sizes(query, key, value), [strides(x) for x in (query, key, value)], _shared(edge), _shared(neighbors),
         strides(output), more,
@@ -53,7 +53,7 @@ def _more(
         return None
     least = threshold(dropout)
     kept = (least, 1.0 / (1.0 - dropout)) if least < 2**32 else (2**32 - 1, 0.0)
-    addresses_of = address(sender_gate), address(edge_bias), address(seed)
+    addresses_of = address(sender_gate), address(edge_bias), address(seed)  # a bound call gives others
     low, high = clamp or (-math.inf, math.inf)
     return _matrices(bias), addresses_of, (low, high), all_pairs, kept
 
@@ -82,10 +82,10 @@ def forward(
     factor, sender_gate = readable(factor), readable(sender_gate)
     output, new_edge, lse, saved = results
     _laid_out(tensors, output, _more(tensors[5], sender_gate, edge_bias, seed, clamp, dropout, all_pairs))(
-        addresses(tensors), [address(factor), 0], scale,
-        addresses((output, None if factor is None else new_edge, saved)), torch.get_num_threads(),
+        addresses((*tensors, sender_gate, edge_bias, seed)), [address(factor), 0], scale,
+        addresses((output, None if factor is None else new_edge, lse if with_lse else None, saved)),
+        torch.get_num_threads(),
     )  # fmt: skip
-    fill_lse(saved, lse)
 
 
 def bind(
@@ -96,17 +96,21 @@ def bind(
 ) -> Callable[..., tuple[Tensor, ...]] | None:
     """Bind :func:`forward` to the layout of its arguments: see :func:`ecore_kernels.native_kernels.repeatable`.
 
-    Only for calls with nothing but edges, neighbours, a bias and a gate.
+    A call's tensors are query, key, value, edge, neighbors, bias, sender_gate, edge_bias and seed.
 
     Returns:
-        None if a tensor in this layout has to be copied. Without a gate the output is the only result.
+        None if a tensor in this layout has to be copied. The results are the output; new edges if there are gates; the
+        logarithms of sums if they are wanted.
     """
-    tensors, gate = arguments[:6], arguments[6]
-    if not lies_ready(tensors, gates, edge_scales):
+    tensors, (sender_gate, edge_bias, seed) = arguments[:6], arguments[7:10]
+    _, clamp, dropout, all_pairs, with_lse, _ = arguments[10:]
+    if not lies_ready(tensors, (*gates, sender_gate), (*edge_scales, edge_bias)):
         return None
-    wanted = results[:1] if gate is None else results[:2]
-    more = _more(tensors[5], None, None, None, None, 0.0, all_pairs=False)
-    return repeatable(_laid_out(tensors, results[0], more), wanted, 3 - len(wanted))
+    output, new_edge, lse, _ = results
+    run = _laid_out(
+        tensors, output, _more(tensors[5], sender_gate, edge_bias, seed, clamp, dropout, all_pairs)
+    )
+    return repeatable(run, (output, new_edge if gates else None, lse if with_lse else None, None))
 
 
 def backward(

@@ -71,7 +71,7 @@ def bind(
     tensors = (*graph, *history_query, *history_key)
     if not lies_ready(tensors, gates, edge_scales):
         return None
-    return repeatable(_laid_out(tensors, len(history_query), per_word), results, 0)
+    return repeatable(_laid_out(tensors, len(history_query), per_word), results)
 
 
 def backward(

@@ -77,7 +77,7 @@ def bind(
     if not lies_ready(tensors, gates, edge_scales):
         return None
     output, _ = results
-    return repeatable(_laid_out(tensors, len(history_query), words_only, output), [output], 1)
+    return repeatable(_laid_out(tensors, len(history_query), words_only, output), [output, None])
 
 
 def backward(

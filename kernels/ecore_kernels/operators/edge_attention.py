@@ -172,15 +172,19 @@ def edge_attention(
     if bias is not None:
         bias = _broadcastable("bias", bias, full)
     updated = gate is not None or edge_scale is not None or edge_bias is not None
+    drawn = _seed(seed, query.device) if dropout else None
     if plan.bound is not None and scale.__class__ is float and runs_at_once(plan):
-        if gate is None:
-            return plan.bound((query, key, value, edge, neighbors, bias), (), (), scale)[0], None
-        return plan.bound((query, key, value, edge, neighbors, bias), (gate,), (edge_scale,), scale)
+        added = _as_scalar(edge_bias, query)
+        inputs = query, key, value, edge, neighbors, bias, sender_gate, added, drawn
+        if not updated:
+            output, *more = plan.bound(inputs, (), (), scale)
+            return output, None, *more
+        gates = query.new_ones(query.shape[:3]) if gate is None else gate
+        return plan.bound(inputs, (gates,), (edge_scale,), scale)
     kind, chosen = plan.autocast, plan.backend
     if kind is not None:
         query, key, value = (backends.autocast(x, kind) for x in (query, key, value))
     scale, (query,) = score_scale("edge_attention", scale, query.shape[3], (query,))
-    drawn = _seed(seed, query.device) if dropout else None
     with without_autocast(query.device, kind):
         if chosen == "reference":
             number = reference.compute_type(*((query, key, value, edge) if gate is None else (gate,)))
@@ -209,6 +213,11 @@ def edge_attention(
 
 
 _plans: dict[Any, Plan] = {}
+
+
+def _as_scalar(number: Any, query: Tensor) -> Tensor | None:
+    """A number as a tensor like ``query``; a tensor and None stay as they are."""
+    return number if number is None or isinstance(number, Tensor) else query.new_full((), number)
 
 
 def _seed(seed: Tensor | int | None, device: torch.device) -> Tensor:
@@ -328,14 +337,21 @@ def _plan(
     if chosen != "reference":
         check_one_device("edge_attention", query, key, value, edge, neighbors, gate, bias, sender_gate)
     as_they_are, bound = False, None
-    plain = sender_gate is edge_bias is clamp is None and not dropout and not return_lse
-    if kind is None and plain and update == "neighbors" and (gate is None) == (edge_scale is None):
-        as_they_are = takes_as_they_are(chosen, nodes, (edge, gate, bias), (neighbors,), (edge_scale,))
+    if kind is None:
+        weights = edge, gate, bias, sender_gate
+        as_they_are = takes_as_they_are(chosen, nodes, weights, (neighbors,), (edge_scale, edge_bias))
     if as_they_are:
         full = (*query.shape[:3], key.shape[2])
         shared = [None if x is None else _broadcastable("", x, full) for x in (edge, neighbors, bias)]
-        arguments = (*nodes, *shared, gate, None, None, None, 1.0, None, 0.0, False, False, "ieee")
-        bound = bound_forward("edge_attention", chosen, arguments, (gate,), (edge_scale,))
+        updated = gate is not None or edge_scale is not None or edge_bias is not None
+        gates, scales = ((gate,), (edge_scale,)) if updated else ((), ())
+        factor = query.new_empty(0) if updated else None  # not read
+        seed = query.new_empty((), dtype=torch.int64) if dropout else None
+        arguments = (
+            *nodes, *shared, factor, sender_gate, _as_scalar(edge_bias, query), seed, 1.0, clamp, dropout,
+            updated and update == "all", return_lse, "ieee",
+        )  # fmt: skip
+        bound = bound_forward("edge_attention", chosen, arguments, gates, scales)
     return Plan(chosen, kind, common_type(*nodes), as_they_are, bound)
 
 
