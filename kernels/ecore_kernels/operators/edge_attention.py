@@ -174,11 +174,11 @@ def edge_attention(
     updated = gate is not None or edge_scale is not None or edge_bias is not None
     drawn = _seed(seed, query.device) if dropout else None
     if plan.bound is not None and scale.__class__ is float and runs_at_once(plan):
-        added = _as_scalar(edge_bias, query)
+        added = None if edge_bias is None else _as_scalar(edge_bias, query)
         inputs = query, key, value, edge, neighbors, bias, sender_gate, added, drawn
         if not updated:
-            output, *more = plan.bound(inputs, (), (), scale)
-            return output, None, *more
+            found = plan.bound(inputs, (), (), scale)
+            return (found[0], None, found[1]) if return_lse else (found[0], None)
         gates = query.new_ones(query.shape[:3]) if gate is None else gate
         return plan.bound(inputs, (gates,), (edge_scale,), scale)
     kind, chosen = plan.autocast, plan.backend

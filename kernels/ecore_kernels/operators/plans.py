@@ -23,8 +23,6 @@ except ImportError:  # torch before 2.8, which recompiles for every number
 
 
 MOST_SIGNATURES = 4096
-
-
 """Signatures remembered for each operator. Without a limit, sizes that never repeat would fill the memory."""
 
 
@@ -32,7 +30,9 @@ def signature(values: Sequence[Any]) -> tuple[Any, ...]:
     """Return what the checks of a call depend on: all of a tensor but its numbers, the class of other values."""
     return tuple(
         [
-            (x.__class__, x.shape, x.stride(), x.dtype, x.device, x.requires_grad)
+            None  # first, since most of an operator's tensors are
+            if x is None
+            else (x.__class__, x.shape, x.stride(), x.dtype, x.device, x.requires_grad)
             if isinstance(x, Tensor) and x.layout is torch.strided
             else (x.__class__, x.layout)
             if isinstance(x, Tensor)
