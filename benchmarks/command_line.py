@@ -1,4 +1,4 @@
-"""What the benchmarks' command lines share: the parser, and the check for a device and its kernels."""
+"""Shared parts of the benchmarks' command lines: the parser, and the check for a device and its kernels."""
 
 from __future__ import annotations
 

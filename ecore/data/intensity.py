@@ -19,7 +19,7 @@ SOURCES = ("vader", "sentiwordnet", "vad", "skep", "none")
 FILE_SOURCES = ("skep", "vad", "sentiwordnet")
 """Sources that a user brings as a file; each also takes one of two columns, word and η."""
 NLTK_SENTIWORDNET = "corpora/sentiwordnet/SentiWordNet_3.0.0.txt"
-"""Where NLTK's downloader puts it, under one of ``nltk.data.path``."""
+"""Its place under one of ``nltk.data.path``, chosen by NLTK's downloader."""
 MATCHED_SHARES = {0.075: 0.10, 0.15: 0.03}
 """The paper's thresholds, and the share of training contexts' words that may pass the one matched to it."""
 

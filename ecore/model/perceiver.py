@@ -16,7 +16,7 @@ from ecore.model.released_graph import ReleasedGraphNetwork, ReleasedPass, xavie
 from ecore_kernels import EmotionGraph, otsu
 
 SOFT_RELEVANT = 3
-"""How many emotions count as co-occurring under the soft strategy (Sec. 3.4)."""
+"""Number of emotions that count as co-occurring under the soft strategy (Sec. 3.4)."""
 
 
 class Context(NamedTuple):

@@ -22,7 +22,7 @@ _MOVED = {
     "graph.": "perceiver.graph_network.",
     "perceptron.": "perceiver.perceptron.",
 }
-"""How names of weights begin in older files, and now."""
+"""Beginnings of the names of weights in older files, and now."""
 
 
 def present_name(name: str) -> str:

@@ -14,7 +14,7 @@ from ecore.evaluation.predictions import Record, read_predictions
 from ecore.files import atomic_path, write_json
 
 PREDICTIONS = Path("evaluation-test", "predictions.jsonl")
-"""Where `ecore evaluate RUN` leaves a run's predictions on the test split."""
+"""File in a run with the predictions of `ecore evaluate RUN` on the test split."""
 SHOWN_EMOTIONS = 3
 """Emotions that a printed case lists: as many as count as co-occurring under the soft strategy."""
 

@@ -37,7 +37,7 @@ class Outcome:
     """The result of :func:`execute`."""
 
     failures: dict[str, str] = field(default_factory=dict)
-    """Why each run or figure that failed did, by its name."""
+    """Reasons of failed runs and figures, by name."""
     interrupted: bool = False
 
 

@@ -13,7 +13,7 @@ from ecore.paper.published import AUTOMATIC, LOWER_IS_BETTER, PPL, RECALL, TABLE
 Measured = dict[str, float | None]
 """One run's value in each column of a table; None where it has none."""
 METRIC_OF = {PPL: "ppl_per_sample", "Dist-1": "dist_1", "Dist-2": "dist_2", "Acc": "accuracy"}
-"""Where ``metrics.json`` holds a column."""
+"""Name of a column in ``metrics.json``."""
 COST = ("Parameters, M", "Steps/s")
 """Columns of ours alone, where Table 1's other systems are trained."""
 NOTHING = "–"
