@@ -13,7 +13,7 @@ import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -98,22 +98,32 @@ def source_of(launched: Launch) -> ASTSource:
     return ASTSource(launched.kernel, signature=signature, constexprs=constants, attrs=attributes)
 
 
-def _assembler_report(ptx: str, architecture: int) -> str:
-    """Return the output of ``ptxas -v``, for versions of Triton that do not pass it on."""
-    ptxas = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
+def _assembler_report(ptx: str, architecture: int, options: Mapping[str, Any]) -> str:
+    """Return the output of ``ptxas -v``, for versions of Triton that do not pass it on.
+
+    Args:
+        options: those of the launch; ``enable_fp_fusion``: whether a product and a sum may become one instruction.
+    """
+    programs = Path(triton.__file__).parent / "backends/nvidia/bin"
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "kernel.ptx")
         source.write_text(ptx)
         suffix = "a" if architecture >= 90 else ""
-        command: list[str | Path] = [
-            ptxas,
+        arguments: list[str | Path] = [
             "-v",
+            *([] if options.get("enable_fp_fusion", True) else ["--fmad=false"]),
             f"--gpu-name=sm_{architecture}{suffix}",
             source,
             "-o",
             Path(folder, "kernel.cubin"),
         ]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stderr
+        # Triton 3.9 writes PTX for sm_90 that only the second of its assemblers knows.
+        for name in ("ptxas", "ptxas-blackwell"):
+            if (programs / name).exists():
+                result = subprocess.run([programs / name, *arguments], capture_output=True, text=True)
+                if result.returncode == 0:
+                    return result.stderr
+    raise ValueError(f"the assembler does not take the PTX: {result.stderr[:200]}")
 
 
 def compile_launch(launched: Launch, entry: Entry) -> Compiled:
@@ -126,7 +136,7 @@ def compile_launch(launched: Launch, entry: Entry) -> Compiled:
     ptx = made.asm["ptx"]
     said = report.getvalue()
     if "registers" not in said:
-        said = _assembler_report(ptx, entry.architecture)
+        said = _assembler_report(ptx, entry.architecture, launched.options)
     used = re.search(r"Used (\d+) registers", said)
     if used is None:
         raise ValueError(f"the assembler does not say how many registers are used: {said[:200]!r}")

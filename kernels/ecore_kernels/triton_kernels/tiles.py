@@ -192,7 +192,7 @@ def row_products(a, b, total, PRECISION: tl.constexpr):
     interpreter's dot is NumPy's BLAS, whose sums depend on the tile's sizes, on the place in it and on which operand is
     transposed: there the products of ieee and float64 are summed separately.
     """
-    if ON_A_CPU and PRECISION == "ieee" and a.dtype.primitive_bitwidth >= 32:
+    if (ON_A_CPU and PRECISION == "ieee") and a.dtype.primitive_bitwidth >= 32:  # Triton 3.3 chains two
         products = tl.sum(a[:, None, :] * b[None, :, :], 2)
         if total is not None:
             products += total

@@ -63,7 +63,7 @@ def main() -> None:
             for launched in planned(kind, architecture):
                 target = GPUTarget("cuda", architecture, 32)
                 made = triton.compile(source_of(launched), target=target, options=launched.options)
-                said = _assembler_report(made.asm["ptx"], architecture)
+                said = _assembler_report(made.asm["ptx"], architecture, launched.options)
                 registers = re.search(r"Used (\d+) registers", said)
                 spills = sum(map(int, re.findall(r"(\d+) bytes spill", said)))
                 print(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -38,6 +39,23 @@ KNOWN_SPILLS = {
         ("edge_attention_backward", "tf32", "shared edge"): 20,
     },
 }
+
+
+def test_no_kernel_chains_more_than_two_conditions():
+    """Triton 3.3's compiler stops at ``a and b and c`` and at ``a < b < c``; its interpreter takes them."""
+    kernels, chains = 0, []
+    for file in Path(triton_kernels.__file__).parent.rglob("*.py"):
+        for function in ast.walk(ast.parse(file.read_text())):
+            decorators = map(ast.unparse, getattr(function, "decorator_list", []))
+            if not any("jit" in decorator for decorator in decorators):
+                continue
+            kernels += 1
+            for node in ast.walk(function):
+                chained = isinstance(node, ast.BoolOp) and len(node.values) > 2
+                if chained or (isinstance(node, ast.Compare) and len(node.ops) > 1):
+                    chains.append(f"{file.name}, {function.name}: {ast.unparse(node)}")
+    assert kernels > 50
+    assert chains == []
 
 
 def python(*arguments: str | Path) -> subprocess.CompletedProcess:
