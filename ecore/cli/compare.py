@@ -36,11 +36,12 @@ def run_compare(arguments: argparse.Namespace) -> int:
 
     files = [comparison.predictions_of(path) for path in (arguments.first, arguments.second)]
     first, second = comparison.paired_records(*files)
+    rows = comparison.compare(first, second, arguments.resamples, arguments.seed)
     print(
         f"first:  {files[0]}\nsecond: {files[1]}\n{len(first):,} samples, {arguments.resamples:,} resamples\n"
     )
     print(f"{'':16}{'first':>10}{'second':>10}{'second - first':>16}   95 % interval")
-    for row in comparison.compare(first, second, arguments.resamples, arguments.seed):
+    for row in rows:
         print(
             f"{row.metric:16}{row.first:10.2f}{row.second:10.2f}{row.second - row.first:+16.2f}"
             f"   {row.low:+.2f} to {row.high:+.2f}"

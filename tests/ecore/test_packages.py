@@ -189,6 +189,23 @@ def test_the_server_names_its_extra(bare, command, missing):
     assert said.endswith(f"; pip install 'ecore[{command}]'")
 
 
+def test_a_plan_is_made_and_a_comparison_refused_without_scipy(prepared, bare, tmp_path):
+    """A plan prints commands alone; what a comparison lacks is said before any of its table is printed."""
+    table = ("reproduce", "table4", "--data", prepared, "--out", tmp_path / "paper")
+    done = ecore(("scipy", "matplotlib"), (*table, "--plan"))
+    assert done.returncode == 0, done.stderr
+    assert "ecore train --data" in done.stdout
+    for command, purpose in (
+        (table, "reproduce table4"),
+        (("compare", *[bare[0] / "run"] * 2), "the paired bootstrap"),
+    ):
+        done = ecore(("scipy", "scipy.stats"), command)
+        assert (done.returncode, done.stdout) == (2, "")
+        (said,) = done.stderr.splitlines()
+        assert said.startswith(f"ecore: error: {purpose} needs the package scipy, ")
+        assert said.endswith("; pip install 'ecore[experiments]'")
+
+
 def test_labels_and_agreement_name_nltk_too(tmp_path):
     for name in ("anna", "ben"):
         labels = '{"conv_id": "a", "emotions": ["sad"]}\n{"conv_id": "b", "emotions": ["afraid"]}\n'

@@ -94,7 +94,8 @@ def reproduce(
         InputError: something that the user gave cannot be used, or another process works in ``out``.
     """
     names = [name for name in EXPERIMENTS if name in what or "all" in what]
-    _check_packages(names)
+    if not plan_only:
+        _check_packages(names)
     expect_folder(out)
     prepared = PreparedData.load(data)
     brought = replace(
