@@ -175,6 +175,8 @@ def stand_in(patches: contextlib.ExitStack) -> None:
     put(torch.compiler, "reset", lambda: None)
     for name, function in _device_functions().items():
         put(torch.cuda, name, function)
+    # torch 2.15's optimizers ask the accelerator whether it records; a torch built for CUDA would start its driver.
+    put(torch.accelerator, "current_accelerator", lambda *_, **__: None)
     autocast = torch.autocast
     put(torch, "autocast", lambda kind, *args, **more: autocast("cpu", *args, **more))
     put(torch, "Generator", _Generator)

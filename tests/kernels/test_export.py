@@ -46,6 +46,10 @@ def check_equal(actual, expected) -> None:
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_export_save_load(dynamic, strict, caplog):
+    if dynamic and strict and torch.__version__ < (2, 8):
+        pytest.skip(
+            "torch 2.7's strict export takes no autograd function, not even x * 2, where a size is free"
+        )
     module = TwoLayers()
     batch = torch.export.Dim("batch", min=1, max=64)
     sizes = {0: batch}
