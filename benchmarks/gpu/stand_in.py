@@ -111,8 +111,11 @@ def _replayed(call: Callable[[int], object], calls: int) -> Callable[[int], obje
 
 def _device_functions() -> dict[str, Any]:
     """Stand-ins for functions of torch.cuda."""
-    zero = lambda *_, **__: 0  # noqa: E731
-    none = lambda *_, **__: None  # noqa: E731
+
+    def returning(value: object) -> Callable[..., object]:
+        """Return a new function each time: torch.compile's rules are by function, and two names may have two."""
+        return lambda *_, **__: value
+
     return {
         "is_available": lambda: True,
         "device_count": lambda: 1,
@@ -124,12 +127,12 @@ def _device_functions() -> dict[str, Any]:
             name="a CPU", major=8, minor=0, total_memory=2**30, multi_processor_count=1
         ),
         "get_rng_state": lambda *_: torch.get_rng_state(),
-        "set_rng_state": none,
-        "synchronize": none,
-        "empty_cache": none,
-        "reset_peak_memory_stats": none,
-        "memory_allocated": zero,
-        "max_memory_allocated": zero,
+        "set_rng_state": returning(None),
+        "synchronize": returning(None),
+        "empty_cache": returning(None),
+        "reset_peak_memory_stats": returning(None),
+        "memory_allocated": returning(0),
+        "max_memory_allocated": returning(0),
         "current_stream": lambda *_: _Stream(),
         "Stream": lambda *_: _Stream(),
         "stream": _nothing,
