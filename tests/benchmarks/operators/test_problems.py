@@ -128,6 +128,8 @@ def test_every_candidate_gives_the_same_answer(monkeypatch, operator, depth, bac
 @pytest.mark.parametrize("name, compiler", [("flex", "inductor"), ("compiled", "aot_eager")])
 def test_compiled_candidates_do_not_recompile_for_other_inputs(monkeypatch, name, compiler):
     """FlexAttention's lowering has demands of its own, so it gets the real compiler; that takes many seconds."""
+    if compiler == "aot_eager" and torch.__version__ < (2, 8):
+        pytest.skip("torch 2.7 takes the result of nan_to_num for contiguous, which aot_eager relies on")
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=compiler))
     problem = small(masks="real")
     candidate = candidates.build(name, problem, "cpu", backward=False)
