@@ -2,6 +2,8 @@
 
 import os
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -24,3 +26,22 @@ def python():
         return Process(name, [sys.executable, "-c", code], seconds, **options)
 
     return make
+
+
+@pytest.fixture
+def ends():
+    """Whether a process is gone within seconds, or is one that nobody has asked about since it died."""
+
+    def wait(pid, seconds=10.0):
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            try:
+                state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+            except (FileNotFoundError, ProcessLookupError):
+                return True
+            if state == "Z":
+                return True
+            time.sleep(0.05)
+        return False
+
+    return wait
