@@ -20,6 +20,7 @@ def quicken() -> None:
     - Sums, differences and products of integers are computed again in 64 bits for an assertion, which is only made in
       Triton's debug mode.
     - The table of NumPy's types is built for each value that is made.
+    - Every value works out anew what follows from its shape, and every tuple of sizes its type, which nobody asks for.
     """
     if not triton_kernels.INTERPRETED or triton_kernels.unavailable_reason():
         return
@@ -33,6 +34,10 @@ def quicken() -> None:
             builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
     with contextlib.suppress(AttributeError, TypeError):
         interpreter._get_np_dtype = _remembering(interpreter._get_np_dtype, interpreter.tl)
+    with contextlib.suppress(AttributeError, TypeError):
+        _derive_once_a_shape(interpreter.tl.core)
+    with contextlib.suppress(AttributeError, TypeError):
+        _type_tuples_when_asked(interpreter.tl.core)
 
 
 def _remembering(numpy_type: Callable[[Any], Any], tl: Any) -> Callable[[Any], Any]:
@@ -45,6 +50,57 @@ def _remembering(numpy_type: Callable[[Any], Any], tl: Any) -> Callable[[Any], A
         return of_scalars(kind) if has_hash else numpy_type(kind)
 
     return remembered
+
+
+def _derive_once_a_shape(core: Any) -> None:
+    """Block types of one element and shape, and tensors of one shape, share what their constructors work out."""
+    make_type, make_tensor = core.block_type.__init__, core.tensor.__init__
+
+    @functools.cache
+    def of_type(element: Any, shape: tuple[int, ...]) -> dict[str, Any]:
+        block = object.__new__(core.block_type)
+        make_type(block, element, list(shape))
+        return vars(block)
+
+    @functools.cache
+    def of_shape(shape: tuple[int, ...]) -> dict[str, Any]:
+        value = object.__new__(core.tensor)
+        make_tensor(value, None, core.block_type(core.int8, list(shape)) if shape else core.int8)
+        return vars(value)
+
+    def block_type(self: Any, element_ty: Any, shape: Any) -> None:
+        if isinstance(element_ty, core.pointer_type):  # has no hash
+            return make_type(self, element_ty, shape)
+        sizes = tuple([size.value if isinstance(size, core.constexpr) else size for size in shape])
+        vars(self).update(of_type(element_ty, sizes))
+
+    def tensor(self: Any, handle: Any, type: Any) -> None:
+        vars(self).update(of_shape(tuple(type.shape) if type.is_block() else ()))
+        self.handle, self.type, self.dtype = handle, type, type.scalar
+
+    of_type(core.int8, (1,))  # an error here, where Triton is built otherwise, leaves it as it is
+    of_shape((1,))
+    core.block_type.__init__, core.tensor.__init__ = block_type, tensor
+
+
+def _type_tuples_when_asked(core: Any) -> None:
+    make = core.tuple.__init__
+
+    def tuple_of(self: Any, args: Any, type: Any = None) -> None:
+        if type is None:
+            self.values = list(args)
+        else:
+            make(self, args, type)
+
+    def get(self: Any) -> Any:
+        if "kept" not in vars(self):
+            make(self, self.values)
+        return vars(self)["kept"]
+
+    def keep(self: Any, type: Any) -> None:
+        vars(self)["kept"] = type
+
+    core.tuple.__init__, core.tuple.type = tuple_of, property(get, keep)
 
 
 def _patch_once_a_launch(interpreter: Any) -> None:
