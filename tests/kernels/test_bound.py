@@ -161,7 +161,7 @@ def test_results_are_new_memory(call):
 
 
 def test_numbers_and_seeds_of_a_bound_call_may_change():
-    """What a first call has bound must not keep its seed, its sender gates or its edge bias."""
+    """A layout bound by one call serves later calls with another seed, other sender gates and another edge bias."""
     query, key, value, graph, history = draw(0)
     edge, neighbors = graph.dense()
     heard = neighbors.expand(BATCH, RESOLUTIONS, NODES, NODES)

@@ -30,7 +30,7 @@ def python():
 
 @pytest.fixture
 def ends():
-    """Whether a process is gone within seconds, or is one that nobody has asked about since it died."""
+    """Return True if a process ends within seconds; a zombie, whose parent has not waited for it, has ended."""
 
     def wait(pid, seconds=10.0):
         deadline = time.monotonic() + seconds

@@ -1,4 +1,4 @@
-"""What every streamed answer has to be, whatever model gives it."""
+"""Checks of a streamed answer that hold for every model."""
 
 from __future__ import annotations
 
