@@ -117,13 +117,15 @@ def _assembler_report(ptx: str, architecture: int, options: Mapping[str, Any]) -
             "-o",
             Path(folder, "kernel.cubin"),
         ]
+        refusal = f"none in {programs}"
         # Triton 3.9 writes PTX for sm_90 that only the second of its assemblers knows.
         for name in ("ptxas", "ptxas-blackwell"):
             if (programs / name).exists():
                 result = subprocess.run([programs / name, *arguments], capture_output=True, text=True)
                 if result.returncode == 0:
                     return result.stderr
-    raise ValueError(f"the assembler does not take the PTX: {result.stderr[:200]}")
+                refusal = result.stderr[:200]
+    raise ValueError(f"no assembler takes the PTX: {refusal}")
 
 
 def compile_launch(launched: Launch, entry: Entry) -> Compiled:
