@@ -11,17 +11,33 @@ namespace {
 
 constexpr int64_t kBlock = 4 * kDrawn;  // columns that the words of kDrawn counters serve
 
-// kept[j] = 1 where column begin + j of the row is kept, else 0, for kBlock columns; begin is a multiple of 4.
+// The random words of `count` columns of a row, at most kBlock, and of some more; `begin` is a multiple of 4.
 template <typename T>
-inline void keep_columns(const DropoutRow<T>& of, int64_t begin, T* kept) {
+inline void draw_columns(const DropoutRow<T>& of, int64_t begin, int64_t count, uint32_t* words) {
   const uint32_t row = static_cast<uint32_t>(of.row), far = static_cast<uint32_t>(static_cast<uint64_t>(of.row) >> 32);
-  uint32_t counters[kDrawn], words[4][kDrawn];
-  uint32_t* const out[] = {words[0], words[1], words[2], words[3]};
-  for (int64_t i = 0; i < kDrawn; ++i) counters[i] = static_cast<uint32_t>(begin / 4 + i);
-  draw_words<4>(of.seed, counters, row, far, 0, out);
-  for (int64_t i = 0; i < kDrawn; ++i) {
-    for (int64_t w = 0; w < 4; ++w) kept[4 * i + w] = words[w][i] >= of.threshold;
+  const uint32_t first = static_cast<uint32_t>(begin / 4);
+  static_assert(kVectorsDrawn == 4);
+  switch ((count + 4 * kRandomWords - 1) / (4 * kRandomWords)) {
+    case 1:
+      return draw_in_order<1>(of.seed, first, row, far, 0, words);
+    case 2:
+      return draw_in_order<2>(of.seed, first, row, far, 0, words);
+    case 3:
+      return draw_in_order<3>(of.seed, first, row, far, 0, words);
+    default:
+      return draw_in_order<4>(of.seed, first, row, far, 0, words);
   }
+}
+
+// `value` in the lanes whose words are at least `least`, else 0.
+inline Vector<float> kept(const uint32_t* words, uint32_t least, Vector<float> value) {
+  const auto word = load<BitVector<float>>(words);
+  return word >= (BitVector<float>{} + least) ? value : Vector<float>{};
+}
+inline Vector<double> kept(const uint32_t* words, uint32_t least, Vector<double> value) {
+  using Narrow = typename VectorOf<uint32_t, kLanes<double>>::Type;
+  const auto word = __builtin_convertvector(load<Narrow>(words), BitVector<double>);
+  return word >= (BitVector<double>{} + least) ? value : Vector<double>{};
 }
 
 // Calls each(j, lanes) for whole vectors of a row of `size` columns and rest(j) for the columns that are left.
@@ -36,17 +52,18 @@ inline void for_columns(int64_t begin, int64_t end, Each each, Rest rest) {
 template <typename T>
 inline void drop(const DropoutRow<T>& of, const T* from, T* to) {
   using V = Vector<T>;
+  if (of.threshold > 0xFFFFFFFFu) {  // more than any word
+    for (int64_t j = 0; j < of.size; ++j) to[j] = 0;
+    return;
+  }
+  const uint32_t least = static_cast<uint32_t>(of.threshold);
   for (int64_t begin = 0; begin < of.size; begin += kBlock) {
-    T kept[kBlock];
-    keep_columns(of, begin, kept);
     const int64_t end = smaller_of(of.size, begin + kBlock);
+    uint32_t words[kBlock];
+    draw_columns(of, begin, end - begin, words);
     for_columns<T>(
-        begin, end,
-        [&](int64_t j) {
-          const V value = load<V>(from + j) * of.scale;
-          store(to + j, load<V>(kept + j - begin) > V{} ? value : V{});
-        },
-        [&](int64_t j) { to[j] = kept[j - begin] > 0 ? from[j] * of.scale : static_cast<T>(0); });
+        begin, end, [&](int64_t j) { store(to + j, kept(words + j - begin, least, V(load<V>(from + j) * of.scale))); },
+        [&](int64_t j) { to[j] = words[j - begin] >= least ? from[j] * of.scale : static_cast<T>(0); });
   }
 }
 

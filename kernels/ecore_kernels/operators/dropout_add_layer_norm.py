@@ -91,6 +91,7 @@ def _forward(x, residual, weight, bias, seed, p, eps, backend):
     return registration.run(NAME, "forward", tensors, (*tensors, p, eps, backend))
 
 
+@registration.with_signature
 class _DropoutAddLayerNorm(torch.autograd.Function):
     """Both kernels. Of the inputs' size only the sum is saved, which the blocks of a model keep in any case."""
 

@@ -81,13 +81,13 @@ class FusedOperator(NamedTuple):
 OPERATORS: dict[str, FusedOperator] = {}
 
 
-def _with_signature(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
+def with_signature(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
     """Class decorator: ``apply`` reads the signature of ``forward`` at every call, and finding it is slow."""
     function.forward.__signature__ = inspect.signature(function.forward)  # type: ignore[attr-defined]
     return function
 
 
-@_with_signature
+@with_signature
 class _Fused(torch.autograd.Function):
     """An operator's two kernels."""
 
@@ -124,7 +124,7 @@ class _Fused(torch.autograd.Function):
         return (None, None, *(next(found) if needed else None for needed in needs))
 
 
-@_with_signature
+@with_signature
 class _FusedBackward(torch.autograd.Function):
     """An operator's backward kernel, which can be differentiated again: by the reference, at the same inputs."""
 
