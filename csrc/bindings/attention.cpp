@@ -5,6 +5,7 @@
 
 #include "../edge_attention_cpu.h"
 #include "../sparse_attention_cpu.h"
+#include "../varlen_attention_cpu.h"
 #include "arguments.h"
 
 namespace {
@@ -174,6 +175,53 @@ void sparse_attention_backward(const SparseSizes& sizes, const Addresses& graph,
                                    {to(0), to(1), to(2), to(3), to(5), to(6), to(7)}, threads);
 }
 
+// Sequences, heads, heads of keys, rows, rows of keys, d, dv; addresses of offsets and of the keys' offsets.
+using VarlenSizes = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, uintptr_t, uintptr_t>;
+
+// Statistics: the address of [2, heads, rows].
+template <typename T>
+ecore::VarlenAttention<T> varlen_attention(const VarlenSizes& sizes, const std::vector<PerHeadTuple>& inputs,
+                                           double scale, bool causal, uintptr_t statistics) {
+  const auto [sequences, head_count, key_heads, rows, key_rows, dim, value_dim, begin, key_begin] = sizes;
+  T* const maximum = pointer<T>(statistics);
+  const ecore::VarlenAttention<T> call = {sequences,
+                                          head_count,
+                                          key_heads,
+                                          rows,
+                                          key_rows,
+                                          dim,
+                                          value_dim,
+                                          pointer<const int64_t>(begin),
+                                          pointer<const int64_t>(key_begin),
+                                          per_head<const T>(inputs.at(0)),
+                                          per_head<const T>(inputs.at(1)),
+                                          per_head<const T>(inputs.at(2)),
+                                          static_cast<T>(scale),
+                                          causal,
+                                          maximum,
+                                          maximum + head_count * rows};
+  ecore::check_sequences(call);
+  return call;
+}
+
+template <typename T>
+void varlen_attention_forward(const VarlenSizes& sizes, const std::vector<PerHeadTuple>& inputs, double scale,
+                              bool causal, uintptr_t statistics, const PerHeadTuple& output, int threads) {
+  ecore::varlen_attention_forward(varlen_attention<T>(sizes, inputs, scale, causal, statistics), per_head<T>(output),
+                                  threads);
+}
+
+template <typename T>
+void varlen_attention_backward(const VarlenSizes& sizes, const std::vector<PerHeadTuple>& inputs, double scale,
+                               bool causal, uintptr_t statistics, const PerHeadTuple& output,
+                               const PerHeadTuple& grad_output, const std::vector<PerHeadTuple>& gradients,
+                               int threads) {
+  ecore::varlen_attention_backward(varlen_attention<T>(sizes, inputs, scale, causal, statistics),
+                                   per_head<const T>(output), per_head<const T>(grad_output),
+                                   per_head<T>(gradients.at(0)), per_head<T>(gradients.at(1)),
+                                   per_head<T>(gradients.at(2)), threads);
+}
+
 }  // namespace
 
 void bind_attention(py::module_& module) {
@@ -185,4 +233,8 @@ void bind_attention(py::module_& module) {
   module.def("sparse_attention_forward_float64", &sparse_attention_forward<double>, Unlocked());
   module.def("sparse_attention_backward_float32", &sparse_attention_backward<float>, Unlocked());
   module.def("sparse_attention_backward_float64", &sparse_attention_backward<double>, Unlocked());
+  module.def("varlen_attention_forward_float32", &varlen_attention_forward<float>, Unlocked());
+  module.def("varlen_attention_forward_float64", &varlen_attention_forward<double>, Unlocked());
+  module.def("varlen_attention_backward_float32", &varlen_attention_backward<float>, Unlocked());
+  module.def("varlen_attention_backward_float64", &varlen_attention_backward<double>, Unlocked());
 }

@@ -50,8 +50,14 @@ void edge_backward(const EdgeHead<T>& head, const T* packed, int64_t begin, int6
   const Listed<T> value_sums = sums.rows_of(head, gradients.value, alone, head.value_dim, sums.value);
   const int64_t key_size = head.senders * padded_width<T>(head.dim);
   const int64_t value_size = head.senders * padded_width<T>(head.value_dim);
+  // Not every sender of a causal head is heard by the first tile of receivers.
+  const bool fresh = alone && !head.causal;
   for (int64_t i = 0; !alone && wants_key && i < key_size; ++i) sums.key[i] = 0;
   for (int64_t i = 0; !alone && wants_value && i < value_size; ++i) sums.value[i] = 0;
+  for (int64_t j = 0; alone && !fresh && j < head.senders; ++j) {
+    if (wants_key) clear_row(key_sums.row(j), head.dim);
+    if (wants_value) clear_row(value_sums.row(j), head.value_dim);
+  }
   for (int64_t i = 0; wants_gate && i < rounded_up(head.senders, kLanes<T>); ++i) sums.sender_gate[i] = 0;
   const Listed<const T> keys = reachable(head.key, head.order, head.dim, senders.copy, head.order);
   const T whole_scale = head.scale * kLog2E<T>;
@@ -60,10 +66,9 @@ void edge_backward(const EdgeHead<T>& head, const T* packed, int64_t begin, int6
   const bool takes_turns = gradients.turn != nullptr, bias_takes_turns = gradients.bias_turn != nullptr;
   const bool all_pairs = updated && head.more.all_pairs;
   T* const attention = at.planes + at.plane_size;
-  int64_t limits[kTilePanels], firsts[kTileColumns / kPanel + 1];
+  int64_t limits[kTilePanels], firsts[kTileColumns / kPanel + 1] = {};
   T delta[kTileRows], factor_gradient[kTileRows];
 
-  for (int64_t& first : firsts) first = 0;
   for (; begin < end; begin += kTileRows) {
     const int64_t rows = smaller_of(kTileRows, end - begin);
     const int32_t* const nodes = head.order + begin;
@@ -85,9 +90,12 @@ void edge_backward(const EdgeHead<T>& head, const T* packed, int64_t begin, int6
       finite = finite && (seen_in_delta || !wants_value || all_finite(grad_outputs.row(r), head.value_dim));
     }
     for (int64_t r = 0; r < rows; ++r) factor_gradient[r] = 0;
-    for (int64_t start = 0; start < head.senders; start += kTileColumns) {
-      const int64_t columns = smaller_of(kTileColumns, head.senders - start), padded = rounded_up(columns, kLanes<T>);
-      for (int64_t& limit : limits) limit = columns;
+    const int64_t heard_by_tile = heard_senders(head, begin, rows);
+    for (int64_t start = 0; start < heard_by_tile; start += kTileColumns) {
+      const int64_t columns = smaller_of(kTileColumns, heard_by_tile - start);
+      const int64_t padded = rounded_up(columns, kLanes<T>);
+      limit_columns(head, begin, start, columns, limits);
+      for (int64_t j = 0; head.causal && j < columns; j += kPanel) firsts[j / kPanel] = start + j - begin;
       multiply_across(queries, rows, limits, senders.keys + start * head.dim, head.dim, at.planes, at.stride);
       if (wants_attention) {
         multiply_across(grad_outputs, rows, limits, senders.value_across + start * head.value_dim, head.value_dim,
@@ -116,8 +124,9 @@ void edge_backward(const EdgeHead<T>& head, const T* packed, int64_t begin, int6
           copy_row(at.new_edges, grad_new_edge.data + i * grad_new_edge.stride + start, columns);
           for (int64_t j = columns; j < padded; ++j) at.new_edges[j] = 0;
         }
+        const int64_t heard_columns = limits[r / kPanel];
         V factors{}, sums_of_row{};
-        for (int64_t j = 0; j < columns; j += kLanes<T>) {
+        for (int64_t j = 0; j < heard_columns; j += kLanes<T>) {
           const V product = load<V>(row + j);
           const auto is_heard = load<V>(at.heard + j) > V{};
           const V p = is_heard ? exp2<T>(logit<T>(head, at, j, whole_scale, product) - maxima[i]) * inverse[i] : V{};
@@ -135,7 +144,7 @@ void edge_backward(const EdgeHead<T>& head, const T* packed, int64_t begin, int6
         }
         finite = finite && (!wants_attention || is_finite(delta[r]));
         if (head.more.plain) {
-          for (int64_t j = 0; j < columns; j += kLanes<T>) {
+          for (int64_t j = 0; j < heard_columns; j += kLanes<T>) {
             const V edge = load<V>(at.edges + j), s = head.scale * load<V>(row + j), p = load<V>(at.attention + j);
             const auto is_heard = load<V>(at.heard + j) > V{};
             V g = p * (load<V>(attention_row + j) - delta[r]), grad_edge{};
@@ -153,7 +162,7 @@ void edge_backward(const EdgeHead<T>& head, const T* packed, int64_t begin, int6
           }
         } else {
           T* const grad_biases = wants_bias ? grad_biases_of(r) : nullptr;
-          for (int64_t j = 0; j < columns; j += kLanes<T>) {
+          for (int64_t j = 0; j < heard_columns; j += kLanes<T>) {
             const V edge = load<V>(at.edges + j), gate = load<V>(at.gates + j), p = load<V>(at.attention + j);
             const V whole = head.scale * load<V>(row + j), s = clamped<T>(whole, head.more.low, head.more.high);
             const auto is_heard = load<V>(at.heard + j) > V{};
@@ -198,8 +207,8 @@ void edge_backward(const EdgeHead<T>& head, const T* packed, int64_t begin, int6
       const auto counts = [&](int64_t r, int64_t j) { return all_pairs || hears(r, j); };  // in a score's gradient
       const auto to_senders = [&](const T* plane, const Listed<const T>& operand, int64_t width, const Listed<T>& to,
                                   const auto& where) {
-        if (finite) return multiply_columns(plane, at.stride, rows, firsts, columns, operand, width, to, alone);
-        multiply_heard_columns(plane, at.stride, rows, firsts, columns, operand, width, to, alone, where);
+        if (finite) return multiply_columns(plane, at.stride, rows, firsts, columns, operand, width, to, fresh);
+        multiply_heard_columns(plane, at.stride, rows, firsts, columns, operand, width, to, fresh, where);
       };
       if (wants_query) {
         const Listed<T> to = reachable(gradients.query, nodes, head.dim, at.total, head.order);

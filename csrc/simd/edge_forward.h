@@ -21,9 +21,10 @@ bool edge_forward_tile(const EdgeHead<T>& head, const PackedNodes<T>& senders, i
   T largest[kTileRows], normalizer[kTileRows];
   bool hears[kTileRows] = {};
 
-  for (int64_t start = 0; start < head.senders; start += kTileColumns) {
-    const int64_t columns = smaller_of(kTileColumns, head.senders - start);
-    for (int64_t& limit : limits) limit = columns;
+  const int64_t heard_by_tile = heard_senders(head, begin, rows);
+  for (int64_t start = 0; start < heard_by_tile; start += kTileColumns) {
+    const int64_t columns = smaller_of(kTileColumns, heard_by_tile - start);
+    limit_columns(head, begin, start, columns, limits);
     multiply_across(queries, rows, limits, senders.keys + start * head.dim, head.dim, at.planes, at.stride);
     load_common(head, start, columns, at);
     for (int64_t r = 0; r < rows; ++r) {
@@ -31,8 +32,9 @@ bool edge_forward_tile(const EdgeHead<T>& head, const PackedNodes<T>& senders, i
       T* const row = at.planes + r * at.stride;
       load_edges(head, i, start, columns, at);
       const T factor = head.factor == nullptr ? static_cast<T>(0) : head.factor[i];
+      const int64_t heard_columns = limits[r / kPanel];
       V most = splat(-kInfinity<T>), heard{};
-      for (int64_t j = 0; j < columns; j += kLanes<T>) {
+      for (int64_t j = 0; j < heard_columns; j += kLanes<T>) {
         const V edge = load<V>(at.edges + j), product = load<V>(row + j);
         const V listens = load<V>(at.heard + j);
         const auto is_heard = listens > V{};
@@ -54,7 +56,7 @@ bool edge_forward_tile(const EdgeHead<T>& head, const PackedNodes<T>& senders, i
       const T now = maximum<T>(larger<T>(most, splat(before)));
       const T base = now == -kInfinity<T> ? static_cast<T>(0) : now;  // no neighbour so far, or all overflowed
       V sums{};
-      for (int64_t j = 0; j < columns; j += kLanes<T>) {
+      for (int64_t j = 0; j < heard_columns; j += kLanes<T>) {
         const V p = exp2<T>(load<V>(row + j) - base);
         sums += p;
         store(row + j, head.more.drops ? p * load<V>(at.kept + j) : p);

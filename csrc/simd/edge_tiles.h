@@ -130,12 +130,36 @@ inline void keep_weights(const EdgeMore<T>& more, int64_t row, int64_t start, in
   }
 }
 
+template <typename T>
+bool is_neighbor(const EdgeHead<T>& head, int64_t i, int64_t j) {
+  if (head.causal && j > i) return false;
+  return head.neighbors == nullptr || head.neighbors[i * head.neighbors_row + j] != 0;
+}
+
+// How many of all senders a tile of receivers hears at most.
+template <typename T>
+int64_t heard_senders(const EdgeHead<T>& head, int64_t begin, int64_t rows) {
+  return head.causal ? smaller_of(head.senders, begin + rows) : head.senders;
+}
+
+// Of `columns` senders from `start` on: how many each panel of a tile's rows reads. A panel that hears fewer reads some
+// more, so that a product over columns finds zeros beside the last that is heard.
+template <typename T>
+void limit_columns(const EdgeHead<T>& head, int64_t begin, int64_t start, int64_t columns, int64_t* limits) {
+  for (int64_t panel = 0; panel < kTilePanels; ++panel) {
+    const int64_t heard = begin + (panel + 2) * kPanel - start;
+    limits[panel] = head.causal ? smaller_of(columns, heard) : columns;
+  }
+}
+
 // Loads a row's edges and neighbours in the columns of a tile, and for heads that are not plain its other values. Those
 // that all rows share come from load_common().
 template <typename T>
 void load_edges(const EdgeHead<T>& head, int64_t row, int64_t start, int64_t columns, const EdgeScratch<T>& at) {
   if (head.edge != nullptr) copy_row(at.edges, head.edge + row * head.edge_row + start, columns);
-  if (head.neighbors != nullptr) {
+  if (head.causal) {
+    for (int64_t j = 0; j < columns; ++j) at.heard[j] = static_cast<T>(is_neighbor(head, row, start + j));
+  } else if (head.neighbors != nullptr) {
     const uint8_t* const neighbors = head.neighbors + row * head.neighbors_row + start;
     for (int64_t j = 0; j < columns; ++j) at.heard[j] = static_cast<T>(neighbors[j]);
   }
@@ -144,11 +168,6 @@ void load_edges(const EdgeHead<T>& head, int64_t row, int64_t start, int64_t col
   if (more.bias != nullptr) copy_row(at.biases, more.bias + row * more.bias_row + start, columns);
   if (!more.all_pairs && head.neighbors != nullptr) copy_row(at.updated, at.heard, columns);
   if (more.drops) keep_weights(more, row, start, rounded_up(columns, kLanes<T>), at.kept);
-}
-
-template <typename T>
-bool is_neighbor(const EdgeHead<T>& head, int64_t i, int64_t j) {
-  return head.neighbors == nullptr || head.neighbors[i * head.neighbors_row + j] != 0;
 }
 
 template <typename T>

@@ -133,6 +133,7 @@ struct EdgeHead {
   const T* factor;  // [receivers], of updated edges; null: they are not wanted
   T scale;
   EdgeMore<T> more;
+  bool causal = false;  // receivers hear no sender of a higher number
 };
 
 // The gradients of a head; data is null for those that are not wanted.

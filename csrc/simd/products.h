@@ -235,6 +235,11 @@ inline void copy_row(T* to, const T* from, int64_t width) {
   __builtin_memcpy(to, from, static_cast<size_t>(width) * sizeof(T));
 }
 
+template <typename T>
+inline void clear_row(T* row, int64_t width) {
+  for (int64_t k = 0; k < width; ++k) row[k] = 0;
+}
+
 // Rows of the given nodes, padded with zeros to `stride` elements.
 template <typename T>
 void gather_rows(T* to, int64_t stride, const T* from, int64_t from_stride, const int32_t* nodes, int64_t count,

@@ -13,7 +13,9 @@ from ecore_kernels.operators.linear_cross_entropy import linear_cross_entropy
 from ecore_kernels.operators.otsu import OtsuSplit, otsu
 from ecore_kernels.operators.quantized_linear import quantized_linear, quantized_linear_argmax
 from ecore_kernels.operators.sparse_attention import sparse_attention
+from ecore_kernels.operators.varlen_attention import varlen_attention
 from ecore_kernels.quantized import QuantizedLinear
+from ecore_kernels.sequences import Sequences
 
 __all__ = [
     "EdgeList",
@@ -22,6 +24,7 @@ __all__ = [
     "MultiResolutionEdgeAttention",
     "OtsuSplit",
     "QuantizedLinear",
+    "Sequences",
     "available_backends",
     "dropout_add_layer_norm",
     "edge_attention",
@@ -34,4 +37,5 @@ __all__ = [
     "quantized_linear_argmax",
     "sparse_attention",
     "use_backend",
+    "varlen_attention",
 ]

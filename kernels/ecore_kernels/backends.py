@@ -49,6 +49,7 @@ OPERATORS = (
     "sparse_attention",
     "quantized_linear",
     "quantized_linear_argmax",
+    "varlen_attention",
 )
 
 

@@ -229,6 +229,10 @@ def _dropout_add_layer_norm(x: Tensor | None = None, residual: Any = None, *_: A
     return why_not(*(() if x is None else (x, residual)))
 
 
+def _varlen_attention(query: Any = None, key: Any = None, value: Any = None, *_: Any, **__: Any) -> list[str]:
+    return why_not(*(x for x in (query, key, value) if x is not None))
+
+
 def _quantized_linear(x: Tensor | None = None, *_: Any, **__: Any) -> list[str]:
     if x is None:
         return why_not()
@@ -247,5 +251,6 @@ REFUSALS: dict[str, Callable[..., list[str]]] = {
     "dropout_add_layer_norm": _dropout_add_layer_norm,
     "quantized_linear": _quantized_linear,
     "quantized_linear_argmax": _quantized_linear,
+    "varlen_attention": _varlen_attention,
 }
 """By operator: the reasons against a call with these arguments; without any, against all calls on this machine."""
