@@ -17,12 +17,13 @@ from ecore.data.batches import Batch
 from ecore.data.vocabulary import PAD
 from ecore.model import ecore as model_module
 from ecore.model import graph_network as graph_module
+from ecore.model import packing as packing_module
 from ecore.model import perceiver as perceiver_module
 from ecore.model import transformer as transformer_module
 from ecore.model.decoder import Decoded, Decoder
 from ecore.model.dropout import Dropout
 from ecore.model.encoder import Embedding
-from ecore.model.packing import Packing
+from ecore.model.packing import Packing, Padded
 from ecore.precision import LowWeights, autocast, float32_products
 from ecore.training.cuda_graphs import CapturedStep, CudaGraphs, Recorder, Taken
 from ecore.training.objective import objective
@@ -54,10 +55,16 @@ _packed_decoder = Decoder.forward
 
 
 def _padded_decoder(
-    self: Decoder, y: Tensor, memory: Tensor, mask: Tensor, guidance: Tensor | None, packing: Packing | None
+    self: Decoder,
+    y: Tensor,
+    memory: Tensor,
+    mask: Tensor,
+    guidance: Tensor | None,
+    packing: Packing | None,
+    memory_layout: Packing | Padded | None,
 ) -> Decoded:
     if packing is None:
-        return _packed_decoder(self, y, memory, mask, guidance)
+        return _packed_decoder(self, y, memory, mask, guidance, None, memory_layout)
     states, scores = _packed_decoder(self, packing.unpack(y), memory, mask, guidance)
     return Decoded(packing.pack(states), None if scores is None else packing.pack(scores))
 
@@ -88,6 +95,9 @@ WITHOUT: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
     "chunked vocabulary loss": lambda: mock.patch.object(model_module, "vocabulary_losses", _plain_losses),
     "one look-up of words": lambda: mock.patch.object(Embedding, "look_up", _plain_look_up),
     "packed responses": lambda: mock.patch.object(Decoder, "forward", _padded_decoder),
+    "packed contexts, attention among rows": lambda: mock.patch.object(
+        packing_module, "attends_among_rows", return_value=False
+    ),
     "dropout, sum and norm in one": lambda: mock.patch.object(
         transformer_module, "dropout_add_layer_norm", _plain_end
     ),

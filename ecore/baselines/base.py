@@ -19,7 +19,7 @@ from ecore.model.ecore import ECore
 from ecore.model.encoder import Encoder
 from ecore.model.losses import vocabulary_losses
 from ecore.model.outputs import Encoding
-from ecore.model.packing import ResponseRows
+from ecore.model.packing import ResponseRows, layout_of
 from ecore.model.perceiver import Context, EmotionHead
 from ecore.model.pointer import Copyable, Copying
 from ecore_kernels.tracing import replaced
@@ -110,7 +110,10 @@ class Baseline(ECore):
         embedded = self.embedding.place(context, batch.state)  # [B, M, D]
         read = self.understand(Words(batch, context, embedded, mask, concepts))
         copyable = None if self.pointer is None else Copyable.of(read.ids)
-        encoding = Encoding(read.memory, read.memory_mask, copyable=copyable, losses=read.losses)
+        layout = layout_of(read.memory_mask)
+        encoding = Encoding(
+            read.memory, read.memory_mask, copyable=copyable, losses=read.losses, layout=layout
+        )
         return encoding, Context(
             embedded,
             mask,
@@ -164,4 +167,4 @@ class Baseline(ECore):
 
 def encode(encoder: Encoder, x: Tensor, mask: Tensor) -> Tensor:
     """Return the encoder's output [B, S, D] for embedded words x [B, S, D], before their dropout; mask [B, S] bool."""
-    return encoder(x, mask)[0]
+    return encoder(x, mask, layout_of(mask))[0]

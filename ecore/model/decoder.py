@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +28,7 @@ from ecore.model.transformer import (
     stacked,
 )
 from ecore.precision import for_products
-from ecore_kernels import QuantizedLinear
+from ecore_kernels import QuantizedLinear, varlen_attention
 
 Affine = tuple[Any, Tensor]
 """Weight, a tensor or in few bits a :class:`ecore_kernels.QuantizedLinear`, and bias."""
@@ -145,6 +146,123 @@ class DecoderCache:
         self.keys_values[..., : self.length, :] = filled
 
 
+class Memory(ABC):
+    """Encoded contexts as the blocks of a decoder read them."""
+
+    @abstractmethod
+    def attended(self, block: int, query: Tensor, layout: Packing | Padded) -> Tensor:
+        """Return what the queries of responses' rows [R, width] hear in their contexts, [R, width]."""
+
+    @abstractmethod
+    def scores(self, block: int, query: Tensor, layout: Packing | Padded) -> Tensor:
+        """Return the heads' mean scores of the contexts' places, [R, S]."""
+
+
+class PaddedMemory(Memory):
+    """Keys and values of every place, padding among them: for attention by text and position.
+
+    Args:
+        memory: [B, S, D]; mask [B, S] bool.
+        projection: to the keys and values of all blocks.
+        blocks, heads: how many.
+    """
+
+    def __init__(self, memory: Tensor, mask: Tensor, projection: Projection, blocks: int, heads: int) -> None:
+        self._heads = heads
+        self._mask = added_mask(mask, memory)
+        self._parts = keys_values(memory, projection, blocks, heads)
+
+    def attended(self, block: int, query: Tensor, layout: Packing | Padded) -> Tensor:
+        keys, values = self._parts[block]  # [B, heads, S, d]
+        return layout.pack(attended(self._queries(query, layout), keys, values, self._mask))
+
+    def scores(self, block: int, query: Tensor, layout: Packing | Padded) -> Tensor:
+        return layout.pack(mean_scores(self._queries(query, layout), self._parts[block][0]))
+
+    def _queries(self, query: Tensor, layout: Packing | Padded) -> Tensor:
+        """Return queries [B, heads, T, d] of rows [R, width]."""
+        (queries,) = in_heads(layout.unpack(query), 1, self._heads)
+        return queries
+
+
+class PackedMemory(Memory):
+    """Keys and values of words alone: for attention among rows. Arguments as for :class:`PaddedMemory`."""
+
+    def __init__(
+        self, memory: Tensor, layout: Packing, projection: Projection, blocks: int, heads: int
+    ) -> None:
+        self._heads, self._layout = heads, layout
+        projected = F.linear(for_products(layout.pack(memory)), *projection)  # [Rc, blocks * 2 * width]
+        self._parts = projected.unflatten(-1, (blocks, 2, heads, -1)).unbind(1)
+
+    def attended(self, block: int, query: Tensor, layout: Packing | Padded) -> Tensor:
+        assert layout.sequences is not None  # of both or of none
+        queries = query.unflatten(-1, (self._heads, -1))  # [R, heads, d]
+        rows = self._parts[block]  # [Rc, 2, heads, d]
+        return varlen_attention(queries, rows, None, layout.sequences, self._layout.sequences).flatten(1)
+
+    def scores(self, block: int, query: Tensor, layout: Packing | Padded) -> Tensor:
+        keys = self._parts[block][:, 0].flatten(1)  # [Rc, width]
+        (keys,) = in_heads(self._layout.unpack(keys), 1, self._heads)
+        (queries,) = in_heads(layout.unpack(query), 1, self._heads)
+        return layout.pack(mean_scores(queries, keys))
+
+
+class UnprojectedMemory(Memory):
+    """The contexts' rows as they are, which all blocks and heads share as keys and as values.
+
+    A score is (W_q y) . (W_k x) = (W_k^T W_q y) . x, so a head's queries can be projected in place of its keys, and
+    what it hears in place of its values. A batch's responses have fewer words than its contexts.
+
+    Args:
+        memory: [B, S, D].
+        layout: of its rows.
+        attention: of each block.
+    """
+
+    def __init__(self, memory: Tensor, layout: Packing, attention: Sequence[MultiHeadAttention]) -> None:
+        self._memory, self._layout, self._attention = memory, layout, attention
+        self._rows = layout.pack(memory)[:, None]  # [Rc, 1, D]
+
+    @staticmethod
+    def pays(rows: int, memory_rows: int, contexts: int, heads: int, width: int, dim: int) -> bool:
+        """Return whether this takes less work, in products and attention, than projecting the memory."""
+        heard = 2 * rows * memory_rows // contexts  # attention is about half as fast as a large product
+        return rows * dim * width + heard * heads * dim < (memory_rows * dim + heard) * width
+
+    def attended(self, block: int, query: Tensor, layout: Packing | Padded) -> Tensor:
+        attention, heads = self._attention[block], self._attention[block].heads
+        assert layout.sequences is not None  # of both or of none
+        key, value = (
+            x.weight.unflatten(0, (heads, -1)) for x in (attention.key, attention.value)
+        )  # [heads, d, D]
+        queries = torch.bmm(query.unflatten(-1, (heads, -1)).transpose(0, 1), key)  # [heads, R, D]
+        heard = varlen_attention(
+            queries.transpose(0, 1),
+            self._rows,
+            self._rows,
+            layout.sequences,
+            self._layout.sequences,
+            scale=key.shape[1] ** -0.5,
+        )  # [R, heads, D]
+        # The keys' bias adds the same to all scores of a query, which a softmax does not see: it has a gradient of 0.
+        bias = (attention.value.bias + 0.0 * attention.key.bias).view(heads, 1, -1)
+        return torch.baddbmm(bias, heard.transpose(0, 1), value.mT).transpose(0, 1).flatten(1)
+
+    def scores(self, block: int, query: Tensor, layout: Packing | Padded) -> Tensor:
+        attention = self._attention[block]
+        heads, (width, _) = attention.heads, attention.key.weight.shape
+        query = query * ((width // heads) ** -0.5 / heads)
+        queries = layout.unpack(query @ attention.key.weight)  # [B, T, D]
+        return layout.pack(queries @ self._memory.mT) + (query @ attention.key.bias)[:, None]
+
+
+def keys_values(memory: Tensor, projection: Projection, blocks: int, heads: int) -> list[tuple[Tensor, ...]]:
+    """Return every block's keys and values of the memory [B, S, D], [B, heads, S, d] each."""
+    parts = in_heads(F.linear(for_products(memory), *projection), 2 * blocks, heads)
+    return [parts[2 * block : 2 * block + 2] for block in range(blocks)]
+
+
 class DecoderBlock(nn.Module):
     """Pre-norm causal self-attention, cross-attention joined with the node sum (Eqs. 23 to 25), feed-forward."""
 
@@ -167,9 +285,8 @@ class DecoderBlock(nn.Module):
         normed: Tensor,
         projection: Projection,
         layout: Packing | Padded,
-        keys: Tensor,
-        values: Tensor,
-        mask: Tensor,
+        memory: Memory,
+        number: int,
         joint: tuple[Tensor, Tensor],
         end: SublayerEnds,
         following: nn.LayerNorm,
@@ -181,8 +298,7 @@ class DecoderBlock(nn.Module):
             y, normed: [R, D], and under the block's first norm.
             projection: to queries, keys and values of the rows.
             layout: of the rows.
-            keys, values: of the memory, [B, heads, S, d].
-            mask: [B, 1, 1, S], added to the scores.
+            memory: what it reads of the contexts, being the block of this ``number``.
             joint: from what the heads of cross-attention heard to W_d's result: a weight [D, width], and what is
                 added, [D] or [R, D].
             end: of the sublayers.
@@ -193,16 +309,14 @@ class DecoderBlock(nn.Module):
             [R, D] states under the norm that follows, and themselves; and scores [R, S] if it copies.
         """
         own, cross = self.self_attention, self.cross_attention
-        projected = F.linear(for_products(normed), *projection)  # [R, 3 * width]
-        queries, own_keys, own_values = in_heads(layout.unpack(projected), 3, own.heads)
-        heard = attended(queries, own_keys, own_values, causal=True)  # [B, T, width]
-        normed, y = end(own.output(layout.pack(heard)), y, self.cross_norm)
-        (queries,) = in_heads(layout.unpack(cross.query(normed)), 1, cross.heads)
-        found = layout.pack(attended(queries, keys, values, mask))  # [R, width]
+        heard = own.of_itself(for_products(normed), projection, layout, causal=True)
+        normed, y = end(heard, y, self.cross_norm)
+        query = cross.query(normed)  # [R, width]
+        found = memory.attended(number, query, layout)  # [R, width]
         weight, added = joint
         normed, y = end(torch.addmm(added, found, weight.mT), y, self.feed_forward_norm)
         normed, y = end(self.feed_forward(normed), y, following)
-        return normed, y, layout.pack(mean_scores(queries, keys)) if copies else None
+        return normed, y, memory.scores(number, query, layout) if copies else None
 
     def weights(self) -> BlockWeights:
         """Return the weights for :meth:`Decoder.step`; queries, keys and values are copied, the rest is shared."""
@@ -220,6 +334,11 @@ class DecoderBlock(nn.Module):
             _affine(self.feed_forward[0]),
             _affine(self.feed_forward[2]),
         )
+
+
+def _among_rows(layout: Packing | Padded | None) -> TypeGuard[Packing]:
+    """Return whether attention takes a layout's rows as they are."""
+    return layout is not None and layout.sequences is not None
 
 
 def _affine(layer: nn.Module) -> Affine:
@@ -265,11 +384,6 @@ class Decoder(nn.Module):
         cross = [block.cross_attention for block in self.blocks]
         return [layer for attention in cross for layer in (attention.key, attention.value)]
 
-    def _keys_values(self, memory: Tensor, projection: Projection) -> tuple[Tensor, ...]:
-        """Return every block's keys and values of the memory [B, S, D], in turn: 2 * blocks of [B, heads, S, d]."""
-        heads = self.blocks[0].cross_attention.heads
-        return in_heads(F.linear(for_products(memory), *projection), 2 * len(self.blocks), heads)
-
     def _joints(
         self,
         layout: Packing | Padded,
@@ -296,6 +410,32 @@ class Decoder(nn.Module):
         rows = layout.spread(shares.flatten(1)).unflatten(1, (count, -1))  # [R, blocks, D]
         return list(zip(weights.unbind(), rows.unbind(1), strict=True))
 
+    def _unprojected(
+        self, rows: int, memory: Tensor, layout: Packing | Padded, of_memory: Packing | Padded | None
+    ) -> UnprojectedMemory | None:
+        """Return the memory [B, S, D] as it is, for ``rows`` of words, where that takes less; None elsewhere."""
+        if layout.sequences is None or not _among_rows(of_memory) or for_products(memory) is not memory:
+            return None
+        cross = [block.cross_attention for block in self.blocks]
+        heads, (width, dim) = cross[0].heads, cross[0].key.weight.shape
+        if not UnprojectedMemory.pays(rows, len(of_memory.places), len(memory), heads, width, dim):
+            return None
+        return UnprojectedMemory(memory, of_memory, cross)
+
+    def _projected(
+        self,
+        memory: Tensor,
+        mask: Tensor,
+        layout: Packing | Padded,
+        of_memory: Packing | Padded | None,
+        projection: Projection,
+    ) -> Memory:
+        """Return keys and values of the memory [B, S, D]; ``projection`` to those of all blocks."""
+        blocks, heads = len(self.blocks), self.blocks[0].cross_attention.heads
+        if layout.sequences is not None and _among_rows(of_memory):
+            return PackedMemory(memory, of_memory, projection, blocks, heads)
+        return PaddedMemory(memory, mask, projection, blocks, heads)
+
     def forward(
         self,
         y: Tensor,
@@ -303,6 +443,7 @@ class Decoder(nn.Module):
         mask: Tensor,
         guidance: Tensor | None,
         packing: Packing | None = None,
+        memory_layout: Packing | Padded | None = None,
     ) -> Decoded:
         """Decode whole responses at once.
 
@@ -312,6 +453,7 @@ class Decoder(nn.Module):
             mask: [B, S] bool.
             guidance: [B, D], the node sum of Eq. 24, or None.
             packing: of the responses; None where y has padding.
+            memory_layout: of the memory's rows; None where they are not known.
 
         Returns:
             States like y, and the last block's scores [B, T, S] or [R, S] where the model copies.
@@ -322,24 +464,25 @@ class Decoder(nn.Module):
             y = layout.pack(y)
         else:
             layout = packing
+        blocks = len(self.blocks)
         groups: list[Sequence[nn.Linear]] = [block.self_attention.own_layers for block in self.blocks]
-        groups += [self._memory_layers(), [block.join_context for block in self.blocks]]
-        join_guidance: Projection | None = None
-        if guidance is None or self.guidance_norm is None:
-            *own, of_both, join_context = stacked(groups)
-        else:
-            *own, of_both, join_context, join_guidance = stacked([*groups, self._joins()])
-        joints = self._joints(layout, join_context, guidance, join_guidance)
-        of_memory = self._keys_values(memory, of_both)
-        mask, scores = added_mask(mask, memory), None
+        groups.append([block.join_context for block in self.blocks])
+        guided = guidance is not None and self.guidance_norm is not None
+        groups += [self._joins()] if guided else []
+        shared = self._unprojected(len(y), memory, layout, memory_layout)
+        groups += [self._memory_layers()] if shared is None else []
+        projections = stacked(groups)
+        join_guidance = projections[blocks + 1] if guided else None
+        joints = self._joints(layout, projections[blocks], guidance, join_guidance)
+        of_memory = shared or self._projected(memory, mask, layout, memory_layout, projections[-1])
+        scores: Tensor | None = None
         first, *others = [*(block.self_norm for block in self.blocks), self.norm]
         end = SublayerEnds(1 + 3 * len(self.blocks), self.dropout, y)
         states, y = end.begin(y, first)
         for i, block in enumerate(self.blocks):
             copies = self.copies and block is self.blocks[-1]
-            keys, values = of_memory[2 * i : 2 * i + 2]
             states, y, scores = block(
-                y, states, own[i], layout, keys, values, mask, joints[i], end, others[i], copies
+                y, states, projections[i], layout, of_memory, i, joints[i], end, others[i], copies
             )
         if packing is None:
             states = layout.unpack(states)
@@ -360,7 +503,8 @@ class Decoder(nn.Module):
         the cache. ``quantized``: blocks' and output layer's weights to take instead of the model's."""
         weights, output = quantized or ([block.weights() for block in self.blocks], None)
         (projection,) = stacked([self._memory_layers()])
-        cross = self._keys_values(memory, projection)
+        heads = self.blocks[0].cross_attention.heads
+        cross = [part for pair in keys_values(memory, projection, len(self.blocks), heads) for part in pair]
         guided = self._guidance(guidance)
         added: Tensor | None = None
         if memory.is_cuda or not mask.all():  # on GPU looking would wait for it

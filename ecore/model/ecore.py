@@ -19,7 +19,7 @@ from ecore.model.decoder import Decoded, Decoder, DecoderCache
 from ecore.model.encoder import Embedding, Encoder
 from ecore.model.losses import vocabulary_losses
 from ecore.model.outputs import ECoreOutput, Encoding
-from ecore.model.packing import Packing, ResponseRows, shifted
+from ecore.model.packing import Packing, ResponseRows, layout_of, shifted
 from ecore.model.perceiver import Context, EmotionHead, Perceiver
 from ecore.model.pointer import Copyable, Copying, Pointer, mixed
 from ecore.model.quantized import QuantizedWeights
@@ -117,13 +117,14 @@ class ECore(EmpatheticModel):
         memory_mask = words != PAD  # [B, S]
         mask = memory_mask[:, :context_length]  # [B, M]
         memory_input = self.embedding.with_related(vectors, batch.state)  # [B, S, D]
-        memory, embedded = self.encoder(memory_input, memory_mask)  # [B, S, D]
+        layout = layout_of(memory_mask)
+        memory, embedded = self.encoder(memory_input, memory_mask, layout)  # [B, S, D]
         context, embedded = vectors[:, :context_length], embedded[:, :context_length]  # [B, M, D]
         copyable: Copyable | None = None
         if self.pointer is not None:
             padding = (0, memory.shape[1] - context_length)
             copyable = Copyable.of(F.pad(batch.context, padding, value=PAD))
-        encoding = Encoding(memory, memory_mask, copyable=copyable)
+        encoding = Encoding(memory, memory_mask, copyable=copyable, layout=layout)
         if self.perceiver is None:
             return encoding, None
         # Related words are left out: with them it would not be the context's.
@@ -167,7 +168,9 @@ class ECore(EmpatheticModel):
             else:
                 said = torch.where(packing.columns[:, None] == 0, packing.spread(bos_embedding), said)
         embedded = self.embedding.place(said, columns=columns)
-        return self.decoder(embedded, encoding.memory, encoding.memory_mask, encoding.guidance, packing)
+        return self.decoder(
+            embedded, encoding.memory, encoding.memory_mask, encoding.guidance, packing, encoding.layout
+        )
 
     def forward(self, batch: Batch) -> ECoreOutput:
         """Return logits of every response word given the words before it."""

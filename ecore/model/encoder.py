@@ -11,6 +11,7 @@ from ecore.config import ModelConfig
 from ecore.data.batches import MAX_RESPONSE_WORDS, NO_STATE, RELATED_STATE
 from ecore.data.vocabulary import PAD
 from ecore.model.dropout import Dropout
+from ecore.model.packing import Packing, Padded
 from ecore.model.transformer import (
     FeedForward,
     MultiHeadAttention,
@@ -114,12 +115,13 @@ class EncoderBlock(nn.Module):
         x: Tensor,
         normed: Tensor,
         projection: Projection,
-        mask: Tensor,
+        layout: Packing | Padded,
+        mask: Tensor | None,
         end: SublayerEnds,
         following: nn.LayerNorm,
     ) -> tuple[Tensor, Tensor]:
-        """Return the block's output [B, S, D] under the norm that follows, and itself; x comes likewise."""
-        attended = self.attention.of_itself(for_products(normed), projection, mask)
+        """Return the block's output [R, D] under the norm that follows, and itself; x comes likewise."""
+        attended = self.attention.of_itself(for_products(normed), projection, layout, mask)
         normed, x = end(attended, x, self.feed_forward_norm)
         return end(self.feed_forward(normed), x, following)
 
@@ -136,18 +138,27 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(config.dim)
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode embedded words x [B, S, D]; mask [B, S] bool, True where there is a word.
+    def forward(
+        self, x: Tensor, mask: Tensor, layout: Packing | Padded | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Encode embedded words.
+
+        Args:
+            x: [B, S, D].
+            mask: [B, S] bool, True where there is a word.
+            layout: of the rows to compute; None for all.
 
         Returns:
             h_X, and x after its dropout; [B, S, D] each.
         """
-        mask = added_mask(mask, x)
+        layout = layout or Padded(*mask.shape)
+        added = added_mask(mask, x) if layout.sequences is None else None
         first, *others = [*(block.attention_norm for block in self.blocks), self.norm]
-        end = SublayerEnds(1 + 2 * len(self.blocks), self.dropout, x)
-        normed, embedded = end.begin(x, first)
+        rows = layout.pack(x)  # [R, D]
+        end = SublayerEnds(1 + 2 * len(self.blocks), self.dropout, rows)
+        normed, embedded = end.begin(rows, first)
         projections = stacked([block.attention.own_layers for block in self.blocks])
-        x = embedded
+        rows = embedded
         for block, projection, following in zip(self.blocks, projections, others, strict=True):
-            normed, x = block(x, normed, projection, mask, end, following)
-        return normed, embedded
+            normed, rows = block(rows, normed, projection, layout, added, end, following)
+        return layout.unpack(normed), layout.unpack(embedded)

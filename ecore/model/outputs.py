@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ecore.errors import InputError
+from ecore.model.packing import Packing, Padded
 from ecore.model.perceiver import Perceived
 from ecore.model.pointer import Copyable
 
@@ -18,6 +19,7 @@ class Encoding(NamedTuple):
     Attributes:
         memory: [B, S, D], h_X of the words and of the related words behind them.
         memory_mask: [B, S] bool.
+        layout: the rows of the memory that have words; None where they are not known.
         perceived: their emotions; None where the model predicts none.
         copyable: the context's words for copying, [B, S]; None without.
         losses: of the encoding itself, by name: weighted batch averages; None where the model has none.
@@ -28,6 +30,7 @@ class Encoding(NamedTuple):
     perceived: Perceived | None = None
     copyable: Copyable | None = None
     losses: dict[str, Tensor] | None = None
+    layout: Packing | Padded | None = None
 
     @property
     def guidance(self) -> Tensor | None:

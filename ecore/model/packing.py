@@ -1,7 +1,8 @@
-"""Responses without their padding: work that is done word by word is done for words alone.
+"""Texts without their padding: work that is done word by word is done for words alone.
 
-More than half of a batch's response positions are padding. Projections, norms, feed-forward layers and the vocabulary
-loss take rows of words, one after the other; only attention sees them by response and position.
+More than half of a batch's response positions are padding, and one in twelve of its contexts'. Projections, norms,
+feed-forward layers and the vocabulary loss take rows of words, one after the other. So does attention on a CPU;
+elsewhere it sees them by text and position.
 """
 
 from __future__ import annotations
@@ -14,19 +15,23 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ecore.data.vocabulary import BOS, PAD
+from ecore_kernels import Sequences, native
+from ecore_kernels.backends import named
 
 
 class Packing(NamedTuple):
-    """The rows of T-word responses to B contexts that have words, R of the B * T.
+    """The rows of B texts of up to T words that have words, R of the B * T.
 
     Rows beyond the words are padding. There is always one, the last: it is what every place reads that has no row, and
     no loss depends on it, so that its gradient is 0.
 
     Attributes:
-        places: int64 [R], the place of each row among the flattened responses, none twice; words first, in order.
+        places: int64 [R], the place of each row among the flattened texts, none twice; words first, in order.
         rows_of: int64 [B * T], the row of each place.
-        contexts: int64 [R], the context of each row.
+        contexts: int64 [R], the text of each row.
         batch, length: B and T.
+        sequences: the texts and behind them the padding, B + 1 sequences, for attention among rows; None where
+            attention is by text and position.
     """
 
     places: Tensor
@@ -34,16 +39,22 @@ class Packing(NamedTuple):
     contexts: Tensor
     batch: int
     length: int
+    sequences: Sequences | None
 
     @classmethod
-    def of(cls, response: Tensor, count: int) -> Packing:
-        """Pack responses [B, T] of less than ``count`` words, into ``count`` rows."""
-        words = response.flatten()  # [B * T]
-        places = words.clamp(max=PAD + 1).argsort(descending=True, stable=True)[:count]  # [R]
-        rows = torch.arange(count, device=response.device)  # [R]
-        rows_of = torch.full_like(words, count - 1).index_copy(0, places, rows)
-        batch, length = response.shape
-        return cls(places, rows_of, places // length, batch, length)
+    def of(cls, mask: Tensor, count: int) -> Packing:
+        """Pack texts of less than ``count`` words into ``count`` rows; mask [B, T] bool: True where there is a word."""
+        there = mask.flatten()  # [B * T]
+        places = there.to(torch.uint8).argsort(descending=True, stable=True)[:count]  # [R]
+        rows = torch.arange(count, device=mask.device)  # [R]
+        rows_of = torch.full_like(there, count - 1, dtype=torch.int64).index_copy(0, places, rows)
+        batch, length = mask.shape
+        sequences: Sequences | None = None
+        if attends_among_rows(mask):
+            offsets = F.pad(mask.sum(1).cumsum(0), (1, 1))  # [B + 2]
+            offsets[-1] = count
+            sequences = Sequences(offsets, count, max(length, count - int(offsets[-2])))
+        return cls(places, rows_of, places // length, batch, length, sequences)
 
     @property
     def columns(self) -> Tensor:
@@ -64,10 +75,14 @@ class Packing(NamedTuple):
 
 
 class Padded(NamedTuple):
-    """All rows of T-word responses to B contexts, R = B * T; methods as those of :class:`Packing`."""
+    """All rows of B texts of T words, R = B * T; methods as those of :class:`Packing`."""
 
     batch: int
     length: int
+
+    @property
+    def sequences(self) -> None:
+        """Return None: attention is by text and position."""
 
     def pack(self, x: Tensor) -> Tensor:
         """Return the rows [R, ...] of x [B, T, ...]."""
@@ -106,13 +121,29 @@ class ResponseRows(NamedTuple):
         if count >= len(words):
             contexts = torch.arange(len(words), device=response.device) // response.shape[1]
             return cls(Padded(*response.shape), before, words, contexts)
-        packing = Packing.of(response, count + 1)  # a row more than words
+        packing = Packing.of(response != PAD, count + 1)  # a row more than words
         return cls(packing, before.flatten()[packing.places], words[packing.places], packing.contexts)
 
     @property
     def packing(self) -> Packing | None:
         """Return the layout of packed rows; None where they are padded."""
         return self.layout if isinstance(self.layout, Packing) else None
+
+
+def attends_among_rows(x: Tensor) -> bool:
+    """Return whether attention takes rows as they are where x is; elsewhere PyTorch's needs padding."""
+    return (
+        x.device.type == "cpu"
+        and named() in (None, "native")
+        and native.available()
+        and not torch.compiler.is_compiling()
+    )
+
+
+def layout_of(mask: Tensor) -> Packing | Padded:
+    """Return the rows of contexts' words; mask [B, S] bool. They are packed where attention takes rows as they are."""
+    count = int(mask.sum()) if attends_among_rows(mask) else mask.numel()
+    return Packing.of(mask, count + 1) if count < mask.numel() else Padded(*mask.shape)
 
 
 def shifted(response: Tensor) -> Tensor:

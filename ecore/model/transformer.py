@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ecore.model.packing import Packing, Padded
 from ecore.precision import for_products
-from ecore_kernels import QuantizedLinear, dropout_add_layer_norm, quantized_linear
+from ecore_kernels import QuantizedLinear, dropout_add_layer_norm, quantized_linear, varlen_attention
 
 
 def sinusoidal_positions(length: int, dim: int) -> Tensor:
@@ -138,13 +139,33 @@ class MultiHeadAttention(nn.Module):
         return self._split(self.query(x))
 
     def of_itself(
-        self, x: Tensor, projection: Projection, mask: Tensor | None = None, causal: bool = False
+        self,
+        x: Tensor,
+        projection: Projection,
+        layout: Packing | Padded,
+        mask: Tensor | None = None,
+        causal: bool = False,
     ) -> Tensor:
-        """Return what x [B, T, D] attends to in itself, [B, T, D].
+        """Return what rows of words attend to in their own text.
 
-        ``projection`` is that of :attr:`own_layers`; the rest as for :meth:`forward`.
+        Args:
+            x: [R, D].
+            projection: that of :attr:`own_layers`.
+            layout: of the rows.
+            mask: as for :meth:`forward`; not needed where attention is among rows.
+            causal: words attend to none after them.
+
+        Returns:
+            [R, D].
         """
-        return self(*in_heads(F.linear(x, *projection), 3, self.heads), mask, causal)
+        projected = F.linear(x, *projection)  # [R, 3 * width]
+        if layout.sequences is not None:
+            apart = projected.unflatten(-1, (3, self.heads, -1))
+            heard = varlen_attention(apart, None, None, layout.sequences, causal=causal).flatten(1)
+        else:
+            queries, keys, values = in_heads(layout.unpack(projected), 3, self.heads)
+            heard = layout.pack(attended(queries, keys, values, mask, causal))
+        return self.output(heard)
 
     def forward(
         self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, causal: bool = False

@@ -84,7 +84,7 @@ def test_few_steps_are_those_of_padded_responses(make):
 
 def test_rows_come_and_go():
     response = torch.tensor([[5, 6, EOS, PAD], [EOS, PAD, PAD, PAD]])
-    packing = Packing.of(response, 6)
+    packing = Packing.of(response != PAD, 6)
     assert packing.places.tolist() == [0, 1, 2, 4, 3, 5]
     assert packing.rows_of.tolist() == [0, 1, 2, 4, 3, 5, 5, 5]
     assert packing.contexts.tolist() == [0, 0, 0, 1, 0, 1]

@@ -4,6 +4,7 @@ import json
 import random
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -147,3 +148,10 @@ def start(data, tiny, monkeypatch):
             return train(folder, data, device=device, progress=False, **options)
 
     return run
+
+
+@pytest.fixture
+def as_on_a_gpu():
+    """Attention is by text and position, so that no size depends on a batch's words."""
+    with mock.patch("ecore.model.packing.attends_among_rows", return_value=False):
+        yield

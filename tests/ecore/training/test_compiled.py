@@ -20,7 +20,7 @@ from ecore.training.schedule import adam, set_rate
 from ecore.training.trainer import train
 from tests.ecore.training.recordings import SLOW, Again, Repeater, assert_close, still
 
-pytestmark = pytest.mark.usefixtures("fresh_compile", "narrow")
+pytestmark = pytest.mark.usefixtures("fresh_compile", "narrow", "as_on_a_gpu")
 
 
 class Programs:

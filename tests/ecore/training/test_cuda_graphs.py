@@ -27,6 +27,8 @@ from ecore_kernels import use_backend
 from tests.ecore.training.recordings import SLOW, Again, Repeater, assert_close, resident, still
 from tests.ecore.training.runs import weights
 
+pytestmark = pytest.mark.usefixtures("as_on_a_gpu")
+
 
 @pytest.fixture
 def coarse(monkeypatch):

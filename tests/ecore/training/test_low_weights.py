@@ -180,7 +180,7 @@ def test_losses_and_gradients_are_autocasts():
     assert losses["low"] != losses["exact"]
 
 
-def test_masked_heads_are_padded_for_a_fused_attention(monkeypatch):
+def test_masked_heads_are_padded_for_a_fused_attention(monkeypatch, as_on_a_gpu):
     """On a GPU in low precision, that is; the choice of it is in one function, which stands for one here."""
     sizes = Counter()
     attention = F.scaled_dot_product_attention
