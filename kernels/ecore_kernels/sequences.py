@@ -24,6 +24,13 @@ class Sequences:
     rows: int
     longest: int
 
+    def __post_init__(self) -> None:
+        """Raise ValueError unless the offsets are int64 [B + 1]: a kernel reads them as they are."""
+        offsets = self.offsets
+        if offsets.dtype is not torch.int64 or offsets.dim() != 1 or not len(offsets):
+            got = f"{offsets.dtype} {list(offsets.shape)}"
+            raise ValueError(f"Sequences: offsets: expected int64 [B + 1], got {got}")
+
     @classmethod
     def from_lengths(cls, lengths: Tensor | Sequence[int]) -> Sequences:
         """Make sequences of these lengths, [B] of any integer type; they may be 0.
@@ -31,7 +38,7 @@ class Sequences:
         Raises:
             ValueError: another shape or type, or a negative length. On a GPU this check waits for the device once.
         """
-        counts = torch.as_tensor(lengths)
+        counts = _as_tensor(lengths)
         _check_integers("lengths", counts)
         if len(counts) and int(counts.min()) < 0:
             raise ValueError(f"Sequences: lengths: expected no negative ones, got {int(counts.min())}")
@@ -40,13 +47,14 @@ class Sequences:
         return cls(offsets, int(offsets[-1]), int(counts.max()) if len(counts) else 0)
 
     @classmethod
-    def from_offsets(cls, offsets: Tensor) -> Sequences:
+    def from_offsets(cls, offsets: Tensor | Sequence[int]) -> Sequences:
         """Make sequences that begin at these rows: [B + 1] of any integer type, from 0 to R.
 
         Raises:
             ValueError: another shape or type, or numbers that do not ascend from 0. On a GPU this check waits for the
                 device once.
         """
+        offsets = _as_tensor(offsets)
         _check_integers("offsets", offsets)
         if not len(offsets) or int(offsets[0]) != 0:
             raise ValueError(
@@ -65,6 +73,13 @@ class Sequences:
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
+
+
+def _as_tensor(numbers: Tensor | Sequence[int]) -> Tensor:
+    """Return numbers as a tensor; an empty list as one of integers, where torch makes float32 of it."""
+    if isinstance(numbers, Tensor):
+        return numbers
+    return torch.tensor(numbers) if len(numbers) else torch.zeros(0, dtype=torch.int64)
 
 
 def _check_integers(name: str, numbers: Tensor) -> None:

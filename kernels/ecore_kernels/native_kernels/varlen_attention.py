@@ -27,6 +27,16 @@ def _by_head(tensor: Tensor | None) -> tuple[int, int, int]:
     return (0, 0, 0) if tensor is None else (tensor.data_ptr(), tensor.stride(0), tensor.stride(1))
 
 
+def _check_offsets(offsets: Tensor, key_offsets: Tensor | None) -> None:
+    """Raise ValueError unless both are int64 [B + 1]; the extension reads them by address, and checks their numbers."""
+    for name, given in (("offsets", offsets), ("key_offsets", key_offsets)):
+        if given is None:
+            continue
+        if given.dtype is not torch.int64 or given.dim() != 1 or not len(given) or len(given) != len(offsets):
+            got = f"{given.dtype} {list(given.shape)}"
+            raise ValueError(f"varlen_attention: {name}: expected int64 [B + 1], got {got}")
+
+
 class _Call:
     """What both directions pass to the extension."""
 
@@ -38,6 +48,7 @@ class _Call:
         offsets: Tensor,
         key_offsets: Tensor | None,
     ) -> None:
+        _check_offsets(offsets, key_offsets)
         self.packed = 3 if key is None else 2 if value is None else 1
         self.inputs = [rows_together(x) for x in _parts(query, key, value, self.packed)]
         begins = [offsets.contiguous(), (offsets if key_offsets is None else key_offsets).contiguous()]

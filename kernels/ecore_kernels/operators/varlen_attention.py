@@ -146,7 +146,7 @@ registration.OPERATORS[NAME] = registration.FusedOperator(
     lambda setting, tensors: (_reference(setting, *tensors[:5]),),
     1,
     (0, 1),
-    lambda _: ["query", "key", "value"],
+    lambda _: ["query", "key", "value", "offsets", "key_offsets"],
 )
 
 
@@ -233,10 +233,10 @@ def _check(
     **_: Any,
 ) -> None:
     """Raise ValueError unless the arguments fit each other."""
-    given = {"query": query, "key": key, "value": value}
+    given = {name: x for name, x in (("key", key), ("value", value)) if x is not None}
+    check_floats(NAME, query=query, **given)
     if key is None and value is not None:
         raise ValueError(f"{NAME}: value: expected None beside no key, got {_shape(value)}")
-    check_floats(NAME, **{name: x for name, x in given.items() if x is not None})
     for name, of in (("sequences", sequences), ("key_sequences", key_sequences)):
         if not isinstance(of, Sequences) and (name == "sequences" or of is not None):
             raise ValueError(f"{NAME}: {name}: expected Sequences, got {type(of).__name__}")

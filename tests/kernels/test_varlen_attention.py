@@ -1,0 +1,608 @@
+"""Attention inside sequences of different lengths, against torch's own attention on one sequence after the other."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ecore_kernels import Sequences, explain, native, use_backend, varlen_attention
+
+needs_native = pytest.mark.skipif(not native.available(), reason=native.unavailable_reason())
+backends = pytest.mark.parametrize("backend", ["reference", pytest.param("native", marks=needs_native)])
+FORMS = ("three side by side", "keys and values side by side", "three tensors")
+# A tile is 72 queries by 320 keys, a panel 6 queries; the sums of keys over queries are cut in parts of 256 queries.
+LENGTHS = {
+    "short": [3, 1, 5],
+    "empty ones among them": [0, 4, 0, 7, 0],
+    "all empty": [0, 0],
+    "none": [],
+    "panels": [5, 6, 7, 12, 13],
+    "tiles of queries": [71, 72, 73, 145],
+    "tiles of keys": [319, 320, 321],
+    "parts": [700, 2, 257],
+}
+KEY_LENGTHS = {
+    "short": ([3, 1, 5], [2, 6, 1]),
+    "empty ones among them": ([2, 4, 0, 7], [0, 3, 5, 0]),
+    "no keys": ([3, 2], [0, 0]),
+    "no queries": ([0, 0], [3, 2]),
+    "tiles of queries": ([73, 200], [9, 30]),
+    "tiles of keys": ([5, 80], [321, 700]),
+    "parts": ([700], [330]),
+}
+WIDTHS = [(1, 1), (2, 9), (7, 5), (8, 8), (15, 33), (16, 17), (100, 100), (128, 20)]
+
+
+def draw(form: str, rows: int, keys: int, heads=2, dim=5, value_dim=7, dtype=torch.float64) -> list[Tensor]:
+    """Tensors of a call; values are as wide as keys where they lie side by side."""
+    shapes = {
+        "three side by side": [(rows, 3, heads, dim)],
+        "keys and values side by side": [(rows, heads, dim), (keys, 2, heads, dim)],
+        "three tensors": [(rows, heads, dim), (keys, heads, dim), (keys, heads, value_dim)],
+    }
+    return [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes[form]]
+
+
+def given(leaves: Sequence[Tensor]) -> list[Tensor | None]:
+    return [*leaves, *[None] * (3 - len(leaves))]
+
+
+def expected(
+    leaves: Sequence[Tensor],
+    lengths: Sequence[int],
+    key_lengths: Sequence[int] | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+) -> Tensor:
+    """Torch's attention on one sequence after the other."""
+    if len(leaves) == 1:
+        query, key, value = leaves[0].unbind(1)
+    elif len(leaves) == 2:
+        query, (key, value) = leaves[0], leaves[1].unbind(1)
+    else:
+        query, key, value = leaves
+    heard = [query.new_zeros(0, query.shape[1], value.shape[2])]
+    by_keys = [x.split([*(key_lengths if key_lengths is not None else lengths)]) for x in (key, value)]
+    for q, k, v in zip(query.split([*lengths]), *by_keys, strict=True):
+        if len(k) == 0:
+            heard.append(q.new_zeros(len(q), q.shape[1], v.shape[2]))
+        elif len(q) > 0:
+            here = (x.transpose(0, 1)[None] for x in (q, k, v))  # [1, H, rows, d]
+            found = F.scaled_dot_product_attention(*here, is_causal=causal, scale=scale)
+            heard.append(found[0].transpose(0, 1))
+    return torch.cat(heard)
+
+
+def gradients(output: Tensor, leaves: Sequence[Tensor], upstream: Tensor) -> list[Tensor]:
+    """Gradients of the leaves; zeros where torch's own attention has none, for a leaf that nobody hears."""
+    if not output.requires_grad:
+        return [torch.zeros_like(x) for x in leaves]
+    found = torch.autograd.grad(output, list(leaves), upstream.to(output.dtype), allow_unused=True)
+    return [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, found, strict=True)]
+
+
+def run(leaves, lengths, key_lengths=None, **options) -> Tensor:
+    sequences = Sequences.from_lengths(lengths)
+    of_keys = None if key_lengths is None else Sequences.from_lengths(key_lengths)
+    return varlen_attention(*given(leaves), sequences, of_keys, **options)
+
+
+@pytest.fixture
+def uninitialized_is_nan():
+    """Memory that an operator allocates holds NaN, so that what it forgets to write is seen."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def assert_same(leaves, found, wanted):
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+    upstream = torch.randn_like(wanted)
+    pairs = zip(gradients(found, leaves, upstream), gradients(wanted, leaves, upstream), strict=True)
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+@backends
+@pytest.mark.usefixtures("uninitialized_is_nan")
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+def test_attention_of_sequences_to_themselves(backend, lengths, form, causal):
+    leaves = draw(form, sum(lengths), sum(lengths))
+    found = run(leaves, lengths, causal=causal, backend=backend)
+    assert_same(leaves, found, expected(leaves, lengths, causal=causal))
+
+
+@backends
+@pytest.mark.usefixtures("uninitialized_is_nan")
+@pytest.mark.parametrize("form", FORMS[1:])
+@pytest.mark.parametrize("lengths, key_lengths", KEY_LENGTHS.values(), ids=KEY_LENGTHS)
+def test_attention_to_other_sequences(backend, lengths, key_lengths, form):
+    leaves = draw(form, sum(lengths), sum(key_lengths))
+    found = run(leaves, lengths, key_lengths, scale=0.7, backend=backend)
+    assert_same(leaves, found, expected(leaves, lengths, key_lengths, scale=0.7))
+
+
+@needs_native
+@pytest.mark.usefixtures("uninitialized_is_nan")
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("dim, value_dim", WIDTHS)
+def test_widths(dim, value_dim, causal):
+    lengths = [7, 80, 1, 330]
+    leaves = draw("three tensors", sum(lengths), sum(lengths), 1, dim, value_dim)
+    found = run(leaves, lengths, causal=causal, backend="native")
+    assert_same(leaves, found, expected(leaves, lengths, causal=causal))
+
+
+@needs_native
+def test_every_short_length():
+    """One to three panels of queries, each number of rows in the last: where a causal tile ends."""
+    for length in range(1, 20):
+        leaves = draw("three side by side", 3 * length + 1, 0, 1, 4)
+        lengths = [length, 1, 2 * length]
+        found = run(leaves, lengths, causal=True, backend="native")
+        assert_same(leaves, found, expected(leaves, lengths, causal=True))
+
+
+@needs_native
+@pytest.mark.parametrize("size", [1.0, 100.0, 1e4])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("lengths", [[40, 0, 9], [73, 321]], ids=str)
+def test_float32_is_as_exact_as_torchs(lengths, causal, size):
+    """Errors within twice those of torch's attention, also where one key takes all: medians of nine draws."""
+    margins: list[list[float]] = []
+    for draw_number in range(9):
+        torch.manual_seed(draw_number)
+        leaves = draw("three tensors", sum(lengths), sum(lengths), 2, 16, 16, torch.float32)
+        with torch.no_grad():
+            leaves[0] *= size
+        exact = [x.detach().double().requires_grad_() for x in leaves]
+        outputs = (
+            run(leaves, lengths, causal=causal, backend="native"),
+            expected(leaves, lengths, causal=causal),
+            expected(exact, lengths, causal=causal),
+        )
+        upstream = torch.randn_like(outputs[0])
+        results = [
+            (y.detach(), *gradients(y, of, upstream))
+            for y, of in zip(outputs, (leaves, leaves, exact), strict=True)
+        ]
+        margins.append(
+            [
+                float(2 * (torchs - right).norm() + 1e-7 * right.norm() - (ours - right).norm())
+                for ours, torchs, right in zip(*results, strict=True)
+            ]
+        )
+    for of_tensor in zip(*margins, strict=True):
+        assert statistics.median(of_tensor) >= 0.0
+
+
+@backends
+def test_views_of_a_wider_projection(backend):
+    """Columns of a wider result, heads before rows, every other element of a row, and a shared row."""
+    lengths = [4, 0, 80]
+    rows = sum(lengths)
+    wide = torch.randn(rows, 5, 2, 6, dtype=torch.float64, requires_grad=True)
+    for columns in (slice(1, 4), slice(0, 5, 2)):
+        leaves = [wide[:, columns]]
+        found = run(leaves, lengths, causal=True, backend=backend)
+        wanted = expected(leaves, lengths, causal=True)
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+        sent = torch.randn_like(found)
+        got, right = (torch.autograd.grad(y, wide, sent, retain_graph=True)[0] for y in (found, wanted))
+        torch.testing.assert_close(got, right, rtol=1e-10, atol=1e-10)
+    by_head = torch.randn(2, rows, 6, dtype=torch.float64, requires_grad=True)
+    strided = torch.randn(rows, 2, 12, dtype=torch.float64, requires_grad=True)
+    shared = torch.randn(1, 1, 6, dtype=torch.float64, requires_grad=True)
+    views = [by_head.transpose(0, 1), strided[:, :, ::2], shared.expand(rows, 2, 6)]
+    for leaves in (views, views[::-1], [views[0], views[0], views[0]]):
+        found, wanted = run(leaves, lengths, backend=backend), expected(leaves, lengths)
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+        sent = torch.randn_like(found)
+        roots = (by_head, strided, shared)
+        pairs = zip(gradients(found, roots, sent), gradients(wanted, roots, sent), strict=True)
+        for got, right in pairs:
+            torch.testing.assert_close(got, right, rtol=1e-10, atol=1e-10)
+
+
+@backends
+def test_upstream_gradients_of_any_strides(backend):
+    """Those of a sum have stride 0, those of a transposed product another order."""
+    lengths = [6, 75]
+    leaves = draw("three side by side", 81, 81)
+    for weigh in (
+        lambda y: y.sum(),
+        lambda y: (y.transpose(0, 2) * torch.arange(5.0)[:, None, None]).sum(),
+    ):
+        found, wanted = (
+            torch.autograd.grad(weigh(y), leaves)
+            for y in (run(leaves, lengths, backend=backend), expected(leaves, lengths))
+        )
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+
+
+@needs_native
+@pytest.mark.parametrize("lengths", [[5, 9], [300, 4]], ids=str)
+def test_each_gradient_alone_has_its_bits(lengths):
+    leaves = draw("three tensors", sum(lengths), sum(lengths))
+    output = run(leaves, lengths, causal=True, backend="native").square().sum()
+    every = torch.autograd.grad(output, leaves, retain_graph=True)
+    for leaf, right in zip(leaves, every, strict=True):
+        (alone,) = torch.autograd.grad(output, leaf, retain_graph=True)
+        assert torch.equal(alone, right)
+
+
+@backends
+@pytest.mark.parametrize("causal", [False, True])
+def test_gradcheck(backend, causal):
+    for form in FORMS:
+        leaves = draw(form, 5, 5, 1, 2, 2)
+
+        def call(*leaves):
+            return run(leaves, [2, 0, 3], causal=causal, backend=backend)
+
+        assert torch.autograd.gradcheck(call, leaves)
+        assert torch.autograd.gradgradcheck(call, leaves)
+
+
+@backends
+def test_gradcheck_of_other_sequences(backend):
+    leaves = draw("three tensors", 4, 5, 1, 2, 3)
+
+    def call(*leaves):
+        return run(leaves, [2, 2, 0], [3, 0, 2], backend=backend)
+
+    assert torch.autograd.gradcheck(call, leaves)
+    assert torch.autograd.gradgradcheck(call, leaves)
+
+
+@needs_native
+@pytest.mark.parametrize("form", FORMS)
+def test_registered_operators(form):
+    tensors = [x.detach() for x in draw(form, 9, 9)]
+    offsets = torch.tensor([0, 4, 4, 9])
+    other = None if form == FORMS[0] else torch.tensor([0, 2, 8, 9])
+    inputs, ops = (*given(tensors), offsets, other), torch.ops.ecore_kernels
+    causal = other is None
+    torch.library.opcheck(ops.fused_varlen_attention, (*inputs, causal, 0.5, "native"))
+    output, statistics = ops.fused_varlen_attention(*inputs, causal, 0.5, "native")
+    for needs in ([True] * 3, [True, False, False]):
+        arguments = (torch.ones_like(output), *inputs, output, statistics, causal, 0.5, needs, "native")
+        torch.library.opcheck(ops.fused_varlen_attention_backward, arguments)
+
+
+@backends
+@pytest.mark.usefixtures("fresh_compile")
+def test_compiled_without_a_break(backend):
+    """For sequences of other numbers and lengths, too."""
+
+    def step(rows, sequences):
+        heard = varlen_attention(torch.tanh(rows), None, None, sequences, causal=True, backend=backend)
+        return heard.square().sum()
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager", dynamic=True)
+    for lengths in ([4, 5], [3, 0, 80], [2, 6]):
+        sequences = Sequences.from_lengths(lengths)
+        leaves = draw("three side by side", sum(lengths), 0)
+        found, wanted = (f(*leaves, sequences) for f in (compiled, step))
+        torch.testing.assert_close(found, wanted)
+        torch.testing.assert_close(torch.autograd.grad(found, leaves), torch.autograd.grad(wanted, leaves))
+
+
+def test_an_exported_program():
+    sequences = Sequences.from_lengths([3, 0, 6])
+
+    class Layer(torch.nn.Module):
+        def forward(self, rows: Tensor) -> Tensor:
+            return varlen_attention(rows, None, None, sequences, causal=True)
+
+    rows = torch.randn(9, 3, 2, 4)
+    with use_backend("reference"):
+        program = torch.export.export(Layer(), (rows,))
+    assert not any("ecore_kernels" in str(node.target) for node in program.graph.nodes)
+    torch.testing.assert_close(program.module()(rows), Layer()(rows))
+
+
+@backends
+def test_function_transforms(backend):
+    lengths = [3, 0, 4]
+    many = torch.randn(3, 7, 3, 2, 4, dtype=torch.float64)
+
+    def loss(rows):
+        return run([rows], lengths, causal=True, backend=backend).square().sum()
+
+    torch.testing.assert_close(torch.func.vmap(loss)(many), torch.stack([loss(x) for x in many]))
+    gradient = torch.func.grad(loss)
+    torch.testing.assert_close(torch.func.vmap(gradient)(many), torch.stack([gradient(x) for x in many]))
+    if backend == "reference":
+        _, tangent = torch.func.jvp(loss, (many[0],), (many[1],))
+        torch.testing.assert_close(tangent, (gradient(many[0]) * many[1]).sum())
+    else:
+        with pytest.raises(RuntimeError, match="it has no forward-mode derivative"):
+            torch.func.jvp(loss, (many[0],), (many[1],))
+
+
+@backends
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_half_precision(backend, half):
+    """Products and sums are in float32, results and gradients in the type of the tensors."""
+    leaves, lengths = draw("three side by side", 80, 0, dtype=half), [75, 5]
+    wide = [x.detach().float().requires_grad_() for x in leaves]
+    found, wanted = (run(x, lengths, causal=True, backend=backend) for x in (leaves, wide))
+    assert found.dtype is half
+    torch.testing.assert_close(found, wanted.to(half), rtol=0, atol=0)
+    upstream = torch.randn_like(found)
+    got, right = (torch.autograd.grad(y, x, upstream.to(y)) for y, x in ((found, leaves), (wanted, wide)))
+    assert got[0].dtype is half
+    torch.testing.assert_close(got[0].float(), right[0], rtol=0.02, atol=0.02)
+    mixed = [leaves[0][:, 0], wide[0][:, 1], leaves[0][:, 2]]
+    assert run(mixed, lengths, backend=backend).dtype is torch.float32
+
+
+@backends
+def test_autocast_takes_float32_on_a_cpu(backend):
+    leaves = [x.detach() for x in draw("three side by side", 9, 0, dtype=torch.bfloat16)]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = run(leaves, [4, 5], backend=backend)
+        wide = run([leaves[0].double()], [4, 5], backend=backend)
+    assert (found.dtype, wide.dtype) == (torch.float32, torch.float64)
+    torch.testing.assert_close(found, run([leaves[0].float()], [4, 5], backend=backend))
+
+
+@needs_native
+@pytest.mark.parametrize("lengths", [[9, 0, 30, 4, 75, 2], [700, 12]], ids=str)
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_same_bits_again_and_on_any_number_of_threads(lengths, causal):
+    leaves = draw("three side by side", sum(lengths), 0, 3, 8, dtype=torch.float32)
+
+    def once():
+        output = run(leaves, lengths, causal=causal, backend="native")
+        return [output, *torch.autograd.grad(output.square().sum(), leaves)]
+
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(once())
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@needs_native
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_sequence_has_the_bits_that_it_has_alone(causal):
+    lengths = [80, 3, 0, 330]
+    leaves = draw("three side by side", sum(lengths), 0, 2, 8)
+    output = run(leaves, lengths, causal=causal, backend="native")
+    (gradient,) = torch.autograd.grad(output.square().sum(), leaves)
+    for rows, heard, right in zip(*(x.split(lengths) for x in (*leaves, output, gradient)), strict=True):
+        alone = rows.detach().requires_grad_()
+        found = run([alone], [len(rows)], causal=causal, backend="native")
+        assert torch.equal(found, heard)
+        assert torch.equal(torch.autograd.grad(found.square().sum(), alone)[0], right)
+
+
+@backends
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_stays_in_its_sequence(backend, bad):
+    """In queries, keys, values and upstream gradients; the memory of a call before it does no harm, either."""
+    lengths = [5, 80, 0, 7]
+    leaves = draw("three side by side", sum(lengths), 0)
+    upstream = torch.randn(sum(lengths), 2, 5, dtype=torch.float64)
+    output = run(leaves, lengths, causal=True, backend=backend)
+    clean = output, *torch.autograd.grad(output, leaves, upstream)
+    for part in range(4):
+        dirty, sent = leaves[0].detach().clone(), upstream.clone()
+        (dirty[:, part] if part < 3 else sent)[7:85:6] = bad
+        dirty.requires_grad_()
+        output = run([dirty], lengths, causal=True, backend=backend)
+        found = output, *torch.autograd.grad(output, dirty, sent)
+        assert not all(x.isfinite().all() for x in found)
+        for x, right in zip(found, clean, strict=True):
+            for rows in (slice(0, 5), slice(85, None)):
+                torch.testing.assert_close(x[rows], right[rows], rtol=1e-12, atol=1e-12)
+                assert backend == "reference" or torch.equal(x[rows], right[rows])
+    again = run(leaves, lengths, causal=True, backend=backend)
+    assert torch.equal(again, clean[0])
+    assert torch.equal(torch.autograd.grad(again, leaves, upstream)[0], clean[1])
+
+
+@needs_native
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("at", [1, 5, 6, 71, 73, 321, 399])
+def test_what_is_not_finite_does_not_reach_earlier_rows(at, bad):
+    """Rows before it hear the same, to the bit, and so do the gradients of their queries."""
+    leaves = draw("three side by side", 400, 0)
+    upstream = torch.randn(400, 2, 5, dtype=torch.float64)
+    output = run(leaves, [400], causal=True, backend="native")
+    (gradient,) = torch.autograd.grad(output, leaves, upstream)
+    for part in range(3):
+        dirty = leaves[0].detach().clone()
+        dirty[at, part] = bad
+        dirty.requires_grad_()
+        found = run([dirty], [400], causal=True, backend="native")
+        assert torch.equal(found[:at], output[:at])
+        assert not found[at:].isfinite().all()
+        (got,) = torch.autograd.grad(found, dirty, upstream)
+        assert torch.equal(got[:at, 0], gradient[:at, 0])
+
+
+@backends
+def test_longest_may_be_too_large(backend):
+    leaves, lengths = draw("three side by side", 9, 0), [4, 5]
+    right = run(leaves, lengths, causal=True, backend=backend)
+    generous = Sequences(torch.tensor([0, 4, 9]), 9, 12)
+    found = varlen_attention(*given(leaves), generous, causal=True, backend=backend)
+    torch.testing.assert_close(found, right)
+
+
+@backends
+def test_sizes_of_zero(backend):
+    sequences = Sequences.from_lengths([2, 3])
+    rows = torch.randn(5, 3, 2, 4, requires_grad=True)
+    query, key, value = rows.unbind(1)
+    output = varlen_attention(query, key, value[:, :, :0], sequences, backend=backend)
+    assert output.shape == (5, 2, 0)
+    assert not torch.autograd.grad(output.sum(), rows)[0].any()
+    output = varlen_attention(rows[:, :, :0], None, None, sequences, backend=backend)
+    assert output.shape == (5, 0, 4)
+    assert not torch.autograd.grad(output.sum(), rows)[0].any()
+
+
+# What is refused -------------------------------------------------------------------------------------------
+
+Q, KV, S = torch.randn(9, 2, 4), torch.randn(6, 2, 2, 4), Sequences.from_lengths([4, 5])
+OF_KEYS = Sequences.from_lengths([2, 4])
+WRONG = {
+    "query: expected a tensor, got NoneType": {"query": None},
+    "query: expected a float type, got torch.int64": {"query": Q.long()},
+    "query: expected real numbers, got torch.complex64": {"query": Q.to(torch.complex64)},
+    "query: expected a dense tensor, got torch.sparse_coo": {"query": Q.to_sparse()},
+    "query: expected [R, H, d], got [9, 8]": {"query": Q.flatten(1)},
+    "query: expected [R, 3, H, d] without a key, got [9, 2, 4]": {"key": None, "key_sequences": None},
+    "query: expected [R, 3, H, d] without a key, got [9, 2, 2, 4]": {
+        "query": torch.randn(9, 2, 2, 4), "key": None, "key_sequences": None
+    },
+    "query: expected heads of at least one element, got [9, 2, 0]": {"query": Q[:, :, :0]},
+    "query: expected the 9 rows of its sequences, got [8, 2, 4]": {"query": Q[:8]},
+    "key: expected a tensor, got list": {"key": [1.0]},
+    "key: expected [6, 2, 2, 4], got [6, 2, 4]": {"key": KV[:, 0]},
+    "key: expected [6, 2, 2, 4], got [5, 2, 2, 4]": {"key": KV[:5]},
+    "key: expected [6, 2, 2, 4], got [6, 2, 2, 3]": {"key": KV[..., :3]},
+    "key: expected [6, 2, 4], got [6, 2, 2, 4]": {"value": KV[:, 1]},
+    "key: expected [6, 2, 4], got [6, 1, 4]": {"key": KV[:, 0, :1], "value": KV[:, 1]},
+    "value: expected None beside no key, got [6, 2, 4]": {"key": None, "value": KV[:, 1]},
+    "value: expected [6, 2, dv], got [5, 2, 4]": {"key": KV[:, 0], "value": KV[:5, 1]},
+    "value: expected [6, 2, dv], got [6, 1, 4]": {"key": KV[:, 0], "value": KV[:, 1, :1]},
+    "value: expected [6, 2, dv], got [6, 8]": {"key": KV[:, 0], "value": KV[:, 1].flatten(1)},
+    "value: expected a float type, got torch.bool": {"key": KV[:, 0], "value": KV[:, 1] > 0},
+    "sequences: expected Sequences, got NoneType": {"sequences": None},
+    "sequences: expected Sequences, got Tensor": {"sequences": S.offsets},
+    "key_sequences: expected Sequences, got list": {"key_sequences": [2, 4]},
+    "key_sequences: expected 2 sequences, got 3": {"key_sequences": Sequences.from_lengths([2, 4, 0])},
+    "causal: expected key_sequences None: keys are in the order of their queries": {"causal": True},
+    "scale: expected a number, got str": {"scale": "1"},
+    "scale: expected a number, got Tensor": {"scale": torch.ones(())},
+    "expected all tensors on one device, got cpu and meta": {"key": KV.to("meta")},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_bad_input_is_one_line(message):
+    right = {"query": Q, "key": KV, "value": None, "sequences": S, "key_sequences": OF_KEYS}
+    with pytest.raises(ValueError) as raised:
+        varlen_attention(**(right | WRONG[message]))
+    assert str(raised.value) == f"varlen_attention: {message}"
+
+
+def test_offsets_have_to_be_where_the_tensors_are():
+    with pytest.raises(ValueError, match="expected all tensors on one device, got cpu and meta"):
+        varlen_attention(Q, Q, Q, S.to("meta"))
+
+
+@needs_native
+def test_an_inference_tensor_is_named():
+    with torch.inference_mode():
+        key = torch.randn(9, 2, 4)
+    with pytest.raises(ValueError, match="varlen_attention: key: an inference tensor cannot be saved"):
+        varlen_attention(Q.clone().requires_grad_(), key, Q, S, backend="native")
+
+
+FITTING = "expected ascending numbers from 0 to {}, the number of rows"
+OFFSETS = {
+    "too many rows": ([0, 4, 10], None, "offsets: " + FITTING.format(9)),
+    "too few rows": ([0, 4, 8], None, "offsets: " + FITTING.format(9)),
+    "not from 0": ([1, 4, 9], None, "offsets: " + FITTING.format(9)),
+    "descending": ([0, 12, 9], None, "offsets: " + FITTING.format(9)),
+    "negative": ([0, -4, 9], None, "offsets: " + FITTING.format(9)),
+    "keys' too many": ([0, 4, 9], [0, 2, 10], "key_offsets: " + FITTING.format(9)),
+    "keys' descending": ([0, 4, 9], [0, 10, 9], "key_offsets: " + FITTING.format(9)),
+    "another number of sequences": ([0, 4, 9], [0, 9], r"key_offsets: expected int64 \[B \+ 1\], got"),
+    "no numbers": ([], None, r"offsets: expected int64 \[B \+ 1\], got torch.int64 \[0\]"),
+}
+
+
+@needs_native
+@pytest.mark.parametrize("offsets, key_offsets, message", OFFSETS.values(), ids=OFFSETS)
+def test_offsets_that_do_not_fit(offsets, key_offsets, message):
+    """The registered operators read by address, so they look at the numbers first; both directions."""
+    inputs = (Q, Q, Q, torch.tensor(offsets, dtype=torch.int64))
+    inputs += (None if key_offsets is None else torch.tensor(key_offsets),)
+    ops, statistics = torch.ops.ecore_kernels, torch.zeros(2, 2, 9)
+    with pytest.raises(ValueError, match=f"^varlen_attention: {message}"):
+        ops.fused_varlen_attention(*inputs, False, 1.0, "native")
+    with pytest.raises(ValueError, match=f"^varlen_attention: {message}"):
+        ops.fused_varlen_attention_backward(
+            Q, *inputs, Q, statistics, False, 1.0, [True, True, True], "native"
+        )
+
+
+@needs_native
+def test_offsets_of_another_type():
+    with pytest.raises(ValueError, match=r"offsets: expected int64 \[B \+ 1\], got torch.int32 \[3\]"):
+        torch.ops.ecore_kernels.fused_varlen_attention(Q, Q, Q, S.offsets.int(), None, False, 1.0, "native")
+
+
+def test_the_choice_of_a_backend():
+    best = "native" if native.available() else "reference"
+    lines = explain(varlen_attention, Q, KV, None, S, OF_KEYS).splitlines()
+    assert lines[0] == f"varlen_attention: {best}"
+    assert lines[1] == "  triton: has no varlen_attention kernel"
+    with pytest.raises(RuntimeError, match="backend 'triton' cannot run this call: it has no varlen_att"):
+        varlen_attention(Q, KV, None, S, OF_KEYS, backend="triton")
+    with pytest.raises(ValueError, match="key_sequences: expected 2 sequences"):
+        explain(varlen_attention, Q, Q, Q, S, Sequences.from_lengths([9]))
+
+
+# Sequences -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.int32, torch.uint8])
+def test_sequences(kind):
+    by_lengths = Sequences.from_lengths(torch.tensor([3, 0, 5], dtype=kind))
+    by_offsets = Sequences.from_offsets(torch.tensor([0, 3, 3, 8], dtype=kind))
+    for made in (by_lengths, by_offsets, Sequences.from_lengths([3, 0, 5]), by_lengths.to("cpu")):
+        assert made.offsets.dtype is torch.int64
+        assert made.offsets.tolist() == [0, 3, 3, 8]
+        assert made.lengths.tolist() == [3, 0, 5]
+        assert (made.rows, made.longest, len(made)) == (8, 5, 3)
+    assert by_lengths.to("meta").offsets.device.type == "meta"
+
+
+def test_no_sequences():
+    for made in (Sequences.from_lengths([]), Sequences.from_offsets([0])):
+        assert (made.offsets.tolist(), made.rows, made.longest, len(made)) == ([0], 0, 0, 0)
+
+
+REFUSED = {
+    "lengths: expected no negative ones, got -2": lambda: Sequences.from_lengths([3, -2]),
+    "lengths: expected integers [B], got torch.float32 [2]": lambda: Sequences.from_lengths(torch.ones(2)),
+    "lengths: expected integers [B], got torch.bool [2]": lambda: Sequences.from_lengths([True, False]),
+    "lengths: expected integers [B], got torch.int64 [1, 2]": lambda: Sequences.from_lengths(
+        torch.ones(1, 2, dtype=torch.int64)
+    ),
+    "offsets: expected integers [B], got torch.float32 [2]": lambda: Sequences.from_offsets(torch.zeros(2)),
+    "offsets: expected B + 1 numbers from 0 on, got [1] first": lambda: Sequences.from_offsets([1, 3]),
+    "offsets: expected B + 1 numbers from 0 on, got [] first": lambda: Sequences.from_offsets([]),
+    "lengths: expected no negative ones, got -1": lambda: Sequences.from_offsets([0, 4, 3]),
+    "offsets: expected int64 [B + 1], got torch.int32 [3]": lambda: Sequences(S.offsets.int(), 9, 5),
+    "offsets: expected int64 [B + 1], got torch.int64 [0]": lambda: Sequences(S.offsets[:0], 0, 0),
+    "offsets: expected int64 [B + 1], got torch.int64 []": lambda: Sequences(S.offsets[0], 0, 0),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_refused_sequences(message):
+    with pytest.raises(ValueError) as raised:
+        REFUSED[message]()
+    assert str(raised.value) == f"Sequences: {message}"
