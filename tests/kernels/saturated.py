@@ -8,12 +8,23 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ecore_kernels import EdgeUpdate, EmotionGraph, edge_attention, graph_attention, use_backend
+from ecore_kernels import (
+    EdgeUpdate,
+    EmotionGraph,
+    Sequences,
+    edge_attention,
+    graph_attention,
+    use_backend,
+    varlen_attention,
+)
 
 DRAWS = 9  # single draws of plain float32, computed in two orders, reach a ratio of 24
 LARGEST = (1.0, 10.0, 100.0, 800.0, 8e3, 1e5)
 # Name and layers of history of graph_attention; edge_attention without and with updated edges.
 CASES = {"depth 0": 0, "depth 1": 1, "depth 2": 2, "edge": None, "edge, updated": None}
+
+SEQUENCES = ("sequences", "sequences, causal")
+"""Cases of varlen_attention, which has no Triton kernel."""
 
 Leaves = dict[str, Tensor]
 
@@ -61,6 +72,8 @@ def _problem(
 ) -> tuple[Callable[..., list[Tensor]], Leaves, list[Tensor]]:
     """A function of the leaves and a type, the leaves, and random weights on what it returns, in float64."""
     batch, resolutions, words, emotions, dim = sizes
+    if case in SEQUENCES:
+        return _sequences(case == SEQUENCES[1], largest, batch * (words + emotions), resolutions, dim)
     lead = (batch, resolutions, words + emotions)
     scale = dim**-0.5
     mask = torch.rand(batch, resolutions, words) > 0.3
@@ -117,6 +130,26 @@ def _problem(
     return run, leaves, weights
 
 
+def _sequences(
+    causal: bool, largest: float, rows: int, heads: int, dim: int
+) -> tuple[Callable[..., list[Tensor]], Leaves, list[Tensor]]:
+    """As :func:`_problem`: two sequences of ``rows`` rows in all, two thirds of them in the first."""
+    first, scale = 2 * rows // 3, dim**-0.5
+    sequences = Sequences.from_lengths([first, rows - first])
+    leaves = {name: torch.randn(rows, heads, dim, dtype=torch.float64) for name in ("query", "key", "value")}
+    of_sequences = (
+        scale * torch.einsum("ihd,jhd->hij", leaves["query"][part], leaves["key"][part])
+        for part in (slice(first), slice(first, None))
+    )
+    leaves["query"] *= largest / max(float((x.tril() if causal else x).abs().max()) for x in of_sequences)
+
+    def run(of: Leaves) -> list[Tensor]:
+        nodes = of["query"], of["key"], of["value"]
+        return [varlen_attention(*nodes, sequences.to(nodes[0].device), causal=causal, scale=scale)]
+
+    return run, leaves, [torch.randn(rows, heads, dim, dtype=torch.float64)]
+
+
 def _results(
     run: Callable[[Leaves], list[Tensor]],
     leaves: Leaves,
@@ -140,7 +173,7 @@ def _results(
 def table(backend: str, *, draws: int = DRAWS, **sizes: int) -> str:
     """The worst median of every case and ``|x|``, with the tensor it is of."""
     lines = ["| case | " + " | ".join(f"{x:g}" for x in LARGEST) + " |", "| --- |" + " ---: |" * len(LARGEST)]
-    for case in CASES:
+    for case in (*CASES, *SEQUENCES) if backend == "native" else CASES:
         cells = []
         for largest in LARGEST:
             found = ratios(case, largest, backend, draws=draws, **sizes)

@@ -10,11 +10,14 @@ from torch.fx.experimental import symbolic_shapes
 from ecore_kernels import (
     EdgeUpdate,
     MultiResolutionEdgeAttention,
+    Sequences,
+    available_backends,
     edge_attention,
     edge_readout,
     graph_attention,
     native,
     use_backend,
+    varlen_attention,
 )
 
 
@@ -26,6 +29,7 @@ class Calls:
         self.history = [make.update(self.graph, 4)]
         update = make.update(self.graph, 4)
         self.query, self.key, self.value = update.query, update.key, make.value(self.graph, 3)
+        self.sequences = Sequences.from_lengths([5, 5])
         self.edge, self.neighbors = (x.detach() for x in self.graph.dense())
 
     def dense(self, scale, **options):
@@ -36,11 +40,21 @@ class Calls:
     def attention(self, scale):
         return graph_attention(self.query, self.key, self.value, self.graph, self.history, scale=scale)
 
+    def rows(self, scale):
+        nodes = [x.transpose(1, 2).flatten(0, 1) for x in (self.query, self.key, self.value)]  # [B * N, K, d]
+        return varlen_attention(*nodes, self.sequences, scale=scale)
+
     def readout(self, scale):
         return torch.cat([x.flatten() for x in edge_readout(self.graph, self.history, scale=scale)])
 
 
 OPERATORS = ["dense", "attention", "readout"]
+NAMES = {
+    "dense": "edge_attention",
+    "attention": "graph_attention",
+    "readout": "edge_readout",
+    "rows": "varlen_attention",
+}
 
 
 @pytest.mark.usefixtures("backend")
@@ -85,11 +99,20 @@ def test_scales_do_not_compile_anew(make, operator):
     assert frames[1] == frames[-1]
 
 
+@pytest.mark.parametrize("name", ["reference", "native"])
+def test_no_scale_of_sequences_is_one_over_the_root(make, name):
+    if name not in available_backends():
+        pytest.skip(f"{name} does not run here")
+    call = Calls(make).rows
+    with use_backend(name):
+        torch.testing.assert_close(call(None), call(0.5))
+        torch.testing.assert_close(call(1), call(1.0))
+
+
 @pytest.mark.parametrize("wrong", ["0.5", 1j, [0.5], torch.ones(2), torch.ones((), dtype=torch.complex64)])
-@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("operator", NAMES)
 def test_other_scales_are_refused(make, operator, wrong):
-    name = {"dense": "edge_attention", "attention": "graph_attention", "readout": "edge_readout"}[operator]
-    with pytest.raises(ValueError, match=f"{name}: scale: expected "):
+    with pytest.raises(ValueError, match=f"{NAMES[operator]}: scale: expected "):
         getattr(Calls(make), operator)(wrong)
 
 

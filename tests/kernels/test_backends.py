@@ -413,6 +413,7 @@ def test_public_face():
         "MultiResolutionEdgeAttention",
         "OtsuSplit",
         "QuantizedLinear",
+        "Sequences",
         "available_backends",
         "dropout_add_layer_norm",
         "edge_attention",
@@ -425,5 +426,6 @@ def test_public_face():
         "quantized_linear_argmax",
         "sparse_attention",
         "use_backend",
+        "varlen_attention",
     }
     assert all(getattr(ecore_kernels, name).__doc__ for name in ecore_kernels.__all__)

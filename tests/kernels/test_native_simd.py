@@ -55,6 +55,14 @@ def test_other_instruction_set_draws_the_same_words(name):
     run_tests(parts, "native and (test_results_and_gradients or TestDropout)", name)
 
 
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.skipif("ECORE_KERNELS_SIMD" in os.environ, reason="one instruction set is named already")
+def test_other_instruction_set_attends_inside_sequences(name):
+    run_tests(
+        ["varlen_attention"], "test_attention_of or test_attention_to or test_widths or not_finite", name
+    )
+
+
 def test_unknown_instruction_set():
     done = run_python("-c", "import ecore_kernels", ECORE_KERNELS_SIMD="mmx")
     assert done.returncode != 0

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from ecore_kernels import (
+    Sequences,
     edge_attention,
     edge_readout,
     native,
+    varlen_attention,
 )
 from tests.kernels.forking import in_forked_child, needs_fork
 from tests.kernels.native_problems import attend, leaves_of, problem, run_python
@@ -28,11 +30,13 @@ def threads():
 
 
 def everything(make, size):
-    """All three operators, forward and backward, as a function without arguments."""
+    """Attention on graphs and inside sequences, and the readout, forward and backward, without arguments."""
     graph, history, update, value = problem(make, size, 1, dtype=torch.float32)
     leaves = leaves_of(graph, history, update, value)
     edge, neighbors = (x[:1, :1].detach() for x in graph.dense())
     edge.requires_grad_()
+    batch, _, nodes, _ = update.query.shape
+    sequences = Sequences.from_lengths([nodes] * batch)
 
     def run():
         outputs = [attend(graph, history, update, value, backend="native")]
@@ -47,6 +51,8 @@ def everything(make, size):
             edge_scale=0.5,
             backend="native",
         )
+        rows = [x.transpose(1, 2).flatten(0, 1) for x in (update.query, update.key, value)]  # [B * N, K, d]
+        outputs.append(varlen_attention(*rows, sequences, causal=True, backend="native"))
         total = sum((x.square().sum() for x in outputs), torch.zeros(()))
         return [*outputs, *torch.autograd.grad(total, [*leaves, edge])]
 

@@ -6,11 +6,11 @@ import pytest
 
 from ecore_kernels import native
 
-from .saturated import CASES, LARGEST, ratios
+from .saturated import CASES, LARGEST, SEQUENCES, ratios
 
 
 @pytest.mark.parametrize("largest", LARGEST)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, *SEQUENCES])
 @pytest.mark.parametrize(
     "backend",
     [
