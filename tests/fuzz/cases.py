@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from ecore_kernels import EdgeUpdate, EmotionGraph, edge_attention, edge_readout, graph_attention, otsu
-from tests.fuzz import sparse
+from tests.fuzz import sequences, sparse
 
-OPERATORS = ("graph_attention", "edge_attention", "edge_readout", "otsu", "sparse_attention")
-SHARES = (30, 28, 16, 14, 12)  # of the cases, in percent
+OPERATORS = (
+    "graph_attention", "edge_attention", "edge_readout", "otsu", "sparse_attention", "varlen_attention"
+)  # fmt: skip
+SHARES = (27, 26, 14, 12, 11, 10)  # of the cases, in percent
 
 # Sizes around the kernels' vectors, panels and tiles; others are drawn too.
 WIDTHS = (1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 100, 127, 128, 129, 130)
@@ -88,6 +90,8 @@ def call(case: Case, tensors: dict[str, Any], backend: str) -> tuple[Tensor, ...
         return edge_readout(graph_of(tensors), history_of(case, tensors), **case.options, backend=backend)
     if case.operator == "sparse_attention":
         return (sparse.call(case, tensors, backend),)
+    if case.operator == "varlen_attention":
+        return (sequences.call(case, tensors, backend),)
     nodes = tensors["query"], tensors["key"], tensors["value"]
     if case.operator == "graph_attention":
         history = history_of(case, tensors)
@@ -126,6 +130,8 @@ def draw(seed: int, index: int, device: str = "cpu") -> Case:
         drawn.otsu(case)
     elif case.operator == "sparse_attention":
         sparse.draw(drawn, case)
+    elif case.operator == "varlen_attention":
+        sequences.draw(drawn, case)
     else:
         drawn.attention(case)
     return case
@@ -187,7 +193,7 @@ class _Draw:
     # The operators
 
     def attention(self, case: Case) -> None:
-        """Draw a call of any operator but otsu and sparse_attention."""
+        """Draw a call of an operator on dense graphs."""
         case.depth = 0 if case.operator == "edge_attention" else self.any.choice([0, 1, 1, 2, 3])
         case.kind = self.any.choices(
             [torch.float32, torch.float64, torch.bfloat16, torch.float16], [55, 30, 10, 5]

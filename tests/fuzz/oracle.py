@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ecore_kernels import reference
-from tests.fuzz import sparse
+from tests.fuzz import sequences, sparse
 from tests.fuzz.cases import Case, graph_of, mapped
 
 DRAWS, SLACK = 8, 8.0
@@ -111,8 +111,11 @@ def recurrence(
     """
     if case.operator == "edge_attention":
         return _dense(case, tensors, scale, attention)
-    if case.operator == "sparse_attention":
-        logits, hears, value = sparse.logits_and_values(tensors, scale)
+    if case.operator in ("sparse_attention", "varlen_attention"):
+        if case.operator == "sparse_attention":
+            logits, hears, value = sparse.logits_and_values(tensors, scale)
+        else:
+            logits, hears, value = sequences.logits_and_values(case, tensors, scale)
         output, attention = _attended(logits, hears, value, attention)
         return (output.transpose(0, 1),), attention
     graph = graph_of(tensors)

@@ -48,7 +48,7 @@ def test_every_call_is_right_on_this_cpu(monkeypatch, capsys, tmp_path):
     right = [row for row in record["rows"] if row["verdict"] == "right"]
     ran = {(row["operator"], row["variant"], row["depth"], row["backend"]) for row in right}
     backends = ["reference"] + ["native"] * native.available()
-    every = [*EVERY, *((*call, 0) for call in EDGE_CALLS)]
+    every = [*EVERY, *((*call, 0) for call in (*EDGE_CALLS, *verify.SEQUENCE_CALLS))]
     assert {(*call, backend) for call in every for backend in backends} <= ran
     assert all(row["same_bits"] for row in right)
     printed = capsys.readouterr().out.splitlines()
@@ -203,6 +203,7 @@ def test_refusals_are_no_failures_and_come_once(monkeypatch, capsys):
     assert [line.split()[0] for line in refused] == [
         "linear_cross_entropy",
         "dropout_add_layer_norm",
+        "varlen_attention",
         "graph_attention",
         "edge_readout",
         "edge_attention",

@@ -13,14 +13,17 @@ from ecore_kernels.verify.checks import CALLS, SIZES, OperatorCheck, make_row
 from ecore_kernels.verify.command import main, run
 from ecore_kernels.verify.compilers import Compilers
 from ecore_kernels.verify.edge_checks import EDGE_CALLS, EdgeCheck
+from ecore_kernels.verify.sequence_checks import SEQUENCE_CALLS, SequenceCheck
 
 __all__ = [
     "CALLS",
     "EDGE_CALLS",
+    "SEQUENCE_CALLS",
     "SIZES",
     "Compilers",
     "EdgeCheck",
     "OperatorCheck",
+    "SequenceCheck",
     "main",
     "make_row",
     "run",

@@ -18,6 +18,7 @@ from ecore_kernels.problems import Problem
 from ecore_kernels.verify.edge_checks import EDGE_CALLS, EdgeCheck
 from ecore_kernels.verify.oracle import Expected, answer
 from ecore_kernels.verify.rows import Row
+from ecore_kernels.verify.sequence_checks import SEQUENCE_CALLS, SequenceCheck
 from ecore_kernels.verify.step_checks import STEP_CALLS, StepCheck
 
 PRECISIONS = {"cuda": ("tf32", "bfloat16", "ieee"), "cpu": ("ieee", "float64", "bfloat16")}
@@ -143,7 +144,7 @@ class OtsuCheck:
                 row.reason = f"{name}: {share:.1%} differ from the exact split"
 
 
-Check = OperatorCheck | OtsuCheck | StepCheck | EdgeCheck
+Check = OperatorCheck | OtsuCheck | StepCheck | EdgeCheck | SequenceCheck
 
 
 def checks(device: str) -> list[Check]:
@@ -156,6 +157,9 @@ def checks(device: str) -> list[Check]:
         for precision, columns, most in itertools.product(OTSU_TYPES, OTSU_COLUMNS, (5, None))
     ]
     found += [StepCheck(*call, precision, device) for call in STEP_CALLS for precision in PRECISIONS[device]]
+    found += [
+        SequenceCheck(*call, precision, device) for call in SEQUENCE_CALLS for precision in PRECISIONS[device]
+    ]
     every = itertools.product(PRECISIONS[device], CALLS, sizes["nodes"], problems.MASKS)
     for precision, (operator, variant, depth), size, masks in every:
         problem = Problem(
