@@ -1,11 +1,12 @@
-"""linear_cross_entropy and dropout_add_layer_norm, forward and backward, against plain and compiled PyTorch.
+"""linear_cross_entropy, dropout_add_layer_norm and varlen_attention, both ways, against plain and compiled PyTorch.
 
     python -m benchmarks.step_operators [--device cpu|cuda] [--compiled] [--out FILE.json]
 
 Rivals do the same work: ``F.cross_entropy`` of ``F.linear`` on whole logits; ``F.dropout``, the sum and
-``F.layer_norm``. ``--compiled`` adds them through ``torch.compile``. A call is timed only after its loss, sum and
-gradients were those of the rival (dropout off: masks are drawn differently). Times are medians of interleaved
-measurements; memory is what a call allocates at most, beyond its inputs.
+``F.layer_norm``; ``F.scaled_dot_product_attention`` between making padded texts of rows and rows of those.
+``--compiled`` adds them through ``torch.compile``. A call is timed only after its loss, sum and gradients were those
+of the rival (dropout off: masks are drawn differently). Times are medians of interleaved measurements; memory is what a
+call allocates at most, beyond its inputs.
 """
 
 from __future__ import annotations
@@ -21,11 +22,20 @@ from torch import Tensor
 
 from benchmarks import harness
 from benchmarks.command_line import parser_of
-from ecore_kernels import available_backends, dropout_add_layer_norm, linear_cross_entropy
+from ecore_kernels import (
+    Sequences,
+    available_backends,
+    dropout_add_layer_norm,
+    linear_cross_entropy,
+    varlen_attention,
+)
+from ecore_kernels.backends import BACKENDS
 
 WORDS, VOCABULARY, WIDTH = (352, 1408), 23_714, 300
 """Words of a batch of 16 responses and of 64; the paper's vocabulary and width."""
 ROWS = (800, 6400)
+TEXT, HEADS, HEAD = 22, 2, 20
+"""Words of a response on average, and the heads of the released model's attention."""
 SMOOTHING, DROPOUT = 0.1, 0.2
 TOLERANCE = 1e-4
 
@@ -102,6 +112,34 @@ def norm_case(rows: int, device: str) -> Case:
     return Case("dropout_add_layer_norm", rows, inputs, ours, plain, 2)
 
 
+def attention_case(words: int, device: str) -> Case:
+    """Causal attention of responses to themselves; the longest is about twice as long as the average."""
+    generator = torch.Generator().manual_seed(0)
+    texts = max(1, words // TEXT)
+    share = torch.rand(texts, generator=generator)
+    lengths = (words * share / share.sum()).long()
+    lengths[0] += words - lengths.sum()
+    sequences = Sequences.from_lengths(lengths.to(device))
+    rows = torch.randn(words, 3, HEADS, HEAD, generator=generator).to(device).requires_grad_()
+    columns = torch.arange(sequences.longest, device=device)
+    there = columns < sequences.lengths[:, None]  # [texts, longest]
+    places = there.flatten().nonzero()[:, 0]  # of the rows, among the padded texts'
+
+    def ours(backend: str, exact: bool) -> Function:
+        return lambda rows: (varlen_attention(rows, None, None, sequences, causal=True, backend=backend),)
+
+    def attend(rows: Tensor) -> tuple[Tensor]:
+        padded = rows.new_zeros(there.numel(), *rows.shape[1:]).index_copy(0, places, rows)
+        query, key, value = padded.unflatten(0, there.shape).permute(
+            2, 0, 3, 1, 4
+        )  # [texts, heads, longest, d]
+        # Padding is behind the words, which do not hear it.
+        heard = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        return (heard.transpose(1, 2).flatten(0, 1).index_select(0, places),)
+
+    return Case("varlen_attention", words, [rows], ours, lambda exact: attend, 1)
+
+
 def step(case: Case, function: Function) -> Callable[[int], Sequence[Tensor]]:
     """Forward and backward, whose upstream gradients are ones."""
 
@@ -125,9 +163,15 @@ def check(case: Case, backend: str) -> None:
 def run(device: str, compiled: bool) -> Iterator[dict[str, Any]]:
     """One result a case, each as soon as it is there."""
     backends = [name for name in available_backends() if (name == "triton") == (device == "cuda")]
-    cases = [*((loss_case, size) for size in WORDS), *((norm_case, size) for size in ROWS)]
+    cases = [
+        *((loss_case, size) for size in WORDS),
+        *((norm_case, size) for size in ROWS),
+        *((attention_case, size) for size in WORDS),
+    ]
     for make, size in cases:
         case = make(size, device)
+        if not any(case.operator in BACKENDS[name].refusals for name in backends):
+            continue  # varlen_attention has no kernel for GPUs
         calls = {"PyTorch": step(case, case.plain(False))}
         if compiled:
             rival = torch.compile(case.plain(False), fullgraph=True, dynamic=False)

@@ -171,6 +171,19 @@ def dropout_add_layer_norm(device: str) -> tuple[Call, str]:
     return drawn.step(lambda: ecore_kernels.dropout_add_layer_norm(x, residual, weight, bias, 0.2, seed=7))
 
 
+def varlen_attention(device: str) -> tuple[Call, str]:
+    import ecore_kernels
+
+    drawn = Drawn(device)
+    offsets = torch.cat(
+        [torch.zeros(1), torch.rand(63, generator=drawn.generator).sort().values, torch.ones(1)]
+    )
+    offsets = drawn.constant((1408 * offsets).long())  # of 64 responses
+    rows = drawn.leaf(1408, 3, 2, 20)
+    sequences = ecore_kernels.Sequences.from_offsets(offsets)
+    return drawn.step(lambda: ecore_kernels.varlen_attention(rows, None, None, sequences, causal=True))
+
+
 def training_step(preset: str) -> Case:
     """A step with everything that the commit has, on made-up batches, one after the other."""
 
@@ -199,6 +212,7 @@ CASES: dict[str, Case] = {
     "sparse_attention": sparse_attention,
     "linear_cross_entropy": linear_cross_entropy,
     "dropout_add_layer_norm": dropout_add_layer_norm,
+    "varlen_attention": varlen_attention,
     "step-released": training_step("released"),
     "step-paper": training_step("paper"),
 }
