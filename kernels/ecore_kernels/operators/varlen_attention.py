@@ -206,8 +206,9 @@ def varlen_attention(
     offsets = (sequences.offsets, None if key_sequences is None else key_sequences.offsets)
     with torch.autocast(query.device.type, enabled=False) if kind is not None else _NOTHING:
         if chosen == "reference":
-            same: Any = [None if x is None else x.to(result) for x in nodes]
-            return _reference(setting, *same, *offsets)  # type: ignore[call-arg]  # five tensors, as apply() takes
+            same: list[Any] = [None if x is None else x.to(result) for x in nodes]
+            same += offsets
+            return _reference(setting, *same)
         made = iter(registration.apart(given, kernel_type(result, chosen)))
         output, _ = registration.apply(
             NAME, setting, *(None if x is None else next(made) for x in nodes), *offsets
