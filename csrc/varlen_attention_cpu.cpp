@@ -42,7 +42,9 @@ template <typename T>
 class Pieces {
  public:
   explicit Pieces(const VarlenAttention<T>& call)
-      : call_(call), sharing(call.heads / call.key_heads), count(call.sequences * call.key_heads) {
+      : call_(call),
+        sharing(call.heads / std::max<int64_t>(call.key_heads, 1)),
+        count(call.sequences * call.key_heads) {
     for (int64_t s = 0; s < call.sequences; ++s) {
       longest_ = std::max(longest_, call.begin[s + 1] - call.begin[s]);
       longest_keys_ = std::max(longest_keys_, call.key_begin[s + 1] - call.key_begin[s]);

@@ -133,10 +133,10 @@ class ResponseRows(NamedTuple):
 def attends_among_rows(x: Tensor) -> bool:
     """Return whether attention takes rows as they are where x is; elsewhere PyTorch's needs padding."""
     return (
-        x.device.type == "cpu"
+        not torch.compiler.is_compiling()
+        and x.device.type == "cpu"
         and named() in (None, "native")
         and native.available()
-        and not torch.compiler.is_compiling()
     )
 
 

@@ -39,12 +39,15 @@ KEY_LENGTHS = {
 WIDTHS = [(1, 1), (2, 9), (7, 5), (8, 8), (15, 33), (16, 17), (100, 100), (128, 20)]
 
 
-def draw(form: str, rows: int, keys: int, heads=2, dim=5, value_dim=7, dtype=torch.float64) -> list[Tensor]:
+def draw(
+    form: str, rows: int, keys: int, heads=2, dim=5, value_dim=7, dtype=torch.float64, key_heads=None
+) -> list[Tensor]:
     """Tensors of a call; values are as wide as keys where they lie side by side."""
+    key_heads = heads if key_heads is None else key_heads
     shapes = {
         "three side by side": [(rows, 3, heads, dim)],
-        "keys and values side by side": [(rows, heads, dim), (keys, 2, heads, dim)],
-        "three tensors": [(rows, heads, dim), (keys, heads, dim), (keys, heads, value_dim)],
+        "keys and values side by side": [(rows, heads, dim), (keys, 2, key_heads, dim)],
+        "three tensors": [(rows, heads, dim), (keys, key_heads, dim), (keys, key_heads, value_dim)],
     }
     return [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes[form]]
 
@@ -74,7 +77,7 @@ def expected(
             heard.append(q.new_zeros(len(q), q.shape[1], v.shape[2]))
         elif len(q) > 0:
             here = (x.transpose(0, 1)[None] for x in (q, k, v))  # [1, H, rows, d]
-            found = F.scaled_dot_product_attention(*here, is_causal=causal, scale=scale)
+            found = F.scaled_dot_product_attention(*here, is_causal=causal, scale=scale, enable_gqa=True)
             heard.append(found[0].transpose(0, 1))
     return torch.cat(heard)
 
@@ -132,6 +135,22 @@ def test_attention_to_other_sequences(backend, lengths, key_lengths, form):
 
 @needs_native
 @pytest.mark.usefixtures("uninitialized_is_nan")
+@backends
+@pytest.mark.parametrize("heads, key_heads", [(6, 2), (3, 1), (4, 4)])
+@pytest.mark.parametrize("form", FORMS[1:])
+@pytest.mark.parametrize("lengths, key_lengths", [*KEY_LENGTHS.values(), ((300, 5), None)], ids=str)
+def test_heads_may_share_keys_and_values(backend, lengths, key_lengths, form, heads, key_heads):
+    torch.manual_seed(0)
+    keys = sum(lengths if key_lengths is None else key_lengths)
+    leaves = draw(form, sum(lengths), keys, heads, key_heads=key_heads)
+    causal = key_lengths is None
+    assert_same(
+        leaves,
+        run(leaves, lengths, key_lengths, backend=backend, causal=causal),
+        expected(leaves, lengths, key_lengths, causal),
+    )
+
+
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("dim, value_dim", WIDTHS)
 def test_widths(dim, value_dim, causal):
@@ -476,11 +495,16 @@ WRONG = {
     "query: expected heads of at least one element, got [9, 2, 0]": {"query": Q[:, :, :0]},
     "query: expected the 9 rows of its sequences, got [8, 2, 4]": {"query": Q[:8]},
     "key: expected a tensor, got list": {"key": [1.0]},
-    "key: expected [6, 2, 2, 4], got [6, 2, 4]": {"key": KV[:, 0]},
-    "key: expected [6, 2, 2, 4], got [5, 2, 2, 4]": {"key": KV[:5]},
-    "key: expected [6, 2, 2, 4], got [6, 2, 2, 3]": {"key": KV[..., :3]},
-    "key: expected [6, 2, 4], got [6, 2, 2, 4]": {"value": KV[:, 1]},
-    "key: expected [6, 2, 4], got [6, 1, 4]": {"key": KV[:, 0, :1], "value": KV[:, 1]},
+    "key: expected [6, 2, G, 4], got [6, 2, 4]": {"key": KV[:, 0]},
+    "key: expected [6, 2, G, 4], got [5, 2, 2, 4]": {"key": KV[:5]},
+    "key: expected [6, 2, G, 4], got [6, 2, 2, 3]": {"key": KV[..., :3]},
+    "key: expected [6, G, 4], got [6, 2, 2, 4]": {"value": KV[:, 1]},
+    "key: expected a divisor of the 2 heads of queries, got 3": {
+        "key": KV[:, 0, :1].expand(-1, 3, -1),
+        "value": KV[:, 1],
+    },
+    "key: expected a divisor of the 2 heads of queries, got 0": {"key": KV[:, 0, :0], "value": KV[:, 1, :0]},
+    "value: expected [6, 1, dv], got [6, 2, 4]": {"key": KV[:, 0, :1], "value": KV[:, 1]},
     "value: expected None beside no key, got [6, 2, 4]": {"key": None, "value": KV[:, 1]},
     "value: expected [6, 2, dv], got [5, 2, 4]": {"key": KV[:, 0], "value": KV[:5, 1]},
     "value: expected [6, 2, dv], got [6, 1, 4]": {"key": KV[:, 0], "value": KV[:, 1, :1]},

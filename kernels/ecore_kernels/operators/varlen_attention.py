@@ -57,7 +57,7 @@ def _reference(
     queries, _ = _padded(query.to(number), offsets, longest)
     keys, heard = _padded(key.to(number), of_keys, key_longest)
     values, _ = _padded(value.to(number), of_keys, key_longest)
-    sharing = query.shape[1] // key.shape[1]
+    sharing = query.shape[1] // max(key.shape[1], 1)
     keys, values = (x.repeat_interleave(sharing, 1) if sharing > 1 else x for x in (keys, values))
     heard = heard[:, None, None]  # [B, 1, 1, longest keys]
     if causal:
@@ -265,7 +265,7 @@ def _check(
         if key.dim() != 3 + len(inner) or _shape(key) != [of_keys.rows, *inner, key.shape[-2], size]:
             wanted = ", ".join(str(x) for x in (of_keys.rows, *inner, "G", size))
             raise ValueError(f"{NAME}: key: expected [{wanted}], got {_shape(key)}")
-        if key.shape[-2] < 1 or heads % key.shape[-2]:
+        if heads % max(key.shape[-2], 1) or (heads and not key.shape[-2]):
             raise ValueError(
                 f"{NAME}: key: expected a divisor of the {heads} heads of queries, got {key.shape[-2]}"
             )

@@ -4,7 +4,6 @@ import json
 import random
 from dataclasses import replace
 from pathlib import Path
-from unittest import mock
 
 import pytest
 import torch
@@ -151,7 +150,6 @@ def start(data, tiny, monkeypatch):
 
 
 @pytest.fixture
-def as_on_a_gpu():
+def as_on_a_gpu(monkeypatch):
     """Attention is by text and position, so that no size depends on a batch's words."""
-    with mock.patch("ecore.model.packing.attends_among_rows", return_value=False):
-        yield
+    monkeypatch.setattr("ecore.model.packing.attends_among_rows", lambda x: False)
