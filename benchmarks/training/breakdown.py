@@ -19,11 +19,12 @@ from benchmarks.workload import Workload, made_up_batch, wait
 PROFILED_STEPS = 8
 PARTS = {
     "matrix products": ("::mm", "::addmm", "::bmm", "::baddbmm", "::addmv", "::linear", "mkldnn"),
+    "attention": ("scaled_dot_product", "fused_varlen_attention"),
+    "dropout, sum and norm": ("fused_dropout_add_layer_norm",),
+    "softmax, logarithms": ("fused_linear_cross_entropy", "softmax", "::exp", "::log", "::logsumexp", "::amax"),
     "graph operators": ("ecore_kernels::",),
-    "attention": ("scaled_dot_product",),
     "random numbers": ("bernoulli", "random_", "native_dropout"),
     "optimiser": ("_adam_", "_foreach_"),
-    "softmax, logarithms": ("softmax", "::exp", "::log", "::logsumexp", "::amax"),
     "filling, copying, adding": (
         "::fill_",
         "::zero_",
