@@ -1,4 +1,7 @@
-"""Pages of the documentation: their Python runs, their commands parse, and no operator is missing."""
+"""Pages of the documentation: their Python runs, their commands parse, and no operator is missing.
+
+``tests/pages.py`` runs the commands, too, with the built wheel; `.ci/run` calls it.
+"""
 
 import importlib.util
 import json
@@ -12,22 +15,12 @@ import pytest
 
 import ecore_kernels
 from ecore.cli import COMMANDS, _parser, main
-
-ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *ROOT.glob("docs/*.md")]
-
-
-def blocks(page: Path, language: str) -> list[str]:
-    """Fenced blocks of one language, without the indentation of a list that they stand in."""
-    fenced = re.findall(
-        rf"^( *)```{language}\n(.*?)^\1```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
-    )
-    return [re.sub(f"^{indent}", "", text, flags=re.MULTILINE) for indent, text in fenced]
+from tests.pages import PAGES, ROOT, blocks, python_alone
 
 
 def commands(page: Path) -> Iterator[list[str]]:
     """Words of every command in the page's shell blocks, by what `&&`, `|` and lines part."""
-    for block in blocks(page, "sh"):
+    for block in (text for language, text in blocks(page) if language == "sh"):
         for line in block.replace("\\\n", " ").splitlines():
             command: list[str] = []
             for word in [*shlex.split(line, comments=True), "&&"]:
@@ -38,7 +31,7 @@ def commands(page: Path) -> Iterator[list[str]]:
                     command = []
 
 
-WITH_PYTHON = [page for page in PAGES if blocks(page, "python")]
+WITH_PYTHON = [page for page in PAGES if python_alone(page)]
 WITH_COMMANDS = [page for page in PAGES if list(commands(page))]
 
 
@@ -65,7 +58,7 @@ def test_python_runs(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) 
     """One page is one session: later blocks may use the names of earlier ones."""
     monkeypatch.chdir(folder)
     names: dict = {"__name__": page.stem}
-    for block in blocks(page, "python"):
+    for block in python_alone(page):
         exec(compile(block, str(page.relative_to(ROOT)), "exec"), names)
 
 

@@ -1,6 +1,5 @@
 """The Python of docs/talking.md runs as it stands, on a small model of the sample corpus."""
 
-import re
 from pathlib import Path
 
 import torch
@@ -11,6 +10,7 @@ from ecore.data.prepare import prepare
 from ecore.data.prepared import PreparedData
 from ecore.demo import sample_corpus
 from ecore.model import ECore
+from tests.pages import python_alone
 
 PAGE = Path(__file__).parents[1] / "docs/talking.md"
 
@@ -22,7 +22,7 @@ def test_examples(tmp_path, monkeypatch, capsys):
     config = ModelConfig(dim=24, encoder_blocks=1, decoder_blocks=1, feed_forward=16)
     pretrained.save(ECore(config, data.vocabulary, data.tables), tmp_path / "ecore-demo/run")
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    blocks = python_alone(PAGE)
     assert len(blocks) >= 5
     names: dict = {}
     for block in blocks:
