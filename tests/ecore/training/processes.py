@@ -26,6 +26,32 @@ def train(prepared: Path, run: Path, *flags: str) -> list[str]:
     return ["train", "--data", str(prepared), "--out", str(run), *FLAGS, *flags]
 
 
+def resume(run: Path, steps: int, *flags: str) -> list[str]:
+    """A command that goes on with a run."""
+    return ["train", "--out", str(run), "--resume", "--max-steps", str(steps), *flags]
+
+
+def in_turn(folder: Path, *commands: list[str]) -> Path:
+    """A script for torchrun that runs commands one after the other: its processes take longer to start than to train.
+
+    They join once, and part after the last: torchrun's store knows no second group.
+    """
+    script = folder / "commands.py"
+    script.write_text(f"""
+import functools, sys
+from ecore.cli import main
+from ecore.training import distributed
+
+leave, distributed.leave = distributed.leave, lambda: None
+distributed.join = functools.cache(distributed.join)
+for command in {commands!r}:
+    if code := main(command):
+        sys.exit(code)
+leave()
+""")
+    return script
+
+
 def python_path() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
 

@@ -14,33 +14,12 @@ import torch
 from ecore.training import distributed
 from ecore.training.distributed import Parted, parted
 from ecore.training.journal import read_metrics
-from tests.ecore.training.processes import ROOT, compare, python_path, train
-
-
-def resume(run: Path, steps: int) -> list[str]:
-    """A command that goes on with a run."""
-    return ["train", "--out", str(run), "--resume", "--max-steps", str(steps)]
+from tests.ecore.training.processes import ROOT, compare, in_turn, python_path, resume, train
 
 
 def launch(processes: int, folder: Path, *commands: list[str]) -> subprocess.CompletedProcess:
-    """Run commands one after the other, in processes that are started once: it takes them longer than to train.
-
-    They join once, too, and part after the last: torchrun's store knows no second group.
-    """
-    script = folder / "commands.py"
-    script.write_text(f"""
-import functools, sys
-from ecore.cli import main
-from ecore.training import distributed
-
-leave, distributed.leave = distributed.leave, lambda: None
-distributed.join = functools.cache(distributed.join)
-for command in {commands!r}:
-    if code := main(command):
-        sys.exit(code)
-leave()
-""")
-    return torchrun(processes, str(script))
+    """Run commands one after the other in the same processes."""
+    return torchrun(processes, str(in_turn(folder, *commands)))
 
 
 def torchrun(processes: int, *program: str) -> subprocess.CompletedProcess:

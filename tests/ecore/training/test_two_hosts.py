@@ -16,11 +16,12 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from ecore.training.journal import read_metrics
-from tests.ecore.training.processes import ROOT, compare, python_path, train
+from tests.ecore.training.processes import ROOT, compare, in_turn, python_path, resume, train
 
 pytestmark = pytest.mark.slow
 WITHIN = 30.0
@@ -78,15 +79,13 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def start(hosts: list[str], folder: Path, rank: int, *command: str) -> subprocess.Popen[str]:
+def start(hosts: list[str], script: Path, rank: int, *arguments: str) -> subprocess.Popen[str]:
     """Start a host's torchrun agent, as the head of a group of processes."""
     agent = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
     where = ["--node-rank", str(rank), "--master-addr", "10.77.0.1", "--master-port", "29555"]
-    script = folder / "command.py"
-    script.write_text(COMMAND)
     environment = {**python_path(), "GLOO_SOCKET_IFNAME": "ecore0", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        ["ip", "netns", "exec", hosts[rank], *agent, *where, str(script), *command],
+        ["ip", "netns", "exec", hosts[rank], *agent, *where, str(script), *arguments],
         env=environment,
         cwd=ROOT,
         text=True,
@@ -96,9 +95,10 @@ def start(hosts: list[str], folder: Path, rank: int, *command: str) -> subproces
     )
 
 
-def together(hosts: list[str], folder: Path, *command: str) -> None:
-    """Run a command on both hosts until it is done."""
-    agents = [start(hosts, folder, rank, *command) for rank in range(2)]
+def together(hosts: list[str], folder: Path, *commands: list[str]) -> None:
+    """Run commands on both hosts, one after the other in processes that are started once, until all are done."""
+    script = in_turn(folder, *commands)
+    agents = [start(hosts, script, rank) for rank in range(2)]
     try:
         # The first to end may be the second: the other would wait minutes for one that has failed.
         deadline = time.monotonic() + 200
@@ -125,29 +125,22 @@ def die(agent: subprocess.Popen[str]) -> None:
             os.kill(int(pid), signal.SIGKILL)
 
 
-def test_two_hosts_train_as_one_process(hosts, prepared_folder, tmp_path):
-    together(hosts, tmp_path, *train(prepared_folder, tmp_path / "two"))
-    alone = [sys.executable, "-m", "ecore", *train(prepared_folder, tmp_path / "one")]
-    subprocess.run(alone, env=python_path(), cwd=ROOT, check=True, capture_output=True, timeout=300)
-    compare(tmp_path / "two", tmp_path / "one")
+class Lost(NamedTuple):
+    """A run of two hosts of which one was lost: which, what the other said and when it ended."""
+
+    run: Path
+    said: str
+    code: int
+    seconds: float
+    reached: int
 
 
-@pytest.mark.parametrize(
-    "victim, how, complaint",
-    [
-        (0, "killed", "another process of this training has ended; the last checkpoint is kept"),
-        (1, "killed", "another process of this training has ended; the last checkpoint is kept"),
-        (1, "cut off", r"no sign of life of process 1 in \d+ seconds; the last checkpoint is kept"),
-    ],
-)
-def test_a_host_that_is_lost_ends_the_other_and_the_run_goes_on(
-    hosts, prepared_folder, tmp_path, victim, how, complaint
-):
-    run = tmp_path / "run"
-    command = train(
-        prepared_folder, run, "--max-steps", "100000", "--checkpoint-every", "5", "--log-every", "1"
-    )
-    agents = [start(hosts, tmp_path, rank, *command) for rank in range(2)]
+def lose(hosts: list[str], prepared: Path, folder: Path, victim: int, how: str) -> Lost:
+    """Kill a host, or cut its cable, after the first checkpoint of a training that would go on for long."""
+    run, script = folder / "run", folder / "command.py"
+    script.write_text(COMMAND)
+    command = train(prepared, run, "--max-steps", "100000", "--checkpoint-every", "5", "--log-every", "1")
+    agents = [start(hosts, script, rank, *command) for rank in range(2)]
     try:
         deadline = time.monotonic() + 200
         while not (run / "checkpoints.json").exists():
@@ -160,16 +153,49 @@ def test_a_host_that_is_lost_ends_the_other_and_the_run_goes_on(
         else:
             ip("-n", hosts[victim], "link", "set", "ecore0", "down")
         _, said = agents[1 - victim].communicate(timeout=120)
-        assert time.monotonic() - begin < WITHIN
-        assert agents[1 - victim].returncode != 0
-        errors = [line for line in said.splitlines() if "ecore: error:" in line]
-        assert len(errors) == 1, said
-        assert re.search(complaint, errors[0])
+        seconds = time.monotonic() - begin
     finally:
         for agent in agents:
             die(agent)
         ip("-n", hosts[victim], "link", "set", "ecore0", "up")
-    reached = read_metrics(run)[-1]["step"]
-    steps = str(reached + 3)
-    together(hosts, tmp_path, "train", "--out", str(run), "--resume", "--max-steps", steps, "--threads", "1")
-    assert read_metrics(run)[-1]["step"] == int(steps)
+    return Lost(run, said, agents[1 - victim].returncode, seconds, read_metrics(run)[-1]["step"])
+
+
+@pytest.fixture(scope="module")
+def lost(hosts, prepared_folder, tmp_path_factory) -> dict[tuple[int, str], Lost]:
+    """A run for each way in which a host is lost."""
+    ways = [(0, "killed"), (1, "killed"), (1, "cut off")]
+    return {way: lose(hosts, prepared_folder, tmp_path_factory.mktemp("lost"), *way) for way in ways}
+
+
+@pytest.fixture(scope="module")
+def trained(hosts, prepared_folder, lost, tmp_path_factory) -> Path:
+    """A run of two hosts from beginning to end; the same processes go on with the lost ones, for three steps each."""
+    folder = tmp_path_factory.mktemp("two")
+    resumed = [resume(one.run, one.reached + 3, "--threads", "1") for one in lost.values()]
+    together(hosts, folder, train(prepared_folder, folder / "run"), *resumed)
+    return folder / "run"
+
+
+def test_two_hosts_train_as_one_process(trained, prepared_folder, tmp_path):
+    alone = [sys.executable, "-m", "ecore", *train(prepared_folder, tmp_path / "one")]
+    subprocess.run(alone, env=python_path(), cwd=ROOT, check=True, capture_output=True, timeout=300)
+    compare(trained, tmp_path / "one")
+
+
+@pytest.mark.parametrize(
+    "victim, how, complaint",
+    [
+        (0, "killed", "another process of this training has ended; the last checkpoint is kept"),
+        (1, "killed", "another process of this training has ended; the last checkpoint is kept"),
+        (1, "cut off", r"no sign of life of process 1 in \d+ seconds; the last checkpoint is kept"),
+    ],
+)
+def test_a_host_that_is_lost_ends_the_other_and_the_run_goes_on(lost, trained, victim, how, complaint):
+    one = lost[victim, how]
+    assert one.seconds < WITHIN
+    assert one.code != 0
+    errors = [line for line in one.said.splitlines() if "ecore: error:" in line]
+    assert len(errors) == 1, one.said
+    assert re.search(complaint, errors[0])
+    assert read_metrics(one.run)[-1]["step"] == one.reached + 3
