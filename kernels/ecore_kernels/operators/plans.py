@@ -14,14 +14,6 @@ from ecore_kernels.dtypes import kernel_type, node_type, weight_type
 from ecore_kernels.operators import registration
 from ecore_kernels.operators.checks import check_graph, check_number, check_scalar, check_updates
 
-try:
-    from torch.fx.experimental.symbolic_shapes import has_static_value
-except ImportError:  # torch before 2.8, which recompiles for every number
-
-    def has_static_value(a: Any) -> bool:  # type: ignore[misc]
-        return True
-
-
 MOST_SIGNATURES = 4096
 """Signatures remembered for each operator. Without a limit, sizes that never repeat would fill the memory."""
 
@@ -166,6 +158,16 @@ def score_scale(
     if torch.compiler.is_compiling() and not has_static_value(scale):
         return 1.0, [query * scale for query in queries]
     return scale, queries
+
+
+def has_static_value(number: Any) -> bool:
+    """Return True if ``number`` is a constant also where torch traces."""
+    if isinstance(number, (int, float)) and not torch.compiler.is_compiling():
+        return True
+    # Not imported above: it brings SymPy, a sixth of what importing this package takes. Who traces has imported it.
+    shapes = torch.fx.experimental.symbolic_shapes
+    # torch before 2.8 has no such function: it recompiles for every number.
+    return not hasattr(shapes, "has_static_value") or shapes.has_static_value(number)
 
 
 def without_autocast(
