@@ -1,5 +1,4 @@
 import json
-import time
 
 import numpy as np
 import pytest
@@ -199,35 +198,3 @@ def test_long_contexts_lose_their_oldest_words(jsonl_folder, tmp_path):
     assert words == [f"w{i}" for i in range(88, 400)] + ["mid"] * 100 + ["last"] * 100
     assert batch.state[1].tolist() == [3] + [1] * 312 + [2] * 100 + [1] * 100
     assert data.test.texts(1)["context"] == turns[:3]
-
-
-@pytest.mark.slow
-def test_real_data(real_data, tmp_path):
-    """The numbers that the design measured, within what another tokenizer's conventions may move."""
-    folder = real_data / "glove"
-    begin = time.perf_counter()
-    meta = run(
-        real_data / "ed",
-        tmp_path / "out",
-        glove=[folder / "glove_6B_100d_ed.npz"],
-        relations=real_data / "knowledge" / "ed_word_relations.tsv.gz",
-    )
-    print(f"prepared in {time.perf_counter() - begin:.1f} s")
-    data = PreparedData.load(tmp_path / "out")
-    assert [len(split) for split in (data.train, data.valid, data.test)] == [40254, 5738, 5259]
-    assert 23_000 < meta["vocabulary_size"] < 24_700
-    assert sum(split["truncated_contexts"] for split in meta["splits"].values()) == 0
-    splits = (data.train, data.valid, data.test)
-    contexts = np.concatenate([split.context_lengths - 1 for split in splits])
-    responses = np.concatenate([split.response_lengths - 1 for split in splits])
-    for lengths, mean, p90, highest in ((contexts, 36, 66, 363), (responses, 14, 24, 113)):
-        assert lengths.mean() == pytest.approx(mean, rel=0.03)
-        assert np.percentile(lengths, 90) == pytest.approx(p90, rel=0.05)
-        assert lengths.max() == pytest.approx(highest, rel=0.03)
-    assert meta["zero_intensity"] == pytest.approx(0.91, abs=0.01)
-    shares = meta["intensity_shares"]
-    assert shares["0.075"]["literal"]["contexts"] == pytest.approx(0.56, abs=0.03)
-    assert shares["0.15"]["literal"]["contexts"] == pytest.approx(0.15, abs=0.03)
-    assert shares["0.075"]["matched"]["words"] <= 0.10
-    assert shares["0.15"]["matched"]["words"] <= 0.03
-    assert meta["glove_coverage"]["tokens"] > 0.97
