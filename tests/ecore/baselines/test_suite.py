@@ -124,7 +124,9 @@ def test_each_weight_learns_and_the_loss_falls(make, name):
         loss.backward()
         if step == 0:
             assert [n for n, p in model.named_parameters() if p.grad is None] == []
-            assert [n for n, p in model.named_parameters() if p.grad.abs().max() == 0] == []
+            # A softmax does not see a bias of its keys: that gradient is 0, or what rounding leaves of it.
+            idle = [n for n, p in model.named_parameters() if p.grad.abs().max() == 0]
+            assert [n for n in idle if not n.endswith("attention.key.bias")] == []
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
