@@ -3,8 +3,8 @@
 ``python -m ecore_kernels.verify`` draws random inputs, runs each operator forward and backward on each backend, and
 compares outputs and gradients with the paper's layer-by-layer recurrence in float64. The error may be twice that of the
 same recurrence in plain PyTorch, in the type and precision of the call, plus rounding; NaN never passes. Each call runs
-twice and must give the same bits. The exit code is 0 if all is right and 1
-if anything is wrong. A backend that refuses a call is listed with its reason.
+twice, and a fused kernel must give the same bits. The exit code is 0 if all is right and 1 if anything is wrong. A
+backend that refuses a call is listed with its reason.
 """
 
 from __future__ import annotations

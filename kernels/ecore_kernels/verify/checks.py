@@ -187,7 +187,8 @@ def make_row(check: Check, backend: str) -> Row:
         first, second = check.run(backend), check.run(backend)
         check.judge(row, first)
         row.same_bits = all(_same_bits(x, second[name]) for name, x in first.items())
-        if not row.same_bits and row.verdict == "right":
+        # PyTorch's own sums over a graph's edges come in the order of its threads.
+        if not row.same_bits and row.verdict == "right" and backend != "reference":
             row.verdict, row.reason = "wrong", "a second run gives other bits"
     except Exception as error:  # of any type: the other rows go on
         row.verdict = "failed"
