@@ -133,7 +133,6 @@ def test_attention_to_other_sequences(backend, lengths, key_lengths, form):
     assert_same(leaves, found, expected(leaves, lengths, key_lengths, scale=0.7))
 
 
-@needs_native
 @pytest.mark.usefixtures("uninitialized_is_nan")
 @backends
 @pytest.mark.parametrize("heads, key_heads", [(6, 2), (3, 1), (4, 4)])
@@ -151,6 +150,8 @@ def test_heads_may_share_keys_and_values(backend, lengths, key_lengths, form, he
     )
 
 
+@needs_native
+@pytest.mark.usefixtures("uninitialized_is_nan")
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("dim, value_dim", WIDTHS)
 def test_widths(dim, value_dim, causal):
