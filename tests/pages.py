@@ -76,7 +76,7 @@ GIVEN = {
 """The prepared folders and runs that a page has from commands of another."""
 
 TYPED = b"My dog died.\nHe was twelve.\n"
-"""What is typed into a command that reads it."""
+"""Input for the commands that read from a terminal."""
 
 SHELL = r"""
 curl() { command curl -fsS "$@" && echo; }

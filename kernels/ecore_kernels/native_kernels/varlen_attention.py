@@ -38,7 +38,7 @@ def _check_offsets(offsets: Tensor, key_offsets: Tensor | None) -> None:
 
 
 class _Call:
-    """What both directions pass to the extension."""
+    """The arguments that the forward and the backward pass to the extension."""
 
     def __init__(
         self,

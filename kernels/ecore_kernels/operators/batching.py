@@ -85,6 +85,16 @@ def one_by_one(operator: Callable[..., list[Tensor]]) -> Callable[..., Any]:
     return rule
 
 
+def register_one_by_one(operator: str) -> None:
+    """Give both directions of a fused operator the rule of :func:`one_by_one` under ``torch.vmap``."""
+    for name in (f"fused_{operator}", f"fused_{operator}_backward"):
+
+        def rule(info: Any, dims: Any, *arguments: Any, name: str = name) -> Any:
+            return one_by_one(getattr(torch.ops.ecore_kernels, name))(info, dims, *arguments)
+
+        torch.library.register_vmap(f"ecore_kernels::{name}", rule, lib=registration.library)
+
+
 def _folded(
     fold: Fold, schema: Any, dims: Sequence[Any], arguments: Sequence[Any], apart: Collection[str]
 ) -> list[Any]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ecore_kernels import backends
 from ecore_kernels.dtypes import common_type, kernel_type, weight_type
 from ecore_kernels.operators import registration
-from ecore_kernels.operators.batching import one_by_one
+from ecore_kernels.operators.batching import register_one_by_one
 from ecore_kernels.operators.checks import check_floats, check_number, check_one_device
 from ecore_kernels.sequences import Sequences
 
@@ -117,16 +117,7 @@ registration.register(NAME, "forward", _results)
 registration.register(NAME, "backward", _gradients)
 
 
-def _forward_rule(info: Any, dims: Any, *arguments: Any) -> Any:
-    return one_by_one(getattr(torch.ops.ecore_kernels, f"fused_{NAME}"))(info, dims, *arguments)
-
-
-def _backward_rule(info: Any, dims: Any, *arguments: Any) -> Any:
-    return one_by_one(getattr(torch.ops.ecore_kernels, f"fused_{NAME}_backward"))(info, dims, *arguments)
-
-
-for _name, _rule in ((f"fused_{NAME}", _forward_rule), (f"fused_{NAME}_backward", _backward_rule)):
-    torch.library.register_vmap(f"ecore_kernels::{_name}", _rule, lib=registration.library)
+register_one_by_one(NAME)
 
 
 def _forward(setting, tensors):

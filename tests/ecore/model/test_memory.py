@@ -1,10 +1,10 @@
-"""What a decoder's blocks read of contexts: the same from padded places, from rows, and from rows not projected."""
+"""Padded, packed and unprojected memory give a decoder's blocks the same values and gradients."""
 
 import pytest
 import torch
 from torch import nn
 
-from ecore.model.decoder import PackedMemory, PaddedMemory, UnprojectedMemory
+from ecore.model.memory import PackedMemory, PaddedMemory, UnprojectedMemory
 from ecore.model.packing import Packing
 from ecore.model.transformer import MultiHeadAttention, stacked
 from ecore_kernels import native
@@ -26,7 +26,7 @@ def forms(memory, mask, attention):
 
 
 def heard_by(form, heard):
-    """What the three forms give of ``heard``, and its gradients: (values, gradients by name)."""
+    """Return the values of ``heard`` with one form of memory, and their gradients by name."""
     torch.manual_seed(0)
     attention = nn.ModuleList(MultiHeadAttention(DIM, HEADS, WIDTH) for _ in range(BLOCKS)).double()
     memory = torch.randn(4, 7, DIM, dtype=torch.float64, requires_grad=True)

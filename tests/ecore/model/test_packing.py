@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ecore.data.vocabulary import EOS, PAD
-from ecore.model import decoder, packing, transformer
+from ecore.model import memory, packing, transformer
 from ecore.model.packing import Packing, Padded, attends_among_rows, layout_of
 from ecore.training.schedule import adam, set_rate
 from ecore_kernels import native, use_backend, varlen_attention
@@ -133,7 +133,7 @@ def calls(monkeypatch):
         counts["causal" if options.get("causal") else "to others" if len(arguments) > 4 else "to itself"] += 1
         return varlen_attention(*arguments, **options)
 
-    for module in (transformer, decoder):
+    for module in (transformer, memory):
         monkeypatch.setattr(module, "varlen_attention", counted_attention)
     return counts
 
