@@ -25,6 +25,9 @@ from ecore.errors import InputError
 from ecore.files import read_json
 from ecore_kernels import native
 
+REPLAYED_CALLS = 8
+"""Calls that one CUDA graph holds: between two graphs the GPU waits for some microseconds."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
@@ -107,6 +110,30 @@ def replayed(call: Callable[[int], object], calls: int) -> Callable[[int], objec
         return kept  # what the graph writes has to stay alive
 
     return replay
+
+
+def replays(
+    candidates: Mapping[str, Callable[[int], object]], left_out: dict[str, str], measurements: int = 25
+) -> dict[str, Timing]:
+    """Time a call of each candidate as :func:`interleaved` does, replayed from a CUDA graph of eight.
+
+    A call from Python may take longer than its kernels; replayed, as in a recorded training step, the kernels' time is
+    left. ``left_out`` gets why a candidate cannot be recorded.
+    """
+    graphs: dict[str, Callable[[int], object]] = {}
+    for name, call in candidates.items():
+        try:
+            graphs[name] = replayed(call, REPLAYED_CALLS)
+        except Exception as error:  # whatever one fails with, the others go on
+            left_out[f"{name}, replayed"] = f"{type(error).__name__}: {error}".splitlines()[0]
+    timings = interleaved(graphs, device="cuda", measurements=measurements)
+    return {
+        name: dataclasses.replace(
+            timing,
+            **{x: getattr(timing, x) / REPLAYED_CALLS for x in ("minimum", "median", "p20", "p80")},
+        )
+        for name, timing in timings.items()
+    }
 
 
 def peak_memory(call: Callable[[int], object], device: str) -> int:
@@ -252,11 +279,18 @@ def read_results(path: Path) -> list[dict[str, Any]]:
 
 
 def read_timed_results(path: Path) -> list[dict[str, Any]]:
-    """Return the results that :func:`write_json` wrote, with their ``timings`` as they were measured."""
+    """Return the results that :func:`write_json` wrote, with ``timings`` and ``replayed`` as they were measured."""
     results = read_results(path)
     for result in results:
-        result["timings"] = {name: Timing(**timing) for name, timing in result["timings"].items()}
+        for kind in ("timings", "replayed"):
+            if kind in result:
+                result[kind] = {name: Timing(**timing) for name, timing in result[kind].items()}
     return results
+
+
+def best_timings(result: Mapping[str, Any]) -> dict[str, Timing]:
+    """The timings that a table shows: on a GPU the replayed ones, without the time that Python needs for launches."""
+    return result.get("replayed") or result["timings"]
 
 
 def collect(benchmark: str, results: Iterable[dict[str, Any]], out: Path | None) -> list[dict[str, Any]]:

@@ -160,8 +160,8 @@ def check(case: Case, backend: str) -> None:
             raise SystemExit(f"{case.operator} of {case.rows} rows on {backend} differs from PyTorch's")
 
 
-def run(device: str, compiled: bool) -> Iterator[dict[str, Any]]:
-    """One result a case, each as soon as it is there."""
+def run(device: str, compiled: bool, left_out: dict[str, str]) -> Iterator[dict[str, Any]]:
+    """One result a case, each as soon as it is there; ``left_out`` gets why a candidate is missing."""
     backends = [name for name in available_backends() if (name == "triton") == (device == "cuda")]
     cases = [
         *((loss_case, size) for size in WORDS),
@@ -175,28 +175,38 @@ def run(device: str, compiled: bool) -> Iterator[dict[str, Any]]:
         calls = {"PyTorch": step(case, case.plain(False))}
         if compiled:
             rival = torch.compile(case.plain(False), fullgraph=True, dynamic=False)
-            calls["torch.compile"] = step(case, rival)
-            calls["torch.compile"](0)
+            try:
+                step(case, rival)(0)
+            except Exception as error:  # no compiler, or what it cannot do
+                left_out[f"torch.compile, {case.operator}"] = f"{type(error).__name__}: {error}".splitlines()[
+                    0
+                ]
+            else:
+                calls["torch.compile"] = step(case, rival)
         for backend in backends:
             check(case, backend)
             calls[backend] = step(case, case.ours(backend, False))
         timings = harness.interleaved(calls, device=device)
         memory = {name: harness.peak_memory(call, device) for name, call in calls.items()}
-        yield {
+        result = {
             "operator": case.operator,
             "rows": size,
             "device": device,
             "timings": timings,
             "memory": memory,
         }
+        if device == "cuda":
+            result["replayed"] = harness.replays(calls, left_out)
+        yield result
 
 
 def report(results: Sequence[dict[str, Any]]) -> str:
     """A table, a line for each candidate."""
     rows = []
     for result in results:
-        plain = result["timings"]["PyTorch"].median
-        for name, timing in result["timings"].items():
+        timings = harness.best_timings(result)
+        plain = timings["PyTorch"].median
+        for name, timing in timings.items():
             spread = f"({harness.duration(timing.p20)} – {harness.duration(timing.p80)})"
             rows.append(
                 [
@@ -221,8 +231,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.exit(2, "step_operators: there is no CUDA device\n")
     harness.keep_freed_memory()
-    results = harness.collect("step_operators", run(arguments.device, arguments.compiled), arguments.out)
+    left_out: dict[str, str] = {}
+    rows = run(arguments.device, arguments.compiled, left_out)
+    results = harness.collect("step_operators", rows, arguments.out)
     print(report(results))
+    harness.fail_for(left_out)
 
 
 if __name__ == "__main__":

@@ -238,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     with contextlib.ExitStack() as patches:
         stand_in(patches)
-        command = harness.command("ecore.cli" if module == "ecore" else module)
+        command = harness.command(module)
         with mock.patch.object(sys, "argv", [module, *arguments]):
             return command(arguments) or 0
 

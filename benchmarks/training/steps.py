@@ -221,5 +221,6 @@ def configurations(with_compile: bool, device: str = "cpu") -> dict[str, list[st
         named |= each("all, torch.compile", *WITHOUT, "torch.compile") | each(
             "plain, torch.compile", "torch.compile"
         )
-        named["all, torch.compile, CUDA graphs"] = [*WITHOUT, "torch.compile", "CUDA graphs"]
+        named |= each("all, torch.compile, CUDA graphs", *WITHOUT, "torch.compile", "CUDA graphs")
+        named |= each("plain, torch.compile, CUDA graphs", "torch.compile", "CUDA graphs")
     return named

@@ -54,4 +54,4 @@ def test_what_has_no_kernel_on_a_device_is_left_out(monkeypatch):
     """As varlen_attention on a GPU."""
     monkeypatch.setitem(step_operators.BACKENDS, "native", Backend("native", {}))
     monkeypatch.setattr(step_operators, "available_backends", lambda: ("native",))
-    assert list(step_operators.run("cpu", False)) == []
+    assert list(step_operators.run("cpu", False, {})) == []

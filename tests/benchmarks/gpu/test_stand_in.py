@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import subprocess
+import sys
 
 import pytest
 import torch
@@ -89,3 +90,12 @@ def test_sanitizer_runs_what_it_would_watch(session):
     path = session.environment["PATH"]
     done = subprocess.run(command, env={"PATH": path}, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (3, "ran\n")
+
+
+@pytest.mark.parametrize("module", ["ecore", "ecore_kernels.verify", "benchmarks.training"])
+def test_commands_of_the_stages_start(module):
+    """It finds a module's main as the interpreter's -m does."""
+    command = [sys.executable, "-m", "benchmarks.gpu.stand_in", module, "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert done.stdout.startswith("usage: ")
