@@ -29,11 +29,11 @@ int64_t rows_per_task(const LogitRows<T>& of) {
 }  // namespace
 
 template <typename T>
-void softmax_row_sums(const LogitRows<T>& of, T* maximum, T* inverse, T* mean, int threads) {
+void softmax_row_sums(const LogitRows<T>& of, const T* offset, T* maximum, T* inverse, T* mean, int threads) {
   const SoftmaxRowsKernels<T>& kernel = kernels<T>();
   parallel_for(of.rows, rows_per_task(of), threads, [&](int64_t row, int64_t end) {
     for (; row < end; ++row) {
-      kernel.sums(of.logits + row * of.classes, of.classes, of.hole, maximum + row, inverse + row,
+      kernel.sums(of.logits + row * of.classes, offset, of.classes, of.hole, maximum + row, inverse + row,
                   mean == nullptr ? nullptr : mean + row);
     }
   });
@@ -52,8 +52,8 @@ void softmax_row_errors(const LogitRows<T>& of, const T* maximum, const T* inver
   });
 }
 
-template void softmax_row_sums(const LogitRows<float>&, float*, float*, float*, int);
-template void softmax_row_sums(const LogitRows<double>&, double*, double*, double*, int);
+template void softmax_row_sums(const LogitRows<float>&, const float*, float*, float*, float*, int);
+template void softmax_row_sums(const LogitRows<double>&, const double*, double*, double*, double*, int);
 template void softmax_row_errors(const LogitRows<float>&, const float*, const float*, const float*, const int64_t*,
                                  double, double, int);
 template void softmax_row_errors(const LogitRows<double>&, const double*, const double*, const double*, const int64_t*,

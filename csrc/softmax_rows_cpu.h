@@ -15,10 +15,11 @@ struct LogitRows {
   int64_t hole;
 };
 
-// For each row its maximum, one over the sum of exp(logit - maximum), and, unless `mean` is null, the mean of the
-// logits but the hole's.
+// Adds `offset` [classes] to every row, unless it is null: a product that began with it would write the logits once
+// more. Then for each row its maximum, one over the sum of exp(logit - maximum), and, unless `mean` is null, the mean
+// of the logits but the hole's.
 template <typename T>
-void softmax_row_sums(const LogitRows<T>& of, T* maximum, T* inverse, T* mean, int threads);
+void softmax_row_sums(const LogitRows<T>& of, const T* offset, T* maximum, T* inverse, T* mean, int threads);
 
 // logits <- factor * softmax - goal, with the sums from above; factor [rows], target [rows].
 template <typename T>

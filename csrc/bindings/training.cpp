@@ -15,10 +15,10 @@ ecore::LogitRows<T> logit_rows(uintptr_t logits, const RowsTuple& tuple) {
 }
 
 template <typename T>
-void softmax_row_sums(uintptr_t logits, const RowsTuple& rows, uintptr_t maximum, uintptr_t inverse, uintptr_t mean,
-                      int threads) {
-  ecore::softmax_row_sums(logit_rows<T>(logits, rows), pointer<T>(maximum), pointer<T>(inverse), pointer<T>(mean),
-                          threads);
+void softmax_row_sums(uintptr_t logits, uintptr_t offset, const RowsTuple& rows, uintptr_t maximum, uintptr_t inverse,
+                      uintptr_t mean, int threads) {
+  ecore::softmax_row_sums(logit_rows<T>(logits, rows), pointer<const T>(offset), pointer<T>(maximum),
+                          pointer<T>(inverse), pointer<T>(mean), threads);
 }
 
 template <typename T>

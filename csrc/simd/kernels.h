@@ -218,8 +218,8 @@ struct SparseAttentionKernels {
 // One row of logits; see softmax_rows_cpu.h.
 template <typename T>
 struct SoftmaxRowsKernels {
-  // `mean` may be null.
-  void (*sums)(const T* row, int64_t classes, int64_t hole, T* maximum, T* inverse, T* mean);
+  // `offset`, which is added to the row first, and `mean` may be null.
+  void (*sums)(T* row, const T* offset, int64_t classes, int64_t hole, T* maximum, T* inverse, T* mean);
   // row <- exp(row - maximum) * factor - base, without base at the hole.
   void (*errors)(T* row, int64_t classes, T maximum, T factor, T base, int64_t hole);
 };

@@ -17,26 +17,31 @@ inline Vector<T> row_end(const T* row, int64_t begin, int64_t end, T padding) {
   return load<Vector<T>>(values);
 }
 
-// Raises `most` to the largest logit of begin ... end - 1, and returns their sum.
-template <typename T>
-T row_sum_and_maximum(const T* row, int64_t begin, int64_t end, T* most) {
+// Adds `offset`, unless it is null, to the logits of begin ... end - 1, raises `most` to the largest of them, and
+// returns their sum.
+template <bool kOffset, typename T>
+T row_sum_and_maximum(T* row, const T* offset, int64_t begin, int64_t end, T* most) {
   using V = Vector<T>;
   V largest[kSweeps], sums[kSweeps] = {};
   for (V& v : largest) v = splat(*most);
+  const auto sweep = [&](int64_t j, int i) {
+    V x = load<V>(row + j);
+    if constexpr (kOffset) {
+      x += load<V>(offset + j);
+      store(row + j, x);
+    }
+    largest[i] = larger<T>(x, largest[i]);
+    sums[i] += x;
+  };
   int64_t j = begin;
   for (; j + kSweeps * kLanes<T> <= end; j += kSweeps * kLanes<T>) {
-    for (int i = 0; i < kSweeps; ++i) {
-      const V x = load<V>(row + j + i * kLanes<T>);
-      largest[i] = larger<T>(x, largest[i]);
-      sums[i] += x;
-    }
+    for (int i = 0; i < kSweeps; ++i) sweep(j + i * kLanes<T>, i);
   }
-  for (; j + kLanes<T> <= end; j += kLanes<T>) {
-    const V x = load<V>(row + j);
-    largest[0] = larger<T>(x, largest[0]);
-    sums[0] += x;
-  }
+  for (; j + kLanes<T> <= end; j += kLanes<T>) sweep(j, 0);
   if (j < end) {
+    if constexpr (kOffset) {
+      for (int64_t k = j; k < end; ++k) row[k] += offset[k];
+    }
     largest[0] = larger<T>(row_end(row, j, end, -kInfinity<T>), largest[0]);
     sums[0] += row_end(row, j, end, static_cast<T>(0));
   }
@@ -48,6 +53,12 @@ T row_sum_and_maximum(const T* row, int64_t begin, int64_t end, T* most) {
   return sum<T>(sums[0]);
 }
 
+template <typename T>
+T row_sum_and_maximum(T* row, const T* offset, int64_t begin, int64_t end, T* most) {
+  return offset == nullptr ? row_sum_and_maximum<false>(row, offset, begin, end, most)
+                           : row_sum_and_maximum<true>(row, offset, begin, end, most);
+}
+
 // exp(logit - maximum).
 template <typename T>
 inline Vector<T> row_power(Vector<T> logits, T maximum) {
@@ -55,11 +66,12 @@ inline Vector<T> row_power(Vector<T> logits, T maximum) {
 }
 
 template <typename T>
-void softmax_sums(const T* row, int64_t classes, int64_t hole, T* maximum, T* inverse, T* mean) {
+void softmax_sums(T* row, const T* offset, int64_t classes, int64_t hole, T* maximum, T* inverse, T* mean) {
   using V = Vector<T>;
+  if (hole >= 0 && offset != nullptr) row[hole] += offset[hole];
   T most = hole >= 0 ? row[hole] : -kInfinity<T>;
-  T total = row_sum_and_maximum(row, hole + 1, classes, &most);
-  if (hole > 0) total += row_sum_and_maximum(row, 0, hole, &most);
+  T total = row_sum_and_maximum(row, offset, hole + 1, classes, &most);
+  if (hole > 0) total += row_sum_and_maximum(row, offset, 0, hole, &most);
   V sums[kSweeps] = {};
   int64_t j = 0;
   for (; j + kSweeps * kLanes<T> <= classes; j += kSweeps * kLanes<T>) {

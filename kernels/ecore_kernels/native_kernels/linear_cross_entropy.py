@@ -16,13 +16,19 @@ from ecore_kernels.reference_kernels.linear_cross_entropy import Sums
 class InCpp:
     """The passes in C++, on float32 and float64; 16-bit logits are converted first."""
 
-    def sums(self, logits: Tensor, goal: Goal, exact: torch.dtype) -> tuple[Tensor, Sums]:
+    def adds(self, kind: torch.dtype, exact: torch.dtype) -> bool:
+        return kind is exact
+
+    def sums(
+        self, logits: Tensor, offset: Tensor | None, goal: Goal, exact: torch.dtype
+    ) -> tuple[Tensor, Sums]:
         work = logits.to(exact).contiguous()
+        offset = None if offset is None else offset.contiguous()
         maximum, inverse = (work.new_empty(len(work), 1) for _ in range(2))
         mean = work.new_empty(len(work), 1) if goal.base else None
         kernel("softmax_row_sums", exact)(
-            work.data_ptr(), (*work.shape, goal.hole), maximum.data_ptr(), inverse.data_ptr(), address(mean),
-            torch.get_num_threads(),
+            work.data_ptr(), address(offset), (*work.shape, goal.hole), maximum.data_ptr(), inverse.data_ptr(),
+            address(mean), torch.get_num_threads(),
         )  # fmt: skip
         return work, Sums(maximum, inverse, mean)
 

@@ -40,8 +40,19 @@ class Sums(NamedTuple):
 class Passes(Protocol):
     """A backend's two passes over the logits of a chunk, [n, V] contiguous."""
 
-    def sums(self, logits: Tensor, goal: Goal, exact: torch.dtype) -> tuple[Tensor, Sums]:
-        """Return a tensor for :meth:`errors`, which may be the logits themselves, and the sums in type ``exact``."""
+    def adds(self, kind: torch.dtype, exact: torch.dtype) -> bool:
+        """Return whether :meth:`sums` adds the bias to logits of type ``kind``; else the product begins with it."""
+        ...
+
+    def sums(
+        self, logits: Tensor, offset: Tensor | None, goal: Goal, exact: torch.dtype
+    ) -> tuple[Tensor, Sums]:
+        """Return a tensor for :meth:`errors`, which may be the logits themselves, and the sums in type ``exact``.
+
+        Args:
+            logits: [n, V], without ``offset``, which is then added to them in place.
+            offset: [V], where :meth:`adds` says so; else None.
+        """
         ...
 
     def errors(self, work: Tensor, sums: Sums, factor: Tensor, target: Tensor, goal: Goal) -> Tensor:
@@ -58,7 +69,12 @@ class Passes(Protocol):
 class InPyTorch:
     """The passes in PyTorch."""
 
-    def sums(self, logits: Tensor, goal: Goal, exact: torch.dtype) -> tuple[Tensor, Sums]:
+    def adds(self, kind: torch.dtype, exact: torch.dtype) -> bool:
+        return False
+
+    def sums(
+        self, logits: Tensor, offset: Tensor | None, goal: Goal, exact: torch.dtype
+    ) -> tuple[Tensor, Sums]:
         logits = logits.to(exact)
         probability = logits.softmax(1)
         mean = None
@@ -122,6 +138,7 @@ def run(
         weighting = weighting / count.clamp(min=1)
     column = target.clamp(0, len(weight) - 1)[:, None]
     matrix, offset = weight.to(kind), None if bias is None else bias.to(kind)
+    added, offset = (offset, None) if passes.adds(kind, exact) else (None, offset)  # [V], each
     smoothed = torch.empty_like(nll)
     # Sums over chunks are kept in float32 at least, and so are gradients of 16 bits until the end.
     sum_weight, sum_bias = (
@@ -132,8 +149,9 @@ def run(
     for begin in range(0, rows, size):
         part = slice(begin, begin + size)
         inputs, places = hidden[part].to(kind), column[part]  # [n, D], [n, 1]
-        logits = inputs @ matrix.mT if offset is None else torch.addmm(offset, inputs, matrix.mT)  # [n, V]
-        work, sums = passes.sums(logits, goal, exact)
+        # [n, V]; a product that begins with a bias copies it into every row first.
+        logits = inputs @ matrix.mT if offset is None else torch.addmm(offset, inputs, matrix.mT)
+        work, sums = passes.sums(logits, added, goal, exact)
         log_sum = -sums.inverse.log()  # of exp(logits - maximum)
         of_target = sums.maximum - logits.gather(1, places).to(exact) + log_sum
         of_target = of_target.where(possible[part, None], torch.nan)

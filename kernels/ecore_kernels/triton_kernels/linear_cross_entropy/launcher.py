@@ -21,7 +21,12 @@ OPTIONS = {"num_warps": 8, "num_stages": 3}
 class InTriton:
     """The passes in Triton, on logits of any float type."""
 
-    def sums(self, logits: Tensor, goal: Goal, exact: torch.dtype) -> tuple[Tensor, Sums]:
+    def adds(self, kind: torch.dtype, exact: torch.dtype) -> bool:
+        return False  # a GPU's product adds the bias as it writes
+
+    def sums(
+        self, logits: Tensor, offset: Tensor | None, goal: Goal, exact: torch.dtype
+    ) -> tuple[Tensor, Sums]:
         rows, classes = logits.shape
         maximum, inverse = (logits.new_empty((rows, 1), dtype=exact) for _ in range(2))
         mean = logits.new_empty((rows, 1), dtype=exact) if goal.base else None
