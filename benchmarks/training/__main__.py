@@ -2,9 +2,9 @@
 
 ``python -m benchmarks.training [--data PREPARED] [--preset released] [--device cpu] [--out FILE.json]``
 
-Times are of forward, backward and optimiser on batches of 16, beside plain PyTorch's in the same process. The
-improvements are taken out one by one by putting back what PyTorch offers in their place; configurations run in turn,
-step by step, on the same batches. Peak memory is of a process of its own for each.
+Times are of forward, backward and optimiser on batches of 16, beside plain PyTorch's. The
+improvements are taken out one by one by putting back what PyTorch offers in their place; configurations, each in a
+process of its own, run in turn, step by step, on the same batches. Peak memory is of further processes.
 
 On a GPU (``--device cuda``) they run in turn pass by pass over the batches, which lie there; steps as CUDA graphs
 gather theirs. Compilation and recording are before the clock starts and are reported apart. A configuration that fails,
@@ -18,7 +18,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import subprocess
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,15 @@ from benchmarks import harness
 from benchmarks.command_line import parser_of
 from benchmarks.training import breakdown
 from benchmarks.training.report import plot, report
-from benchmarks.training.runner import NO_TIME, compare, compare_passes
+from benchmarks.training.runner import (
+    NO_TIME,
+    InOwnProcess,
+    InThisProcess,
+    Stepper,
+    compare,
+    compare_passes,
+    serve,
+)
 from benchmarks.training.steps import WITHOUT, Steps, configurations
 from benchmarks.workload import Workload, workload
 from ecore.errors import InputError
@@ -60,6 +70,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--compile-only", action="store_true", help="fill torch.compile's cache alone")
     parser.add_argument("--only", nargs="+", metavar="CONFIGURATION", help="measure or compile these alone")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    parser.add_argument("--steps-of", help=argparse.SUPPRESS)
     return parser
 
 
@@ -128,22 +139,26 @@ def time_on_gpu(
 
 
 def time_on_cpu(
-    work: Workload,
-    named: dict[str, list[str]],
+    starts: Mapping[str, Callable[[], Stepper]],
     rounds: int,
     memory: Callable[[str], float],
     document: dict[str, Any],
     write: Callable[[], None],
 ) -> None:
     """Add a row for each configuration to ``document``, write it, and add peak memory: ``memory(name)``."""
-    rows = compare(work, named, rounds)
+    rows = compare(starts, rounds)
     document["configurations"] = rows
     write()
     for row in rows:
-        if row["configuration"] in MEMORY_OF:
+        if row["configuration"] in MEMORY_OF and "refused" not in row:
             # It may need more than there is.
             with contextlib.suppress(subprocess.CalledProcessError):
                 row["peak_memory_mib"] = memory(row["configuration"])
+
+
+def own_process(arguments: argparse.Namespace, name: str) -> Stepper:
+    """Start the process of a configuration."""
+    return InOwnProcess(breakdown.command(arguments.preset, arguments.data, "--steps-of", name))
 
 
 def measure(work: Workload, named: dict[str, list[str]], arguments: argparse.Namespace) -> dict[str, Any]:
@@ -161,7 +176,8 @@ def measure(work: Workload, named: dict[str, list[str]], arguments: argparse.Nam
     if device == "cuda":
         time_on_gpu(work, named, rounds or 7, arguments.seconds_budget, document, write)
     else:
-        time_on_cpu(work, named, rounds or 24, memory, document, write)
+        starts = {name: partial(own_process, arguments, name) for name in named}
+        time_on_cpu(starts, rounds or 24, memory, document, write)
     document["growth"] = breakdown.growth(work, device)
     write()
     profiled: dict[str, list[str]] = {"plain": [], "all": list(WITHOUT)}
@@ -183,6 +199,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if device == "cuda" and not torch.cuda.is_available():
             raise InputError("--device cuda: torch sees no CUDA device here")
         work = workload(arguments.data, arguments.preset)
+        if arguments.steps_of:
+            serve(InThisProcess(work, configurations(True)[arguments.steps_of]), sys.stdin)
+            return
         if arguments.memory_of:
             print(breakdown.peak_memory_here(work, arguments.memory_of))
             return

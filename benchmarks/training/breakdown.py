@@ -97,20 +97,16 @@ def growth(work: Workload, device: str = "cpu", repeats: int = 3) -> list[dict[s
     return results
 
 
+def command(preset: str, data: Path | None, *arguments: str) -> list[str]:
+    """The command of this benchmark in a process of its own."""
+    of_data = [] if data is None else ["--data", str(data)]
+    return [sys.executable, "-m", "benchmarks.training", "--preset", preset, *of_data, *arguments]
+
+
 def peak_memory(preset: str, data: Path | None, configuration: str) -> float:
     """MiB that a process takes at most in 40 steps of a configuration, everything that it imports included."""
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.training",
-        "--preset",
-        preset,
-        "--memory-of",
-        configuration,
-    ]
-    if data:
-        command += ["--data", str(data)]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    run = command(preset, data, "--memory-of", configuration)
+    printed = subprocess.run(run, check=True, capture_output=True, text=True).stdout
     return float(printed.strip().splitlines()[-1])
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
+import subprocess
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 
@@ -18,23 +20,119 @@ NO_TIME = "no time was left"
 """The reason given for a configuration that was not reached."""
 
 
-def compare(work: Workload, named: Mapping[str, Sequence[str]], rounds: int) -> list[dict[str, Any]]:
-    """Return each configuration's seconds a step, the configurations in turn on each batch; for a CPU."""
-    steps = {name: Steps(work, parts) for name, parts in named.items()}
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    first: dict[str, float] = {}
-    for name, one in steps.items():
+class Stepper(Protocol):
+    """Steps of one configuration, by the batch's number."""
+
+    first_seconds: float
+    """Of the first two steps, which allocate and compile."""
+
+    def take(self, number: int) -> float:
+        """Take a step on a batch, and return its seconds."""
+        ...
+
+
+class InThisProcess:
+    """Steps in this process."""
+
+    def __init__(self, work: Workload, parts: Sequence[str]) -> None:
+        self._steps, self._batches = Steps(work, parts), work.batches
+        self.first_seconds = self.take(0) + self.take(1)
+
+    def take(self, number: int) -> float:
+        batch, tokens = self._batches[number % len(self._batches)]
         begin = time.perf_counter()
-        for batch, tokens in work.batches[:2]:
-            one.take(batch, tokens)
-        first[name] = time.perf_counter() - begin
-    for turn in range(rounds):
-        batch, tokens = work.batches[turn % len(work.batches)]
-        for name, one in steps.items():
-            begin = time.perf_counter()
-            one.take(batch, tokens)
-            times[name].append(time.perf_counter() - begin)
-    return [{**row, "first_two_steps_seconds": first[row["configuration"]]} for row in _summaries(times)]
+        self._steps.take(batch, tokens)
+        return time.perf_counter() - begin
+
+
+class InOwnProcess:
+    """Steps in a process of its own, as a training has one.
+
+    What an allocator has kept for one configuration would else serve the next: plain PyTorch, whose logits are larger
+    than what glibc keeps, was 7 % faster beside others than alone.
+    """
+
+    def __init__(self, command: Sequence[str]) -> None:
+        """``command`` runs :func:`serve`.
+
+        Raises:
+            ProcessEndedError: it ended before its first steps.
+        """
+        self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.first_seconds = self._read()
+
+    def take(self, number: int) -> float:
+        """Take a step.
+
+        Raises:
+            ProcessEndedError: the process has ended.
+        """
+        assert self._child.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            print(number, file=self._child.stdin, flush=True)
+        return self._read()
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._child.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._child.stdin.close()
+        self._child.wait()
+        assert self._child.stdout is not None
+        self._child.stdout.close()
+
+    def _read(self) -> float:
+        assert self._child.stdout is not None
+        for line in self._child.stdout:
+            if line.startswith(ANSWER):
+                return float(line.removeprefix(ANSWER))
+        raise ProcessEndedError(f"its process ended with exit code {self._child.wait()}")
+
+
+class ProcessEndedError(Exception):
+    """A configuration's process has ended; the message has its exit code."""
+
+
+ANSWER = "seconds: "
+
+
+def serve(steps: Stepper, numbers: Iterable[str]) -> None:
+    """Answer :class:`InOwnProcess`: print the first seconds, then for each number read those of its step."""
+    print(f"{ANSWER}{steps.first_seconds}", flush=True)
+    for number in numbers:
+        print(f"{ANSWER}{steps.take(int(number))}", flush=True)
+
+
+def compare(starts: Mapping[str, Callable[[], Stepper]], rounds: int) -> list[dict[str, Any]]:
+    """Return each configuration's seconds a step, the configurations in turn on each batch; for a CPU.
+
+    Args:
+        starts: what makes each configuration ready, by name. One whose process ends is reported, the others go on.
+    """
+    steps: dict[str, Stepper] = {}
+    refused: dict[str, str] = {}
+    with contextlib.ExitStack() as stack:
+        for name, start in starts.items():
+            try:
+                one = steps[name] = start()
+            except ProcessEndedError as error:
+                refused[name] = str(error)
+                continue
+            if isinstance(one, InOwnProcess):
+                stack.callback(one.close)
+        times: dict[str, list[float]] = {name: [] for name in steps}
+        for turn in range(rounds):
+            for name in list(times):
+                try:
+                    times[name].append(steps[name].take(turn))
+                except ProcessEndedError as error:
+                    refused[name] = str(error)
+                    del times[name]
+    rows = [
+        {**row, "first_two_steps_seconds": steps[row["configuration"]].first_seconds}
+        for row in _summaries(times)
+    ]
+    return [*rows, *({"configuration": name, "refused": why} for name, why in refused.items())]
 
 
 def compare_passes(

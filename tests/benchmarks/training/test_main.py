@@ -10,7 +10,18 @@ import torch
 
 from benchmarks.training import __main__ as command
 from benchmarks.training import breakdown
+from benchmarks.training.runner import InThisProcess
 from benchmarks.training.steps import WITHOUT, Steps, configurations
+
+
+@pytest.fixture(autouse=True)
+def _one_process(small, monkeypatch):
+    """Configurations take their steps here: their processes would be of the real size."""
+
+    def start(_, name):
+        return InThisProcess(small, configurations(True)[name])
+
+    monkeypatch.setattr(command, "own_process", start)
 
 
 def test_report(small, tmp_path, monkeypatch, capsys):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+from functools import partial
+
 from benchmarks.gpu.stand_in import Recordings
-from benchmarks.training import runner
+from benchmarks.training import breakdown, runner
 from benchmarks.training.report import report
 from benchmarks.training.steps import WITHOUT, Steps, configurations
 
@@ -41,3 +44,43 @@ def test_a_configuration_that_fails_or_has_no_time_is_reported(small, monkeypatc
     document = {"preset": "paper", "device": "cuda", "data": "made up"}
     text = report(document | {"configurations": [*late, *rows]})
     assert "- plain PyTorch: no time was left" in text
+
+
+SERVED = """
+import sys, types
+from benchmarks.training.runner import serve
+taken = []
+def take(number):
+    taken.append(number)
+    print("a line of somebody else's")
+    if number == 2 and "ends" in sys.argv:
+        raise SystemExit(7)
+    return 10.0 + number + len(taken)
+serve(types.SimpleNamespace(first_seconds=5.0, take=take), sys.stdin)
+"""
+
+
+def test_configurations_in_processes_of_their_own():
+    """Each takes the same batches in turn; one that ends is reported, and the other goes on."""
+    starts = {
+        name: partial(runner.InOwnProcess, [sys.executable, "-c", SERVED, name])
+        for name in ("plain PyTorch", "ends")
+    }
+    starts["never begins"] = partial(runner.InOwnProcess, [sys.executable, "-c", "raise SystemExit(3)"])
+    rows = {row["configuration"]: row for row in runner.compare(starts, rounds=4)}
+    plain = rows["plain PyTorch"]
+    assert (plain["first_two_steps_seconds"], plain["timing"].minimum, plain["timing"].measurements) == (
+        5.0,
+        11.0,
+        4,
+    )
+    assert plain["mean_seconds"] == (11.0 + 13.0 + 15.0 + 17.0) / 4
+    assert rows["ends"] == {"configuration": "ends", "refused": "its process ended with exit code 7"}
+    assert rows["never begins"]["refused"] == "its process ended with exit code 3"
+
+
+def test_a_configurations_process_takes_real_steps():
+    command = breakdown.command("baseline", None, "--steps-of", "all")
+    rows = runner.compare({"plain PyTorch": partial(runner.InOwnProcess, command)}, rounds=2)
+    assert 0.0 < rows[0]["timing"].minimum < 60.0
+    assert rows[0]["speedup_median"] == 1.0
