@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ecore_kernels import backends
+from ecore_kernels import backends, reference
 from ecore_kernels.dtypes import common_type, kernel_type, weight_type
 from ecore_kernels.operators import registration
 from ecore_kernels.operators.batching import register_one_by_one
 from ecore_kernels.operators.checks import check_floats, check_number, check_one_device
+from ecore_kernels.operators.plans import has_static_value
 from ecore_kernels.sequences import Sequences
 
 NAME = "varlen_attention"
@@ -62,10 +62,8 @@ def _reference(
     heard = heard[:, None, None]  # [B, 1, 1, longest keys]
     if causal:
         heard = heard & heard.new_ones(longest, key_longest).tril()
-    scores = (scale * (queries @ keys.mT)).masked_fill(~heard, -math.inf)
-    # A query without keys gets 0; the softmax of nothing would be NaN.
-    weight = scores.masked_fill(~heard.any(-1, keepdim=True), 0.0).softmax(-1).masked_fill(~heard, 0.0)
-    output = (weight @ values).transpose(1, 2).flatten(0, 1)  # [B * longest, H, dv]
+    found = reference.attend(scale * (queries @ keys.mT), heard, heard.any(-1, keepdim=True), values)
+    output = found.transpose(1, 2).flatten(0, 1)  # [B * longest, H, dv]
     sequence = torch.searchsorted(offsets[1:], rows, right=True)  # [R]
     return output[sequence * longest + rows - offsets[sequence]].to(kind)
 
@@ -188,6 +186,10 @@ def varlen_attention(
     of_keys = sequences if key_sequences is None else key_sequences
     if scale is None:
         scale = query.shape[-1] ** -0.5
+    if torch.compiler.is_compiling() and not has_static_value(scale):
+        # As an argument of the operator every number would compile it anew.
+        query, key, value = parts(query, key, value)
+        query, scale = query * scale, 1.0
     kind = backends.autocast_type(query.device)
     nodes = [None if x is None else backends.autocast(x, kind) for x in (query, key, value)]
     given = [x for x in nodes if x is not None]
