@@ -200,7 +200,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise InputError("--device cuda: torch sees no CUDA device here")
         work = workload(arguments.data, arguments.preset)
         if arguments.steps_of:
-            serve(InThisProcess(work, configurations(True)[arguments.steps_of]), sys.stdin)
+            parts = configurations(True)[arguments.steps_of]
+            breakdown.begin_process(parts)
+            serve(InThisProcess(work, parts), sys.stdin)
             return
         if arguments.memory_of:
             print(breakdown.peak_memory_here(work, arguments.memory_of))

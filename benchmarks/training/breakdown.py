@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch.autograd import DeviceType
 
-from benchmarks.training.steps import WITHOUT, Steps, configurations
+from benchmarks.training.steps import KEPT, WITHOUT, Steps, configurations
 from benchmarks.workload import Workload, made_up_batch, wait
+from ecore.training.allocator import keep_freed_memory
 
 PROFILED_STEPS = 8
 PARTS = {
@@ -103,6 +104,12 @@ def command(preset: str, data: Path | None, *arguments: str) -> list[str]:
     return [sys.executable, "-m", "benchmarks.training", "--preset", preset, *of_data, *arguments]
 
 
+def begin_process(parts: Sequence[str]) -> None:
+    """Set up a process that takes the steps of one configuration only."""
+    if KEPT in parts:
+        keep_freed_memory()
+
+
 def peak_memory(preset: str, data: Path | None, configuration: str) -> float:
     """MiB that a process takes at most in 40 steps of a configuration, everything that it imports included."""
     run = command(preset, data, "--memory-of", configuration)
@@ -112,7 +119,9 @@ def peak_memory(preset: str, data: Path | None, configuration: str) -> float:
 
 def peak_memory_here(work: Workload, configuration: str) -> float:
     """MiB that this process has taken at most after 40 steps of a configuration."""
-    one = Steps(work, configurations(True)[configuration])
+    parts = configurations(True)[configuration]
+    begin_process(parts)
+    one = Steps(work, parts)
     for turn in range(40):
         one.take(*work.batches[turn % len(work.batches)])
     # Not getrusage: that starts from the parent's peak.

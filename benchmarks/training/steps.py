@@ -90,6 +90,9 @@ def _plain_graph() -> Iterator[None]:
         yield
 
 
+KEPT = "freed memory kept"
+"""The improvement that a process has or has not; those of :mod:`benchmarks.training.runner` have what they say."""
+
 WITHOUT: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
     "fused graph operators": _plain_graph,
     "chunked vocabulary loss": lambda: mock.patch.object(model_module, "vocabulary_losses", _plain_losses),
@@ -103,8 +106,11 @@ WITHOUT: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
     ),
     "quick dropout masks": lambda: mock.patch.object(Dropout, "forward", nn.Dropout.forward),
     "fused optimiser": contextlib.nullcontext,  # chosen when the optimiser is made
+    KEPT: contextlib.nullcontext,
 }
 """Each improvement, and how it is taken out: plain PyTorch in its place."""
+
+ON_CPUS = ("quick dropout masks", KEPT)
 
 LOW = ("tf32", "bfloat16")
 """Precisions below float32."""
@@ -203,7 +209,7 @@ def configurations(with_compile: bool, device: str = "cpu") -> dict[str, list[st
     On a GPU what tells most comes first: time may end before the rest.
     """
     plain: dict[str, list[str]] = {"plain PyTorch": []}
-    alone = {f"+ {part}": [part] for part in WITHOUT if part != "quick dropout masks" or device == "cpu"}
+    alone = {f"+ {part}": [part] for part in WITHOUT if part not in ON_CPUS or device == "cpu"}
     if device == "cpu":
         named = plain | alone | {"all": list(WITHOUT), "all, bfloat16": [*WITHOUT, "bfloat16"]}
         return named | ({"all, torch.compile": [*WITHOUT, "torch.compile"]} if with_compile else {})

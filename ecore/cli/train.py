@@ -99,6 +99,7 @@ def run_train(arguments: argparse.Namespace) -> int:
     from ecore.data.prepared import PreparedData
     from ecore.pretrained import data_folder
     from ecore.training import distributed
+    from ecore.training.allocator import keep_freed_memory
     from ecore.training.run_folder import read_settings
     from ecore.training.trainer import train
 
@@ -125,6 +126,8 @@ def run_train(arguments: argparse.Namespace) -> int:
         thresholds = data.thresholds(model_config.thresholds, arguments.literal_thresholds)
         model_config = dataclasses.replace(model_config, thresholds=thresholds)
     where: Any = device(arguments)
+    if where == "cpu":
+        keep_freed_memory()
     processes = None
     if distributed.launched():
         processes, where = distributed.join(where)

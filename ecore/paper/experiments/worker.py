@@ -43,11 +43,14 @@ def work(job: dict[str, Any]) -> int:
     from ecore.errors import InputError
     from ecore.evaluation.report import evaluate_run
     from ecore.paper.experiments.runs import SCORES
+    from ecore.training.allocator import keep_freed_memory
     from ecore.training.run_folder import read_settings
     from ecore.training.trainer import train
 
     if job["threads"] is not None:
         torch.set_num_threads(job["threads"])
+    if job["device"] == "cpu":
+        keep_freed_memory()
     folder, data = Path(job["folder"]), PreparedData.load(job["data"])
     model, training = from_dict(ModelConfig, job["model"]), from_dict(TrainingConfig, job["training"])
     resume = (folder / "config.json").exists()
