@@ -71,7 +71,7 @@ template <typename T, Sweep kSweep, int kRows, int kVectors, bool kFour>
 void micro_kernel(const Product<T>& of) {
   constexpr int kWhole = kVectors > 0 ? kVectors : 1;  // arrays cannot be empty
   Vector<T> total[kRows][kWhole];
-  Four<T> rest[kRows];
+  Vector<T> rest[kRows];  // Four<T> would need broadcasts of its own
   const T* a[kRows];
 #pragma GCC unroll 8
   for (int m = 0; m < kRows; ++m) {
@@ -79,22 +79,24 @@ void micro_kernel(const Product<T>& of) {
     a[m] = kSweep == Sweep::kColumns ? of.a[0] + m : of.a[m];
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) total[m][v] = of.add ? load<Vector<T>>(row + v * kLanes<T>) : Vector<T>{};
-    if (kFour) rest[m] = of.add ? load<Four<T>>(row + kVectors * kLanes<T>) : Four<T>{};
+    if constexpr (kFour) {
+      rest[m] = of.add ? widened<T>(load<Four<T>>(row + kVectors * kLanes<T>)) : Vector<T>{};
+    }
   }
   const T* b = of.b.data;
   for (int64_t k = 0, depth = of.depth, at = 0; k < depth; ++k) {
     if (kSweep != Sweep::kAcross) b = of.b.row(k);
     Vector<T> column[kWhole];
-    Four<T> last{};
+    Vector<T> last{};
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) column[v] = load<Vector<T>>(b + v * kLanes<T>);
-    if (kFour) last = load<Four<T>>(b + kVectors * kLanes<T>);
+    if constexpr (kFour) last = widened<T>(load<Four<T>>(b + kVectors * kLanes<T>));
 #pragma GCC unroll 8
     for (int m = 0; m < kRows; ++m) {
       const T factor = kSweep == Sweep::kColumns ? a[0][at + m] : a[m][k];
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) total[m][v] = multiply_add(splat(factor), column[v], total[m][v]);
-      if constexpr (kFour) rest[m] = multiply_add(factor - Four<T>{}, last, rest[m]);
+      if constexpr (kFour) rest[m] = multiply_add(splat(factor), last, rest[m]);
     }
     if (kSweep == Sweep::kColumns) at += of.a_stride;
     if (kSweep == Sweep::kAcross) b += kChunk<T>;
@@ -104,7 +106,7 @@ void micro_kernel(const Product<T>& of) {
     T* const row = of.c[m];
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) store(row + v * kLanes<T>, total[m][v]);
-    if (kFour) store(row + kVectors * kLanes<T>, rest[m]);
+    if constexpr (kFour) store(row + kVectors * kLanes<T>, first_four<T>(rest[m]));
   }
 }
 

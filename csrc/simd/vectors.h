@@ -140,6 +140,34 @@ inline V shuffled(V a, V b) {
 #endif
 }
 
+// Four elements in the first lanes of a vector of more, 0 in the others; and back. By hand, since GCC 12 takes a detour
+// through memory.
+template <typename T>
+inline Vector<T> widened(Four<T> four) {
+#if ECORE_SIMD_BYTES == 64
+  if constexpr (sizeof(T) == 4) {
+    return (Vector<T>)_mm512_zextps128_ps512((__m128)four);
+  } else {
+    return (Vector<T>)_mm512_maskz_broadcast_f64x4(0x0f, (__m256d)four);  // zextpd warns in GCC 12
+  }
+#elif ECORE_SIMD_BYTES == 32
+  static_assert(sizeof(T) == 4, "no other type has more than four lanes here");
+  return (Vector<T>)_mm256_zextps128_ps256((__m128)four);
+#else
+  static_assert(sizeof(T) == 0, "no type has more than four lanes here");
+#endif
+}
+template <typename T>
+inline Four<T> first_four(Vector<T> vector) {
+#if defined(__clang__) || __GNUC__ >= 12
+  return __builtin_shufflevector(vector, vector, 0, 1, 2, 3);
+#else
+  Four<T> four;
+  __builtin_memcpy(&four, &vector, sizeof(four));
+  return four;
+#endif
+}
+
 template <int kBy, typename V, int... kLane>
 inline V rotated(V v) {
   return shuffled<((kLane + kBy) % static_cast<int>(sizeof...(kLane)))...>(v, v);
