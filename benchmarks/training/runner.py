@@ -103,36 +103,70 @@ def serve(steps: Stepper, numbers: Iterable[str]) -> None:
         print(f"{ANSWER}{steps.take(int(number))}", flush=True)
 
 
-def compare(starts: Mapping[str, Callable[[], Stepper]], rounds: int) -> list[dict[str, Any]]:
-    """Return each configuration's seconds a step, the configurations in turn on each batch; for a CPU.
+def compare(
+    starts: Mapping[str, Callable[[], Stepper]], rounds: int, plain: str = "plain PyTorch"
+) -> list[dict[str, Any]]:
+    """Return each configuration's seconds a step, in turn with those of ``plain`` on the same batches; for a CPU.
+
+    One after the other is made ready, takes its steps and is closed: two processes at a time need memory, and what is
+    compared lies side by side in time.
 
     Args:
         starts: what makes each configuration ready, by name. One whose process ends is reported, the others go on.
+        plain: the name of what the others are compared with; without it there are no ratios.
     """
-    steps: dict[str, Stepper] = {}
+    rows: list[dict[str, Any]] = []
     refused: dict[str, str] = {}
-    with contextlib.ExitStack() as stack:
-        for name, start in starts.items():
-            try:
-                one = steps[name] = start()
-            except ProcessEndedError as error:
-                refused[name] = str(error)
+    with contextlib.ExitStack() as of_all:
+        first = _ready(plain, starts, of_all, refused)
+        of_first: list[float] = []
+        for name in starts:
+            if name == plain:
                 continue
-            if isinstance(one, InOwnProcess):
-                stack.callback(one.close)
-        times: dict[str, list[float]] = {name: [] for name in steps}
-        for turn in range(rounds):
-            for name in list(times):
+            with contextlib.ExitStack() as of_one:
+                one = _ready(name, starts, of_one, refused)
+                if one is None:
+                    continue
+                seconds, beside = [], []
                 try:
-                    times[name].append(steps[name].take(turn))
+                    for turn in range(rounds):
+                        if first is not None:
+                            beside.append(first.take(turn))
+                        seconds.append(one.take(turn))
                 except ProcessEndedError as error:
                     refused[name] = str(error)
-                    del times[name]
-    rows = [
-        {**row, "first_two_steps_seconds": steps[row["configuration"]].first_seconds}
-        for row in _summaries(times)
-    ]
+                    continue
+                finally:
+                    of_first += beside
+                rows.append(
+                    _summary(name, seconds, beside or None) | {"first_two_steps_seconds": one.first_seconds}
+                )
+        if first is not None:
+            of_first = of_first or [first.take(turn) for turn in range(rounds)]
+            rows.insert(
+                0,
+                _summary(plain, of_first, of_first) | {"first_two_steps_seconds": first.first_seconds},
+            )
     return [*rows, *({"configuration": name, "refused": why} for name, why in refused.items())]
+
+
+def _ready(
+    name: str,
+    starts: Mapping[str, Callable[[], Stepper]],
+    held: contextlib.ExitStack,
+    refused: dict[str, str],
+) -> Stepper | None:
+    """Start a configuration, which ``held`` closes; None, and the reason in ``refused``, where that fails."""
+    if name not in starts:
+        return None
+    try:
+        one = starts[name]()
+    except ProcessEndedError as error:
+        refused[name] = str(error)
+        return None
+    if isinstance(one, InOwnProcess):
+        held.callback(one.close)
+    return one
 
 
 def compare_passes(
@@ -184,7 +218,7 @@ def compare_passes(
                 one.take_number(number)
             wait(device)
             times[name].append((time.perf_counter() - begin) / len(work.batches))
-    rows = _summaries(times)
+    rows = [_summary(name, seconds, times.get("plain PyTorch")) for name, seconds in times.items()]
     for row in rows:
         name = row["configuration"]
         row |= {"warm_up_seconds": first[name], "peak_memory_mib": memory[name]}
@@ -201,25 +235,25 @@ def _allocated(device: str, peak: bool = False) -> int:
     return torch.cuda.memory_allocated()
 
 
-def _summaries(times: dict[str, list[float]]) -> list[dict[str, Any]]:
-    plain, results = times.get("plain PyTorch"), []
-    for name, seconds in times.items():
-        p20, p80 = (statistics.quantiles(seconds, n=5, method="inclusive")[i] for i in (0, 3))
-        timing = harness.Timing(
-            median=statistics.median(seconds),
-            minimum=min(seconds),
-            p20=p20,
-            p80=p80,
-            measurements=len(seconds),
-            calls=1,
-        )
-        ratios = None if plain is None else [a / b for a, b in zip(plain, seconds, strict=True)]
-        results.append(
-            {
-                "configuration": name,
-                "timing": timing,
-                "mean_seconds": statistics.mean(seconds),
-                "speedup_median": None if ratios is None else statistics.median(ratios),
-            }
-        )
-    return results
+def _summary(name: str, seconds: Sequence[float], plain: Sequence[float] | None) -> dict[str, Any]:
+    """A configuration's row; ``plain`` has plain PyTorch's seconds of the same steps."""
+    p20, p80 = (statistics.quantiles(seconds, n=5, method="inclusive")[i] for i in (0, 3))
+    timing = harness.Timing(
+        median=statistics.median(seconds),
+        minimum=min(seconds),
+        p20=p20,
+        p80=p80,
+        measurements=len(seconds),
+        calls=1,
+    )
+    ratios = None if plain is None else [a / b for a, b in zip(plain, seconds, strict=True)]
+    return {
+        "configuration": name,
+        "timing": timing,
+        "mean_seconds": statistics.mean(seconds),
+        "speedup_median": None if ratios is None else statistics.median(ratios),
+        "speedup_quartiles": None
+        if ratios is None
+        else statistics.quantiles(ratios, n=4, method="inclusive")[::2],
+        "speedup_of_means": None if plain is None else statistics.mean(plain) / statistics.mean(seconds),
+    }

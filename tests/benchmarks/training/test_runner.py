@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
 from functools import partial
 
@@ -64,17 +65,22 @@ def test_configurations_in_processes_of_their_own():
     """Each takes the same batches in turn; one that ends is reported, and the other goes on."""
     starts = {
         name: partial(runner.InOwnProcess, [sys.executable, "-c", SERVED, name])
-        for name in ("plain PyTorch", "ends")
+        for name in ("plain PyTorch", "ends", "goes on")
     }
     starts["never begins"] = partial(runner.InOwnProcess, [sys.executable, "-c", "raise SystemExit(3)"])
     rows = {row["configuration"]: row for row in runner.compare(starts, rounds=4)}
     plain = rows["plain PyTorch"]
-    assert (plain["first_two_steps_seconds"], plain["timing"].minimum, plain["timing"].measurements) == (
+    fields = plain["first_two_steps_seconds"], plain["timing"].minimum, plain["timing"].measurements
+    assert fields == (
         5.0,
         11.0,
-        4,
-    )
-    assert plain["mean_seconds"] == (11.0 + 13.0 + 15.0 + 17.0) / 4
+        3 + 4,
+    )  # beside the one that ended in its third step, and the one that did not
+    goes_on = rows["goes on"]
+    assert goes_on["mean_seconds"] == (11.0 + 13.0 + 15.0 + 17.0) / 4
+    ratios = [(14.0 + 2 * n) / (11.0 + 2 * n) for n in range(4)]
+    assert goes_on["speedup_median"] == statistics.median(ratios)
+    assert goes_on["speedup_of_means"] == (14 + 16 + 18 + 20) / (11 + 13 + 15 + 17)
     assert rows["ends"] == {"configuration": "ends", "refused": "its process ended with exit code 7"}
     assert rows["never begins"]["refused"] == "its process ended with exit code 3"
 
