@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -20,47 +21,79 @@ pytestmark = pytest.mark.skipif(not native.available(), reason="the compiled ext
 OTHERS = native.simd()[1][:-1] if native.available() else []
 
 
-TESTS_AND_REPORT = """
-import sys
+SELECTIONS = {
+    "kernels": (
+        ("native_kernels", "native_threads", "native_simd"),
+        "not python_threads and not forked and not memory and not unknown",
+    ),
+    "words": (
+        ("dropout_add_layer_norm", "edge_options"),
+        "native and (test_results_and_gradients or TestDropout)",
+    ),
+    "sequences": (
+        ("varlen_attention",),
+        "test_attention_of or test_attention_to or test_widths or not_finite",
+    ),
+}
+"""Parts of this folder's tests, and of these a choice, that each instruction set passes."""
+
+SELECTIONS_AND_REPORT = """
+import contextlib, io, json, sys
 import pytest
 from ecore_kernels.info import report
 
-code = pytest.main(["-q", "-p", "no:cacheprovider", *sys.argv[1:]])
-print(report())
-sys.exit(code)
+results = {}
+for name, arguments in json.loads(sys.argv[1]).items():
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        code = pytest.main(["-q", "-p", "no:cacheprovider", *arguments])
+    results[name] = int(code), printed.getvalue()
+print(json.dumps([results, report()]))
 """
 
 
-def run_tests(parts: Sequence[str], keyword: str, instruction_set: str) -> None:
-    """Run ``test_PART.py`` of this folder on an instruction set, in a process of its own."""
-    files = (str(Path(__file__).parent / f"test_{part}.py") for part in parts)
-    done = run_python("-c", TESTS_AND_REPORT, *files, "-k", keyword, ECORE_KERNELS_SIMD=instruction_set)
+@functools.cache
+def results(instruction_set: str) -> tuple[dict[str, tuple[int, str]], str]:
+    """Run all selections on an instruction set, in one process of its own: one import of torch.
+
+    Returns:
+        by selection pytest's exit code and what it printed; and the report on the package.
+    """
+    selections = {
+        name: [*(str(Path(__file__).parent / f"test_{part}.py") for part in parts), "-k", keyword]
+        for name, (parts, keyword) in SELECTIONS.items()
+    }
+    done = run_python(
+        "-c", SELECTIONS_AND_REPORT, json.dumps(selections), ECORE_KERNELS_SIMD=instruction_set
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"simd: {instruction_set} (" in done.stdout
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def check(selection: str, instruction_set: str) -> None:
+    by_selection, report = results(instruction_set)
+    code, printed = by_selection[selection]
+    assert code == 0, printed
+    assert f"simd: {instruction_set} (" in report
 
 
 @pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.skipif("ECORE_KERNELS_SIMD" in os.environ, reason="one instruction set is named already")
 def test_other_instruction_set(name):
     """These and the other files' tests on the kernels that would not be chosen here."""
-    parts = "native_kernels", "native_threads", "native_simd"
-    run_tests(parts, "not python_threads and not forked and not memory and not unknown", name)
+    check("kernels", name)
 
 
 @pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.skipif("ECORE_KERNELS_SIMD" in os.environ, reason="one instruction set is named already")
 def test_other_instruction_set_draws_the_same_words(name):
     """Random words are drawn in vectors; the reference draws them in PyTorch."""
-    parts = "dropout_add_layer_norm", "edge_options"
-    run_tests(parts, "native and (test_results_and_gradients or TestDropout)", name)
+    check("words", name)
 
 
 @pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.skipif("ECORE_KERNELS_SIMD" in os.environ, reason="one instruction set is named already")
 def test_other_instruction_set_attends_inside_sequences(name):
-    run_tests(
-        ["varlen_attention"], "test_attention_of or test_attention_to or test_widths or not_finite", name
-    )
+    check("sequences", name)
 
 
 def test_unknown_instruction_set():
