@@ -83,6 +83,7 @@ for more in ((None, factor, None, None, None), (edge, factor, sent, one, torch.o
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 def test_triton_binds_what_the_launchers_pass(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_DISABLE_LINE_INFO"] = "1"  # 40 % of the time, and of no program
     path = os.pathsep.join(p for p in sys.path if p)
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT],
