@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,6 +27,28 @@ if settings is not None:
     settings.load_profile("ecore")
 
 
+# By processor time and waiting, the longest first: one that begins last would leave the other cores idle.
+LONG = (
+    "ecore/training/test_cuda_graphs.py",
+    "ecore/training/test_two_hosts.py",
+    "ecore/training/test_distributed.py",
+    "kernels/triton/test_saturated.py",
+    "kernels/test_native_simd.py",
+    "kernels/test_typed.py",
+    "ecore/paper/experiments/test_reproduce.py",
+    "kernels/triton/test_compile.py",
+    "ecore/model/test_training.py",
+    "ecore/test_packages.py",
+    "ecore/training/test_kill.py",
+    "ecore/paper/figures/test_figures.py",
+    "benchmarks/gpu/test_runner.py",
+    "campaigns/test_campaigns.py",
+    "kernels/triton/test_binding.py",
+    "examples/test_examples.py",
+    "kernels/test_export.py",
+)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Let pytest-xdist hand out the files in the order of :func:`pytest_collection_modifyitems`."""
     if hasattr(config.option, "loadscopereorder"):
@@ -35,7 +58,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that take longest; skip what is marked ``gpu`` on a machine without a CUDA device."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    ranks = {Path(__file__).parent / name: rank for rank, name in enumerate(LONG)}
+    items.sort(key=lambda item: ranks.get(item.path, len(LONG) + (item.path not in slow)))
     if torch.cuda.is_available():
         return
     for item in items:

@@ -137,8 +137,12 @@ def test_processes_in_the_background(session, python, tmp_path):
         ],
         at_once=1,
     )
-    session.run(python("beside", "pass"))
-    session.join(20.0)
+    beside = f"""
+import pathlib, time
+while not pathlib.Path({str(started[1])!r}).exists(): time.sleep(0.05)
+"""
+    session.run(python("beside", beside))
+    session.join(8.0)
     found = outcomes(session)
     assert found["beside"] == found["fill 0"] == found["fill 1"] == OK
     assert found["fill 2"] == STOPPED
