@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from ecore.demo import sample_corpus
 from ecore.errors import InputError
 from ecore.packages import needed
 from ecore.training.journal import read_metrics
+from tests import forked
 from tests.sizes import TINY_MODEL
 
 ROOT = Path(__file__).parents[2]
@@ -65,15 +64,10 @@ def prepared(tmp_path_factory):
 
 
 def without(missing, work):
-    """A Python of its own in which the packages ``missing`` are not installed."""
+    """A process in which the packages ``missing`` are not installed; torch, which needs none, is imported."""
     paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
-    return subprocess.run(
-        [sys.executable, "-c", SCRIPT.format(missing=missing, work=work)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    return forked.run(SCRIPT.format(missing=missing, work=work), environment)
 
 
 def ecore(missing, *commands, typed=""):
