@@ -30,6 +30,7 @@ for line in sys.stdin:
                 os.dup2(os.open(path, os.O_WRONLY), number)
             os.environ.clear()
             os.environ.update(job["environment"])
+            os.chdir(job["folder"])
             exec(compile(job["code"], "<string>", "exec"), {"__name__": "__main__"})
             code = 0
         except SystemExit as stop:
@@ -58,20 +59,24 @@ def _server(python_path: str) -> subprocess.Popen[str]:
     )
 
 
-def run(code: str, environment: Mapping[str, str], seconds: int = 300) -> subprocess.CompletedProcess[str]:
+def run(
+    code: str, environment: Mapping[str, str], folder: Path | None = None, seconds: int = 300
+) -> subprocess.CompletedProcess[str]:
     """Run code as ``python -c`` does, without input, in a process with these variables, which has one thread.
 
     Args:
         environment: with PYTHONPATH.
+        folder: where it runs; None for this process's.
         seconds: after which it is killed.
     """
     server = _server(environment["PYTHONPATH"])
-    with tempfile.TemporaryDirectory() as folder:
-        files = [Path(folder, name) for name in ("out", "err")]
+    with tempfile.TemporaryDirectory() as printed:
+        files = [Path(printed, name) for name in ("out", "err")]
         for file in files:
             file.touch()
         out, err = map(str, files)
-        job = {"code": code, "environment": dict(environment), "out": out, "err": err, "seconds": seconds}
+        job: dict[str, object] = {"code": code, "environment": dict(environment), "folder": str(folder or Path.cwd())}
+        job |= {"out": out, "err": err, "seconds": seconds}
         assert server.stdin is not None
         assert server.stdout is not None
         server.stdin.write(json.dumps(job) + "\n")

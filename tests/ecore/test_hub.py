@@ -4,8 +4,6 @@ import base64
 import hashlib
 import json
 import os
-import subprocess
-import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,6 +13,7 @@ import pytest
 from ecore import hub, pretrained
 from ecore.errors import InputError
 from ecore.pipeline import ECore
+from tests import forked
 from tests.ecore.generation.dialogues import CONTEXTS, differing_model
 
 pytest.importorskip("huggingface_hub", reason="the hub needs the extra `hub`")
@@ -100,18 +99,11 @@ def server():
 
 
 def python(code, port, home, **environment):
-    """A Python whose hub is the server at ``port``; the client reads that when it is imported."""
+    """A process whose hub is the server at ``port``; the client reads that when it is imported."""
     paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
     settings = {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(home), "HF_TOKEN": "hf_token"}
     settings |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": paths, **settings, **environment},
-        capture_output=True,
-        text=True,
-        timeout=180,
-        cwd=home,
-    )
+    done = forked.run(code, {**os.environ, "PYTHONPATH": paths, **settings, **environment}, home)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip().splitlines()
 
