@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-SERVER = '''
+SERVER = """
 import json, os, signal, sys, traceback
 import torch
 
@@ -44,7 +44,7 @@ for line in sys.stdin:
             sys.stderr.flush()
             os._exit(code)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-'''
+"""
 
 
 @functools.cache
@@ -75,7 +75,11 @@ def run(
         for file in files:
             file.touch()
         out, err = map(str, files)
-        job: dict[str, object] = {"code": code, "environment": dict(environment), "folder": str(folder or Path.cwd())}
+        job: dict[str, object] = {
+            "code": code,
+            "environment": dict(environment),
+            "folder": str(folder or Path.cwd()),
+        }
         job |= {"out": out, "err": err, "seconds": seconds}
         assert server.stdin is not None
         assert server.stdout is not None

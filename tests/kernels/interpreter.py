@@ -141,7 +141,11 @@ def _unwrap_what_is_wrapped(interpreter: Any) -> None:
         if type(kind) is not core.dtype or self.data.itemsize * 8 > kind.primitive_bitwidth:
             check(self)
 
-    core._unwrap_if_constexpr, interpreter._patch_attr, handle.__post_init__ = unwrapped, patch_attr, post_init
+    core._unwrap_if_constexpr, interpreter._patch_attr, handle.__post_init__ = (
+        unwrapped,
+        patch_attr,
+        post_init,
+    )
 
 
 def _leave_equal_operands(interpreter: Any) -> None:
@@ -151,7 +155,9 @@ def _leave_equal_operands(interpreter: Any) -> None:
     @functools.cache
     def joint(shape: tuple[int, ...], other: tuple[int, ...]) -> list[int] | None:
         """The shape that two broadcast to; None where the interpreter has to say what is wrong, or adds dimensions."""
-        if len(shape) != len(other) or any(n != m and 1 not in (n, m) for n, m in zip(shape, other, strict=True)):
+        if len(shape) != len(other) or any(
+            n != m and 1 not in (n, m) for n, m in zip(shape, other, strict=True)
+        ):
             return None
         return [m if n == 1 else n for n, m in zip(shape, other, strict=True)]
 

@@ -62,9 +62,7 @@ def results(instruction_set: str) -> tuple[dict[str, tuple[int, str]], str]:
         name: [*(str(Path(__file__).parent / f"test_{part}.py") for part in parts), "-k", keyword]
         for name, (parts, keyword) in SELECTIONS.items()
     }
-    done = run_python(
-        "-c", SELECTIONS_AND_REPORT, json.dumps(selections), ECORE_KERNELS_SIMD=instruction_set
-    )
+    done = run_python("-c", SELECTIONS_AND_REPORT, json.dumps(selections), ECORE_KERNELS_SIMD=instruction_set)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

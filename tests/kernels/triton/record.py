@@ -148,9 +148,7 @@ def main() -> None:
     lines, larger_lines = (",\n".join(json.dumps(row) for row in some) for some in (rows, larger_rows))
     content = f'"triton": "{triton.__version__}", "kernels": [\n{lines}\n], "larger": [\n{larger_lines}\n]'
     RECORD.write_text(f"{{{content}}}\n")
-    print(
-        f"{RECORD.name}: {len(missing) + len(made)} of {len(rows) + len(larger_rows)} kernels compiled"
-    )
+    print(f"{RECORD.name}: {len(missing) + len(made)} of {len(rows) + len(larger_rows)} kernels compiled")
 
 
 if __name__ == "__main__":
