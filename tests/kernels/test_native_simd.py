@@ -18,7 +18,11 @@ from tests.kernels.native_problems import run_python
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the compiled extension is missing")
 
-OTHERS = native.simd()[1][:-1] if native.available() else []
+# What runs in one process is for one worker: pytest -n 2 --dist loadgroup.
+OTHERS = [
+    pytest.param(name, marks=pytest.mark.xdist_group(name))
+    for name in (native.simd()[1][:-1] if native.available() else [])
+]
 
 
 SELECTIONS = {
