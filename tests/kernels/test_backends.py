@@ -28,6 +28,7 @@ from ecore_kernels import (
     use_backend,
 )
 from ecore_kernels.backends import Backend, named
+from tests import forked
 
 
 @pytest.fixture
@@ -380,7 +381,7 @@ def run_python(code: str, backend: str) -> subprocess.CompletedProcess:
     """Run ``code`` where ECORE_KERNELS_BACKEND is ``backend``."""
     path = os.pathsep.join(p for p in sys.path if p)
     environment = os.environ | {"ECORE_KERNELS_BACKEND": backend, "PYTHONPATH": path}
-    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    return forked.run(code, environment)
 
 
 @pytest.mark.parametrize(
