@@ -47,7 +47,7 @@ def bind(kernel, grid, arguments, options, device):
 
 launch.launch = bind
 launch.architecture = lambda device: 86
-B, K, M, P, d = 2, 3, 20, 8, 100
+B, K, M, P, d = 2, 3, 20, 8, 12  # as the paper's 100, no multiple of 16, but compiled in a fraction of the time
 N = M + P
 
 
