@@ -32,7 +32,10 @@ LONG = (
     "ecore/training/test_cuda_graphs.py",
     "ecore/training/test_two_hosts.py",
     "ecore/training/test_distributed.py",
+    "kernels/test_edge_options.py",
     "kernels/triton/test_saturated.py",
+    "kernels/test_operators.py",
+    "kernels/test_transforms.py",
     "kernels/test_native_simd.py",
     "kernels/test_typed.py",
     "ecore/paper/experiments/test_reproduce.py",
@@ -46,6 +49,7 @@ LONG = (
     "kernels/triton/test_binding.py",
     "examples/test_examples.py",
     "kernels/test_export.py",
+    "kernels/test_fuzz.py",
 )
 
 
