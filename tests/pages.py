@@ -215,7 +215,7 @@ def fork(work: Callable[[], int], log: BinaryIO) -> int:
     child = os.fork()
     if child:
         return child
-    signal.alarm(300)  # a command that hangs is killed
+    signal.alarm(1200)  # a command that hangs is killed; beside the tests one of 20 seconds may take minutes
     code = 1
     try:
         typed, typing = os.pipe()
