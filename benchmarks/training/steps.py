@@ -52,6 +52,11 @@ def _plain_look_up(self: Embedding, *words: Tensor) -> list[Tensor]:
     return [self.word(ids) * self.scale for ids in words]
 
 
+def _never(*_: Any) -> bool:
+    """In place of a condition; a mock would keep the tensors that it is asked about until the step ends."""
+    return False
+
+
 _packed_decoder = Decoder.forward
 
 
@@ -100,12 +105,12 @@ WITHOUT: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
     "one look-up of words": lambda: mock.patch.object(Embedding, "look_up", _plain_look_up),
     "packed responses": lambda: mock.patch.object(Decoder, "forward", _padded_decoder),
     "packed contexts, attention among rows": lambda: mock.patch.object(
-        packing_module, "attends_among_rows", return_value=False
+        packing_module, "attends_among_rows", _never
     ),
     "dropout, sum and norm in one": lambda: mock.patch.object(
         transformer_module, "dropout_add_layer_norm", _plain_end
     ),
-    "bias and ReLU in one": lambda: mock.patch.object(bias_relu, "runs", return_value=False),
+    "bias and ReLU in one": lambda: mock.patch.object(bias_relu, "runs", _never),
     "quick dropout masks": lambda: mock.patch.object(Dropout, "forward", nn.Dropout.forward),
     "fused optimiser": contextlib.nullcontext,  # chosen when the optimiser is made
     KEPT: contextlib.nullcontext,
