@@ -29,7 +29,6 @@ from ecore.training.cuda_graphs import CapturedStep, CudaGraphs, Recorder, Taken
 from ecore.training.objective import objective
 from ecore.training.schedule import adam
 from ecore_kernels import module as attention_module
-from ecore_kernels.native_kernels import bias_relu
 
 
 def _plain_losses(
@@ -110,14 +109,13 @@ WITHOUT: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
     "dropout, sum and norm in one": lambda: mock.patch.object(
         transformer_module, "dropout_add_layer_norm", _plain_end
     ),
-    "bias and ReLU in one": lambda: mock.patch.object(bias_relu, "runs", _never),
     "quick dropout masks": lambda: mock.patch.object(Dropout, "forward", nn.Dropout.forward),
     "fused optimiser": contextlib.nullcontext,  # chosen when the optimiser is made
     KEPT: contextlib.nullcontext,
 }
 """Each improvement, and how it is taken out: plain PyTorch in its place."""
 
-ON_CPUS = ("bias and ReLU in one", "quick dropout masks", KEPT)
+ON_CPUS = ("quick dropout masks", KEPT)
 
 LOW = ("tf32", "bfloat16")
 """Precisions below float32."""

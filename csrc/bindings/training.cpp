@@ -1,5 +1,4 @@
 // Bindings of the operators of a training step around the attention.
-#include "../bias_relu_cpu.h"
 #include "../dropout_add_layer_norm_cpu.h"
 #include "../softmax_rows_cpu.h"
 #include "arguments.h"
@@ -60,18 +59,6 @@ void dropout_add_layer_norm_backward(const NormTuple& call, const Addresses& at,
       threads);
 }
 
-template <typename T>
-void bias_relu(int64_t rows, int64_t size, uintptr_t bias, uintptr_t outputs, int threads) {
-  ecore::bias_relu(rows, size, pointer<const T>(bias), pointer<T>(outputs), threads);
-}
-
-template <typename T>
-void bias_relu_backward(int64_t rows, int64_t size, uintptr_t gradient, uintptr_t outputs, uintptr_t masked,
-                        uintptr_t of_bias, int threads) {
-  ecore::bias_relu_backward(rows, size, pointer<const T>(gradient), pointer<const T>(outputs), pointer<T>(masked),
-                            pointer<T>(of_bias), threads);
-}
-
 }  // namespace
 
 void bind_training(py::module_& module) {
@@ -83,8 +70,4 @@ void bind_training(py::module_& module) {
   module.def("dropout_add_layer_norm_forward_float64", &dropout_add_layer_norm_forward<double>, Unlocked());
   module.def("dropout_add_layer_norm_backward_float32", &dropout_add_layer_norm_backward<float>, Unlocked());
   module.def("dropout_add_layer_norm_backward_float64", &dropout_add_layer_norm_backward<double>, Unlocked());
-  module.def("bias_relu_float32", &bias_relu<float>, Unlocked());
-  module.def("bias_relu_float64", &bias_relu<double>, Unlocked());
-  module.def("bias_relu_backward_float32", &bias_relu_backward<float>, Unlocked());
-  module.def("bias_relu_backward_float64", &bias_relu_backward<double>, Unlocked());
 }

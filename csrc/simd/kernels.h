@@ -243,13 +243,6 @@ struct DropoutAddLayerNormKernels {
                    const T* grad_sum, T* grad_x, T* grad_residual, T* grad_weight, T* grad_bias);
 };
 
-// One row of bias_relu_cpu.h. The backward adds to `sum`.
-template <typename T>
-struct BiasReluKernels {
-  void (*forward)(int64_t size, const T* bias, T* row);
-  void (*backward)(int64_t size, const T* gradient, const T* output, T* masked, T* sum);
-};
-
 // A linear layer whose weights are int8, or bfloat16 (uint16_t: its bits).
 template <typename W>
 struct QuantizedLayer {
@@ -284,8 +277,6 @@ struct Simd {
   SoftmaxRowsKernels<double> softmax_rows_double;
   DropoutAddLayerNormKernels<float> dropout_add_layer_norm_float;
   DropoutAddLayerNormKernels<double> dropout_add_layer_norm_double;
-  BiasReluKernels<float> bias_relu_float;
-  BiasReluKernels<double> bias_relu_double;
   QuantizedLinearKernels<int8_t> quantized_linear_int8;
   QuantizedLinearKernels<uint16_t> quantized_linear_bfloat16;
 };

@@ -2,7 +2,6 @@
 // name it.
 #pragma once
 
-#include "bias_relu.h"
 #include "dropout_add_layer_norm.h"
 #include "edge_attention.h"
 #include "edge_readout.h"
@@ -26,8 +25,6 @@ const Simd ECORE_SIMD_TABLE = {ECORE_SIMD_NAME,
                                softmax_rows_kernels<double>(),
                                dropout_add_layer_norm_kernels<float>(),
                                dropout_add_layer_norm_kernels<double>(),
-                               bias_relu_kernels<float>(),
-                               bias_relu_kernels<double>(),
                                quantized_linear_kernels<int8_t>(),
                                quantized_linear_kernels<uint16_t>()};
 

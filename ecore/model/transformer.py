@@ -13,7 +13,6 @@ from torch.autograd.function import once_differentiable
 from ecore.model.packing import Packing, Padded
 from ecore.precision import for_products
 from ecore_kernels import QuantizedLinear, dropout_add_layer_norm, quantized_linear, varlen_attention
-from ecore_kernels.native_kernels import bias_relu
 
 
 def sinusoidal_positions(length: int, dim: int) -> Tensor:
@@ -280,28 +279,17 @@ class FeedForward(nn.Sequential):
 
 
 class _LinearReLU(torch.autograd.Function):
-    """ReLU of a product and a bias; gradients pass where the result is positive.
-
-    A GPU's product ends with both. On a CPU one pass over the product takes them, where torch copies the bias first and
-    passes over the results again; and one pass over the gradient gives the bias's, too.
-    """
+    """ReLU of a product and a bias, in the product's last step; gradients pass where the result is positive."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        if bias_relu.runs(x):
-            hidden = bias_relu.forward(x @ weight.mT, bias)
-        else:
-            hidden = torch._addmm_activation(bias, x, weight.mT)
+        hidden = torch._addmm_activation(bias, x, weight.mT)
         ctx.save_for_backward(x, weight, hidden)
         return hidden
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
         x, weight, hidden = ctx.saved_tensors
-        if bias_relu.runs(grad):
-            grad, of_bias = bias_relu.backward(grad, hidden)
-        else:
-            grad = torch.ops.aten.threshold_backward(grad, hidden, 0)
-            of_bias = grad.sum(0)
-        return grad @ weight, grad.mT @ x, of_bias
+        grad = torch.ops.aten.threshold_backward(grad, hidden, 0)
+        return grad @ weight, grad.mT @ x, grad.sum(0)
