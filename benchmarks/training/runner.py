@@ -49,7 +49,7 @@ class InOwnProcess:
     """Steps in a process of its own, as a training has one.
 
     What an allocator has kept for one configuration would else serve the next: plain PyTorch, whose logits are larger
-    than what glibc keeps, was 7 % faster beside others than alone.
+    than what glibc keeps by itself, was 7 % faster where it was told to keep them.
     """
 
     def __init__(self, command: Sequence[str]) -> None:
