@@ -2,9 +2,9 @@
 
 ``python -m benchmarks.training [--data PREPARED] [--preset released] [--device cpu] [--out FILE.json]``
 
-Times are of forward, backward and optimiser on batches of 16, beside plain PyTorch's. The
-improvements are taken out one by one by putting back what PyTorch offers in their place; configurations, each in a
-process of its own, run in turn, step by step, on the same batches. Peak memory is of further processes.
+Times are of forward, backward and optimiser on batches of 16. "Plain PyTorch" has what PyTorch offers in place of every
+improvement; each improvement is added to it alone, then all. Configurations, each in a process of its own, take steps
+in turn with plain PyTorch on the same batches. Peak memory is of further processes.
 
 On a GPU (``--device cuda``) they run in turn pass by pass over the batches, which lie there; steps as CUDA graphs
 gather theirs. Compilation and recording are before the clock starts and are reported apart. A configuration that fails,

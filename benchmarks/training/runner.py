@@ -48,8 +48,7 @@ class InThisProcess:
 class InOwnProcess:
     """Steps in a process of its own, as a training has one.
 
-    What an allocator has kept for one configuration would else serve the next: plain PyTorch, whose logits are larger
-    than what glibc keeps by itself, was 7 % faster where it was told to keep them.
+    In one process, memory that the allocator keeps for one configuration also serves the others, and speeds them up.
     """
 
     def __init__(self, command: Sequence[str]) -> None:

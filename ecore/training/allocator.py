@@ -1,4 +1,4 @@
-"""What the C library does with the memory of tensors on a CPU."""
+"""Settings of the C library's allocator, from which tensors on a CPU take their memory."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ def test_larger_configurations_are_for_new_cards_alone():
 
 @pytest.mark.timeout(1800)
 def test_larger_configurations_compile_without_spills(tmp_path):
-    """What did not change is taken from the record of compiled kernels."""
+    """Unchanged kernels are not compiled again: the record of compiled kernels has their spills."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     # From another cache the assembler would not report; line numbers change no program.
     environment |= {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_DISABLE_LINE_INFO": "1"}
