@@ -67,3 +67,31 @@ def test_results_name_the_machine(tmp_path):
     assert document["machine"]["cores"] >= 1
     assert document["machine"]["packages"]["torch"]
     assert document["results"][0]["timings"]["native"]["median"] == 1.0
+
+
+def test_a_table_shows_replayed_calls_where_its_measure_was_recorded():
+    timings = {"fused": 3.0, "eager": 6.0}
+    assert harness.best_timings({"timings": timings}) == timings
+    assert harness.best_timings({"timings": timings, "replayed": {"eager": 1.0}}) == timings
+    assert harness.best_timings({"timings": timings, "replayed": {"fused": 1.0}}) == {"fused": 1.0}
+
+
+def test_a_candidate_that_cannot_be_recorded_is_named(monkeypatch):
+    def replayed(call, calls):
+        if call is slow:
+            raise RuntimeError("no graph\nand more")
+        return call
+
+    def quick(number):
+        return number
+
+    def slow(number):
+        return number
+
+    monkeypatch.setattr(harness, "replayed", replayed)
+    measured = harness.Timing(8.0, 16.0, 8.0, 24.0, 3, 1)
+    monkeypatch.setattr(harness, "interleaved", lambda calls, **_: dict.fromkeys(calls, measured))
+    left_out = {}
+    timings = harness.replays({"fused": quick, "eager": slow}, left_out, measurements=3)
+    assert timings == {"fused": harness.Timing(1.0, 2.0, 1.0, 3.0, 3, 1)}  # a graph holds eight calls
+    assert left_out == {"eager, replayed": "RuntimeError: no graph"}
