@@ -11,6 +11,7 @@ from torch import Tensor
 from ecore_kernels import backends, reference
 from ecore_kernels.dtypes import common_type
 from ecore_kernels.operators import registration
+from ecore_kernels.operators.autograd import call
 from ecore_kernels.operators.batching import register_one_by_one
 from ecore_kernels.operators.checks import (
     check_floats,
@@ -82,7 +83,6 @@ def _forward(x, residual, weight, bias, seed, p, eps, backend):
     return registration.run(NAME, "forward", tensors, (*tensors, p, eps, backend))
 
 
-@registration.with_signature
 class _DropoutAddLayerNorm(torch.autograd.Function):
     """Both kernels. Of the inputs' size only the sum is saved, which the blocks of a model keep in any case."""
 
@@ -242,7 +242,7 @@ def _apply(tensors: tuple[Any, ...], setting: tuple[float, float, str]) -> tuple
             for i, y in enumerate(tensors)
         )
     try:
-        normed, total, _ = _DropoutAddLayerNorm.apply(*tensors, *setting)
+        normed, total, _ = call(_DropoutAddLayerNorm, *tensors, *setting)
     except RuntimeError:
         check_saveable(NAME, **dict(zip(("x", "residual", "weight", "bias", "seed"), tensors, strict=True)))
         raise

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ecore_kernels import backends
+from ecore_kernels.operators.autograd import call
 
 
 class EdgeUpdate(NamedTuple):
@@ -100,9 +101,9 @@ def row_factor(history: Iterable[tuple[Any, ...]]) -> Tensor | None:
         any(isinstance(x, Tensor) and x.requires_grad for x in factors)
         or (not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active())
     ):
-        return (
-            _RowFactor.forward(*factors) if backends.differentiates_forward() else _RowFactor.apply(*factors)
-        )
+        if backends.differentiates_forward():
+            return _RowFactor.forward(*factors)
+        return call(_RowFactor, *factors)
     return _RowFactor.forward(*factors)
 
 

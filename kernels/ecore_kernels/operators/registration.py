@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import inspect
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ecore_kernels.operators.autograd import call
 from ecore_kernels.operators.checks import check_saveable
 from ecore_kernels.tracing import constant_result
 
@@ -81,13 +81,6 @@ class FusedOperator(NamedTuple):
 OPERATORS: dict[str, FusedOperator] = {}
 
 
-def with_signature(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
-    """Class decorator: ``apply`` reads the signature of ``forward`` at every call, and finding it is slow."""
-    function.forward.__signature__ = inspect.signature(function.forward)  # type: ignore[attr-defined]
-    return function
-
-
-@with_signature
 class _Fused(torch.autograd.Function):
     """An operator's two kernels."""
 
@@ -116,7 +109,7 @@ class _Fused(torch.autograd.Function):
             return nothing
         saved = ctx.saved_tensors
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            found = _FusedBackward.apply(ctx.name, ctx.setting, needs, ctx.inputs, *gradients, *saved)
+            found = call(_FusedBackward, ctx.name, ctx.setting, needs, ctx.inputs, *gradients, *saved)
         else:
             tensors, kept = saved[: ctx.inputs], saved[ctx.inputs :]
             found = operator.backward(ctx.setting, needs, gradients, tensors, kept)
@@ -124,7 +117,6 @@ class _Fused(torch.autograd.Function):
         return (None, None, *(next(found) if needed else None for needed in needs))
 
 
-@with_signature
 class _FusedBackward(torch.autograd.Function):
     """An operator's backward kernel, which can be differentiated again: by the reference, at the same inputs."""
 
@@ -196,7 +188,7 @@ def apply(name: str, setting: tuple[Any, ...], *tensors: Tensor | None) -> tuple
         for tensor in tensors:
             if tensor is not None and tensor.requires_grad:
                 try:
-                    return _Fused.apply(name, setting, *tensors)
+                    return call(_Fused, name, setting, *tensors)
                 except RuntimeError:
                     check_saveable(name, **dict(zip(OPERATORS[name].names(setting[0]), tensors, strict=True)))
                     raise
