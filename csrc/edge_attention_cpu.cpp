@@ -6,6 +6,7 @@
 #include <numeric>
 #include <thread>
 
+#include "huge_pages.h"
 #include "parts.h"
 #include "simd/choice.h"
 #include "thread_pool.h"
@@ -21,6 +22,13 @@ const EdgeAttentionKernels<T>& kernels() {
   } else {
     return simd().edge_attention_double;
   }
+}
+
+// True for matrices of which nothing would be left in a second-level cache, or in one's share of a third-level cache,
+// when the call ends.
+template <typename T>
+bool larger_than_caches(int64_t matrices, int64_t rows, int64_t columns) {
+  return matrices * rows * columns * static_cast<int64_t>(sizeof(T)) >= int64_t{16} << 20;
 }
 
 template <typename T>
@@ -41,12 +49,20 @@ EdgeHead<T> head_of(const EdgeAttention<T>& call, const int32_t* order, int64_t 
                       call.factor == nullptr ? nullptr : call.factor + pair * call.receivers,
                       call.scale,
                       call.more};
+  head.streams_new_edge = larger_than_caches<T>(call.batch * call.heads, call.receivers, call.senders);
   if (call.more.plain) return head;
   head.more.bias = call.bias.of(b, k);
   head.more.bias_row = call.bias.row;
   head.more.sender_gate = call.sender_gate == nullptr ? nullptr : call.sender_gate + pair * call.senders;
   head.more.pair = static_cast<uint32_t>(pair);
   return head;
+}
+
+// One gradient's heads share none of it, and it is larger than the caches.
+template <typename T>
+bool streams(const SharedMatrices<T>& gradient, const EdgeAttention<T>& call) {
+  return gradient.batches == call.batch && gradient.heads == call.heads &&
+         larger_than_caches<T>(call.batch * call.heads, call.receivers, call.senders);
 }
 
 std::vector<int32_t> numbers(int64_t count) {
@@ -126,6 +142,7 @@ void edge_attention_forward(const EdgeAttention<T>& call, Heads<T> output, T* ne
   const EdgeAttentionKernels<T>& kernel = kernels<T>();
   const int64_t pairs = call.batch * call.heads, receivers = call.receivers;
   if (pairs == 0 || receivers == 0) return;
+  advise_huge_pages(new_edge, pairs * receivers * call.senders * static_cast<int64_t>(sizeof(T)));
   const std::vector<int32_t> order = numbers(std::max(receivers, call.senders));
   const bool shared = share_out(pairs, receivers, threads);
   const int inner = shared ? threads : 1;
@@ -161,6 +178,10 @@ void edge_attention_backward(const EdgeAttention<T>& call, Heads<const T> output
   const EdgeAttentionKernels<T>& kernel = kernels<T>();
   const int64_t receivers = call.receivers, senders = call.senders, tasks = call.batch * call.heads;
   if (tasks == 0 || receivers == 0 || senders == 0) return;
+  for (const SharedMatrices<T>& result : {gradients.edge, gradients.bias}) {
+    const int64_t matrices = result.batches * result.heads;
+    advise_huge_pages(result.data, matrices * receivers * senders * static_cast<int64_t>(sizeof(T)));
+  }
   const std::vector<int32_t> order = numbers(std::max(receivers, senders));
   // The (b, k) that share an edge follow one another. Tasks are handed out in order: the one that a task waits for has
   // started earlier, and never waits for a later one.
@@ -194,6 +215,8 @@ void edge_attention_backward(const EdgeAttention<T>& call, Heads<const T> output
           biases.of(b, k),
           edges.member(task, b, k) > 0,
           biases.member(task, b, k) > 0,
+          streams(gradients.edge, call),
+          streams(gradients.bias, call),
           gradients.factor == nullptr ? nullptr : gradients.factor + index * receivers,
           gradients.sender_gate == nullptr ? nullptr : gradients.sender_gate + index * senders,
           edge_turn.of == nullptr ? nullptr : &edge_turn,

@@ -96,20 +96,28 @@ void edge_backward(const EdgeHead<T>& head, const T* packed, int64_t begin, int6
       const int64_t padded = rounded_up(columns, kLanes<T>);
       limit_columns(head, begin, start, columns, limits);
       for (int64_t j = 0; head.causal && j < columns; j += kPanel) firsts[j / kPanel] = start + j - begin;
-      multiply_across(queries, rows, limits, senders.keys + start * head.dim, head.dim, at.planes, at.stride);
+      EdgesAhead<T> ahead(head, begin, rows, start, columns, grad_new_edge);
+      multiply_across(queries, rows, limits, senders.keys + start * head.dim, head.dim, at.planes, at.stride,
+                      ahead.get());
       if (wants_attention) {
         multiply_across(grad_outputs, rows, limits, senders.value_across + start * head.value_dim, head.value_dim,
                         attention, at.stride);
       }
       const auto grad_edges_of = [&](int64_t r) { return at.grad_edges + (takes_turns ? r * at.stride : 0); };
       const auto grad_biases_of = [&](int64_t r) { return at.grad_biases + (bias_takes_turns ? r * at.stride : 0); };
-      const auto give = [&](T* matrix, bool add, int64_t r, const T* from) {
+      const auto give = [&](T* matrix, bool add, bool streams, int64_t r, const T* from) {
         T* const to = matrix + (begin + r) * head.senders + start;
         if (add) {
           for (int64_t j = 0; j < columns; ++j) to[j] += from[j];
         } else {
-          copy_row(to, from, columns);
+          put_row(to, from, columns, streams);
         }
+      };
+      const auto give_edge = [&](int64_t r, const T* from) {
+        give(gradients.edge, gradients.add_edge, gradients.streams_edge, r, from);
+      };
+      const auto give_bias = [&](int64_t r, const T* from) {
+        give(gradients.bias, gradients.add_bias, gradients.streams_bias, r, from);
       };
       V check{};
       load_common(head, start, columns, at);
@@ -187,20 +195,20 @@ void edge_backward(const EdgeHead<T>& head, const T* packed, int64_t begin, int6
             }
             store(attention_row + j, p * load<V>(at.kept + j));
           }
-          if (wants_bias && !bias_takes_turns) give(gradients.bias, gradients.add_bias, r, grad_biases);
+          if (wants_bias && !bias_takes_turns) give_bias(r, grad_biases);
         }
         factor_gradient[r] += sum<T>(factors);
-        if (wants_edge && !takes_turns) give(gradients.edge, gradients.add_edge, r, grad_edges);
+        if (wants_edge && !takes_turns) give_edge(r, grad_edges);
       }
       finite = finite && is_finite(sum<T>(check));
       if (wants_edge && takes_turns) {
         gradients.wait(gradients.turn, begin, start / kTileColumns);
-        for (int64_t r = 0; r < rows; ++r) give(gradients.edge, gradients.add_edge, r, grad_edges_of(r));
+        for (int64_t r = 0; r < rows; ++r) give_edge(r, grad_edges_of(r));
         gradients.done(gradients.turn, begin, start / kTileColumns);
       }
       if (wants_bias && bias_takes_turns) {
         gradients.wait(gradients.bias_turn, begin, start / kTileColumns);
-        for (int64_t r = 0; r < rows; ++r) give(gradients.bias, gradients.add_bias, r, grad_biases_of(r));
+        for (int64_t r = 0; r < rows; ++r) give_bias(r, grad_biases_of(r));
         gradients.done(gradients.bias_turn, begin, start / kTileColumns);
       }
       const auto hears = [&](int64_t r, int64_t j) { return is_neighbor(head, begin + r, start + j); };
@@ -227,6 +235,7 @@ void edge_backward(const EdgeHead<T>& head, const T* packed, int64_t begin, int6
       gradients.factor[begin + r] = factor_gradient[r];
     }
   }
+  streamed();
 }
 
 template <typename T>

@@ -25,7 +25,9 @@ bool edge_forward_tile(const EdgeHead<T>& head, const PackedNodes<T>& senders, i
   for (int64_t start = 0; start < heard_by_tile; start += kTileColumns) {
     const int64_t columns = smaller_of(kTileColumns, heard_by_tile - start);
     limit_columns(head, begin, start, columns, limits);
-    multiply_across(queries, rows, limits, senders.keys + start * head.dim, head.dim, at.planes, at.stride);
+    EdgesAhead<T> ahead(head, begin, rows, start, columns);
+    multiply_across(queries, rows, limits, senders.keys + start * head.dim, head.dim, at.planes, at.stride,
+                    ahead.get());
     load_common(head, start, columns, at);
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t i = begin + r;
@@ -51,7 +53,9 @@ bool edge_forward_tile(const EdgeHead<T>& head, const PackedNodes<T>& senders, i
         heard = larger<T>(listens, heard);
       }
       hears[r] = (start > 0 && hears[r]) || maximum<T>(heard) > 0;
-      if (new_edge != nullptr) copy_row(new_edge + i * head.senders + start, at.new_edges, columns);
+      if (new_edge != nullptr) {
+        put_row(new_edge + i * head.senders + start, at.new_edges, columns, head.streams_new_edge);
+      }
       const T before = start == 0 ? -kInfinity<T> : largest[r];
       const T now = maximum<T>(larger<T>(most, splat(before)));
       const T base = now == -kInfinity<T> ? static_cast<T>(0) : now;  // no neighbour so far, or all overflowed
@@ -103,6 +107,7 @@ void edge_forward(const EdgeHead<T>& head, const T* packed, int64_t begin, int64
       edge_forward_tile(head, senders, begin, rows, at, true, output, new_edge, maxima, inverse);
     }
   }
+  streamed();
 }
 }  // namespace
 }  // namespace ecore

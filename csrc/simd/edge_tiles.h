@@ -170,6 +170,31 @@ void load_edges(const EdgeHead<T>& head, int64_t row, int64_t start, int64_t col
   if (more.drops) keep_weights(more, row, start, rounded_up(columns, kLanes<T>), at.kept);
 }
 
+// What the softmax of a tile will read of the caller's matrices, fetched while the products before it are computed,
+// where a row of the tile is a piece of a longer row: too short a piece for the hardware to foresee the next.
+template <typename T>
+class EdgesAhead {
+ public:
+  EdgesAhead(const EdgeHead<T>& head, int64_t begin, int64_t rows, int64_t start, int64_t columns,
+             const Rows<const T>& grad_new_edge = {}) {
+    int64_t tensors = 0;
+    const auto add = [&](const T* data, int64_t stride) {
+      if (data != nullptr && stride != columns) rows_[tensors++] = {data + start, stride};
+    };
+    add(head.edge, head.edge_row);
+    add(head.more.plain ? nullptr : head.more.bias, head.more.bias_row);
+    add(grad_new_edge.data, grad_new_edge.stride);
+    const int64_t products = (columns + kChunk<T> - 1) / kChunk<T> * ((rows + kPanel - 1) / kPanel);
+    const int64_t a_step = (tensors * rows + products - 1) / products;
+    ahead_ = {rows_, tensors, head.order + begin, rows, columns, a_step, 0, 0};
+  }
+  Ahead<T>* get() { return &ahead_; }
+
+ private:
+  Rows<const T> rows_[3];
+  Ahead<T> ahead_;
+};
+
 template <typename T>
 inline Vector<T> clamped(Vector<T> x, T low, T high) {  // NaN stays NaN
   x = x < splat(low) ? splat(low) : x;

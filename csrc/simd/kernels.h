@@ -133,15 +133,17 @@ struct EdgeHead {
   const T* factor;  // [receivers], of updated edges; null: they are not wanted
   T scale;
   EdgeMore<T> more;
-  bool causal = false;  // receivers hear no sender of a higher number
+  bool causal = false;            // receivers hear no sender of a higher number
+  bool streams_new_edge = false;  // all heads' new edges are larger than the caches, and are written past them
 };
 
 // The gradients of a head; data is null for those that are not wanted.
 template <typename T>
 struct EdgeGradients {
   Rows<T> query, key, value;
-  T *edge, *bias;           // [receivers, senders]
-  bool add_edge, add_bias;  // add to the present content
+  T *edge, *bias;                   // [receivers, senders]
+  bool add_edge, add_bias;          // add to the present content
+  bool streams_edge, streams_bias;  // all heads' are larger than the caches, and are written past them
   T* factor;
   T* sender_gate;  // [senders]
   // Several heads may share `edge`, and then add to it in turn: a head's tile of it, identified by its first row and

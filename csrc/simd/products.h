@@ -237,6 +237,33 @@ inline void copy_row(T* to, const T* from, int64_t width) {
   __builtin_memcpy(to, from, static_cast<size_t>(width) * sizeof(T));
 }
 
+// copy_row() into a result; `past_caches` for one that does not fit them: then no line is read before it is written,
+// and the thread has to call streamed() before others may read it.
+template <typename T>
+inline void put_row(T* to, const T* from, int64_t width, bool past_caches) {
+  if (!past_caches) return copy_row(to, from, width);
+  int64_t k = 0;
+#if defined(__FMA__)
+  constexpr int64_t kLine = ECORE_SIMD_BYTES / sizeof(T);
+  for (; k < width && reinterpret_cast<uintptr_t>(to + k) % ECORE_SIMD_BYTES != 0; ++k) to[k] = from[k];
+  for (; k + kLine <= width; k += kLine) {
+#if ECORE_SIMD_BYTES == 64
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(to + k), _mm512_loadu_si512(from + k));
+#else
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to + k),
+                        _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + k)));
+#endif
+  }
+#endif
+  for (; k < width; ++k) to[k] = from[k];
+}
+
+inline void streamed() {
+#if defined(__FMA__)
+  _mm_sfence();
+#endif
+}
+
 template <typename T>
 inline void clear_row(T* row, int64_t width) {
   for (int64_t k = 0; k < width; ++k) row[k] = 0;
