@@ -14,8 +14,9 @@ all is float32; on a GPU ``--precision`` chooses, by default tf32 and bfloat16. 
 
 ``eager`` is the formula in PyTorch, ``compiled`` the same under torch.compile at static shapes. ``sdpa`` is
 ``scaled_dot_product_attention`` with the bias as its mask, ``flex`` is FlexAttention, compiled: neither returns scores,
-SDPA multiplies by no edge, and FlexAttention has no backward on a CPU and no dropout. All run in turn in one process,
-and a fused answer counts only where it is that of the formula.
+SDPA multiplies by no edge, and FlexAttention has no backward on a CPU and no dropout. ``products`` is what nobody can
+save: the six matrix products of both directions alone, by torch, into memory that is there. All run in turn in one
+process, and a fused answer counts only where it is that of the formula.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ NODES = {"cpu": (64, 256, 1024), "cuda": (256,)}  # on a GPU each size is compil
 PRECISIONS = {"cpu": ("ieee",), "cuda": ("tf32", "bfloat16")}
 BATCH, HEADS, SHARED, DIM = 4, 8, 2, 32
 SCALE = DIM**-0.5
-NAMES = ("fused", "eager", "compiled", "sdpa", "flex")
+NAMES = ("fused", "eager", "compiled", "sdpa", "flex", "products")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +120,24 @@ class Form:
         return found
 
 
+def products(leaves: Sequence[Tensor], sent: Sequence[Tensor]) -> Callable[[int], object]:
+    """The matrix products of a forward and backward; what stands for the softmax's weights is their right size."""
+    query, key, value, grad = (x.detach() for x in (*leaves[:3], sent[0]))
+    key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
+    query, key, value, grad = (x.flatten(0, 1) for x in (query, key, value, grad))  # [B * H, N, d]
+    square, rows = query.new_empty(len(query), query.shape[1], key.shape[1]), torch.empty_like(query)
+
+    def call(_: int) -> None:
+        torch.bmm(query, key.mT, out=square)
+        torch.bmm(square, value, out=rows)
+        torch.bmm(grad, value.mT, out=square)
+        torch.bmm(square.mT, grad, out=rows)
+        torch.bmm(square, key, out=rows)
+        torch.bmm(square.mT, query, out=rows)
+
+    return call
+
+
 FORMS = (
     Form("edge", multiplies=True),
     Form("bias"),
@@ -191,6 +210,7 @@ def run(
         check(form, leaves, sent)
         attends = {"fused": form.fused} | ready_rivals(form, device, precision, leaves, sent, left_out)
         calls = {name: timed(attend, leaves, sent) for name, attend in attends.items()}
+        calls["products"] = products(leaves, sent)
         result = {
             "device": device,
             "nodes": size,
