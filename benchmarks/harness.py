@@ -23,6 +23,7 @@ import torch
 
 from ecore.errors import InputError
 from ecore.files import read_json
+from ecore.training import allocator
 from ecore_kernels import native
 
 REPLAYED_CALLS = 8
@@ -87,10 +88,10 @@ def interleaved(
 def keep_freed_memory() -> None:
     """Let glibc keep freed memory from here on, as it does in a process that trains a model.
 
-    It returns large blocks to the kernel, and gets them back page by page, until a still larger one has been freed.
-    A process that does nothing else than call operators would pay for that in every call, whoever is timed.
+    It returns large blocks to the kernel, and gets them back page by page. A process that does nothing else than call
+    operators would pay for that in every call, whoever is timed.
     """
-    torch.empty(31 * 2**20, dtype=torch.uint8)  # blocks of 32 MiB and more do not count
+    allocator.keep_freed_memory()
 
 
 def replayed(call: Callable[[int], object], calls: int) -> Callable[[int], object]:

@@ -6,7 +6,6 @@
 #include <numeric>
 #include <thread>
 
-#include "huge_pages.h"
 #include "parts.h"
 #include "simd/choice.h"
 #include "thread_pool.h"
@@ -142,7 +141,6 @@ void edge_attention_forward(const EdgeAttention<T>& call, Heads<T> output, T* ne
   const EdgeAttentionKernels<T>& kernel = kernels<T>();
   const int64_t pairs = call.batch * call.heads, receivers = call.receivers;
   if (pairs == 0 || receivers == 0) return;
-  advise_huge_pages(new_edge, pairs * receivers * call.senders * static_cast<int64_t>(sizeof(T)));
   const std::vector<int32_t> order = numbers(std::max(receivers, call.senders));
   const bool shared = share_out(pairs, receivers, threads);
   const int inner = shared ? threads : 1;
@@ -178,10 +176,6 @@ void edge_attention_backward(const EdgeAttention<T>& call, Heads<const T> output
   const EdgeAttentionKernels<T>& kernel = kernels<T>();
   const int64_t receivers = call.receivers, senders = call.senders, tasks = call.batch * call.heads;
   if (tasks == 0 || receivers == 0 || senders == 0) return;
-  for (const SharedMatrices<T>& result : {gradients.edge, gradients.bias}) {
-    const int64_t matrices = result.batches * result.heads;
-    advise_huge_pages(result.data, matrices * receivers * senders * static_cast<int64_t>(sizeof(T)));
-  }
   const std::vector<int32_t> order = numbers(std::max(receivers, senders));
   // The (b, k) that share an edge follow one another. Tasks are handed out in order: the one that a task waits for has
   // started earlier, and never waits for a later one.
