@@ -19,6 +19,8 @@ template <typename W>
 const QuantizedLinearKernels<W>& kernels() {
   if constexpr (std::is_same_v<W, int8_t>) {
     return simd().quantized_linear_int8;
+  } else if constexpr (std::is_same_v<W, float>) {
+    return simd().quantized_linear_float32;
   } else {
     return simd().quantized_linear_bfloat16;
   }
@@ -114,5 +116,6 @@ void quantized_linear_argmax(const QuantizedLayer<W>& layer, const float* x, int
                                         int64_t, int64_t*, float*, int);
 ECORE_QUANTIZED_LINEAR(int8_t)
 ECORE_QUANTIZED_LINEAR(uint16_t)
+ECORE_QUANTIZED_LINEAR(float)
 
 }  // namespace ecore

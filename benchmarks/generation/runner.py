@@ -134,6 +134,13 @@ def _clocked(model: ECore, stepper: Any, batch: Batch) -> dict[str, float]:
         mock.patch.object(model_module, "project", clocked(model_module.project, ("output projection",))),
         mock.patch.object(stepper, "start", clocked(stepper.start, ("keys and values of the context",))),
         mock.patch.object(stepper, "step", clocked(stepper.step, ("steps",))),
+        # A greedy step that chooses in the product to the vocabulary.
+        mock.patch.object(model, "step_argmax", clocked(model.step_argmax, ("steps",))),
+        mock.patch.object(
+            model_module,
+            "quantized_linear_argmax",
+            clocked(model_module.quantized_linear_argmax, ("output projection",)),
+        ),
     ]
     begin = time.perf_counter()
     with contextlib.ExitStack() as stack, torch.no_grad():

@@ -17,7 +17,9 @@ from ecore.generation.cuda_graph import StaticCache
 from ecore.model import ECore, Encoding
 from ecore.model import decoder as decoder_module
 from ecore.model import ecore as model_module
-from ecore.model.decoder import DecoderBlock, DecoderCache
+from ecore.model.decoder import Decoded, DecoderBlock, DecoderCache
+from ecore.model.transformer import mean_scores
+from ecore_kernels import QuantizedLinear
 
 LOGITS_TOLERANCE = 1e-3
 
@@ -37,13 +39,9 @@ class Whole:
     def step(self, words: Tensor, cache: Any) -> Tensor:
         self.said.append(words)
         model, encoding = self.model, self.encoding
-        states = model.decoder(
-            model.embedding(torch.stack(self.said, 1)),
-            encoding.memory,
-            encoding.memory_mask,
-            encoding.guidance,
-        ).states
-        return model.output(states[:, -1])
+        states, scores = model._decode(model.embedding.look_up(torch.stack(self.said, 1))[0], encoding)
+        last = Decoded(states[:, -1:], None if scores is None else scores[:, -1:])
+        return model._logits(last, encoding)[:, 0]
 
 
 class Modules(Whole):
@@ -56,7 +54,9 @@ class Modules(Whole):
     def start(self, encoding: Encoding, max_length: int) -> Modules:
         blocks = self._blocks = list(cast(Iterable[DecoderBlock], self.model.decoder.blocks))
         self.length = 0
+        self.encoding = encoding
         self.mask = encoding.memory_mask[:, None, None, :]
+        self.start_of_answer = self.model._bos_embedding(encoding)  # [B, D] or None
         self.cross = [block.cross_attention.keys_values(encoding.memory) for block in blocks]
         self.own = [[k.new_empty(*k.shape[:2], max_length, k.shape[3]) for k in pair] for pair in self.cross]
         guidance = self.model.decoder._guidance(encoding.guidance)
@@ -67,7 +67,10 @@ class Modules(Whole):
 
     def step(self, words: Tensor, cache: Any) -> Tensor:
         model = self.model
-        y = model.embedding(words[:, None], start=self.length)
+        if self.length == 0 and self.start_of_answer is not None:
+            y = (model.embedding.position[0] + self.start_of_answer)[:, None]
+        else:
+            y = model.embedding(words[:, None], start=self.length)
         for i, block in enumerate(self._blocks):
             with self.clock("self-attention"):
                 normed = block.self_norm(y)
@@ -84,7 +87,8 @@ class Modules(Whole):
                 y = y + block.feed_forward(block.feed_forward_norm(y))
         self.length += 1
         with self.clock("output projection"):
-            return model.output(model.decoder.norm(y[:, 0]))
+            scores = mean_scores(queries, self.cross[-1][0]) if model.decoder.copies else None
+            return model._logits(Decoded(model.decoder.norm(y), scores), self.encoding)[:, 0]
 
 
 class Compiled(Whole):
@@ -101,11 +105,19 @@ class Compiled(Whole):
         return self._step(words, cache)
 
 
+def _linear(x: Tensor, weight: Tensor | QuantizedLinear, bias: Tensor) -> Tensor:
+    return F.linear(x, weight.weight if isinstance(weight, QuantizedLinear) else weight, bias)
+
+
 def _products() -> contextlib.AbstractContextManager[Any]:
     plain = contextlib.ExitStack()
     for module in (decoder_module, model_module):
-        plain.enter_context(mock.patch.object(module, "project", F.linear))
+        plain.enter_context(mock.patch.object(module, "project", _linear))
     return plain
+
+
+def _choice() -> contextlib.AbstractContextManager[Any]:
+    return mock.patch.object(ECore, "_output_of_few", return_value=None)
 
 
 def _plain_attention(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -122,6 +134,7 @@ def _no_graphs() -> contextlib.AbstractContextManager[Any]:
 
 WITHOUT: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
     "split products": _products,
+    "choice in the product": _choice,
     "small attention": _attention,
     "CUDA graphs": _no_graphs,
 }

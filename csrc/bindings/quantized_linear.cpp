@@ -32,6 +32,8 @@ void quantized_linear_argmax(const LayerTuple& layer, uintptr_t x, int64_t rows,
 void bind_quantized_linear(py::module_& module) {
   module.def("quantized_linear_int8", &quantized_linear<int8_t>, Unlocked());
   module.def("quantized_linear_bfloat16", &quantized_linear<uint16_t>, Unlocked());
+  module.def("quantized_linear_float32", &quantized_linear<float>, Unlocked());
   module.def("quantized_linear_argmax_int8", &quantized_linear_argmax<int8_t>, Unlocked());
   module.def("quantized_linear_argmax_bfloat16", &quantized_linear_argmax<uint16_t>, Unlocked());
+  module.def("quantized_linear_argmax_float32", &quantized_linear_argmax<float>, Unlocked());
 }

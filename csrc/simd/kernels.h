@@ -245,7 +245,7 @@ struct DropoutAddLayerNormKernels {
                    const T* grad_sum, T* grad_x, T* grad_residual, T* grad_weight, T* grad_bias);
 };
 
-// A linear layer whose weights are int8, or bfloat16 (uint16_t: its bits).
+// A linear layer whose weights are int8, bfloat16 (uint16_t: its bits) or float.
 template <typename W>
 struct QuantizedLayer {
   const W* weight;  // [outputs, inputs], rows weight_stride apart
@@ -281,6 +281,7 @@ struct Simd {
   DropoutAddLayerNormKernels<double> dropout_add_layer_norm_double;
   QuantizedLinearKernels<int8_t> quantized_linear_int8;
   QuantizedLinearKernels<uint16_t> quantized_linear_bfloat16;
+  QuantizedLinearKernels<float> quantized_linear_float32;
 };
 
 extern const Simd kSimdBaseline;

@@ -1,4 +1,5 @@
-// Products with weights of few bits, for quantized_linear_cpu.h. Included only by table.h; see vectors.h.
+// Products of few rows with weights of few bits, or as they are, for quantized_linear_cpu.h. Included only by table.h;
+// see vectors.h.
 //
 // A step is as many inputs as one instruction takes. The last step of a row overlaps the one before it, so that nothing
 // beyond a row is read: its copy of the activations is 0 for inputs that the step before has taken.
@@ -81,10 +82,10 @@ inline int64_t sum_of(WordSums sums) {
 
 // How weights of one type are multiplied.
 template <typename W>
-struct Product;
+struct WeightProduct;
 
 template <>
-struct Product<int8_t> {
+struct WeightProduct<int8_t> {
   using Packed = int16_t;
   using Loaded = Words;
   using Sums = WordSums;
@@ -116,7 +117,7 @@ struct Product<int8_t> {
 };
 
 template <>
-struct Product<uint16_t> {  // the bits of a bfloat16, the upper half of a float's
+struct WeightProduct<uint16_t> {  // the bits of a bfloat16, the upper half of a float's
   using Packed = float;
   struct Loaded {
     Vector<float> even, odd;
@@ -141,16 +142,33 @@ struct Product<uint16_t> {  // the bits of a bfloat16, the upper half of a float
   static void place(Packed* step, int64_t i, Packed value) { step[i / 2 + i % 2 * kLanes<float>] = value; }
 };
 
+template <>
+struct WeightProduct<float> {  // the weights as they are
+  using Packed = float;
+  using Loaded = Vector<float>;
+  using Sums = Vector<float>;
+  static constexpr int64_t kStep = kLanes<float>;
+  static constexpr int64_t kMostInputs = int64_t{1} << 40;
+
+  static Loaded weights(const float* from) { return load<Loaded>(from); }
+  static void add(Sums* sums, const Loaded& w, const Packed* x) { *sums = multiply_add(w, load<Loaded>(x), *sums); }
+  static float total(Sums sums) { return sum<float>(sums); }
+
+  static float prepare(const float*, int64_t, float* inverse) { return *inverse = 1.0f; }
+  static Packed packed(float x, float) { return x; }
+  static void place(Packed* step, int64_t i, Packed value) { step[i] = value; }
+};
+
 template <typename W>
 int64_t packed_row_bytes(int64_t inputs) {
-  using P = Product<W>;
+  using P = WeightProduct<W>;
   const int64_t steps = (inputs + P::kStep - 1) / P::kStep;
   return kPackedHead + rounded_up(steps * P::kStep * static_cast<int64_t>(sizeof(typename P::Packed)), 64);
 }
 
 template <typename W>
 void pack_row(const float* x, int64_t inputs, char* packed) {
-  using P = Product<W>;
+  using P = WeightProduct<W>;
   float inverse;
   const float step = P::prepare(x, inputs, &inverse);
   __builtin_memcpy(packed, &step, sizeof step);
@@ -170,7 +188,7 @@ void pack_row(const float* x, int64_t inputs, char* packed) {
 template <typename W, int kOutputs, int kRows>
 inline void multiply_block(const QuantizedLayer<W>& layer, int64_t first, const char* packed, int64_t row_bytes,
                            float* out, int64_t out_stride) {
-  using P = Product<W>;
+  using P = WeightProduct<W>;
   const int64_t inputs = layer.inputs, whole = inputs / P::kStep * P::kStep;
   const W* weights[kOutputs];
   W padded[kOutputs][P::kStep];

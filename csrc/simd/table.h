@@ -26,6 +26,7 @@ const Simd ECORE_SIMD_TABLE = {ECORE_SIMD_NAME,
                                dropout_add_layer_norm_kernels<float>(),
                                dropout_add_layer_norm_kernels<double>(),
                                quantized_linear_kernels<int8_t>(),
-                               quantized_linear_kernels<uint16_t>()};
+                               quantized_linear_kernels<uint16_t>(),
+                               quantized_linear_kernels<float>()};
 
 }  // namespace ecore

@@ -67,7 +67,7 @@ class DecoderCache:
             words everywhere.
         guidance: [blocks, C * width, D], W_d's share of the node sum; None without one.
         weights: of each block.
-        output: the layer to the vocabulary in few bits; None: the model's own.
+        output: the layer to the vocabulary, in few bits or for few rows; None: the model's own.
         copyable: of the contexts, [C, S]; None without copying.
         bos_embedding: [C, D], what the first step reads in place of BOS's own; None without such.
     """
@@ -377,11 +377,11 @@ class Decoder(nn.Module):
         max_length: int,
         copyable: Copyable | None = None,
         bos_embedding: Tensor | None = None,
-        quantized: tuple[list[BlockWeights], QuantizedLinear] | None = None,
+        weights: list[BlockWeights] | None = None,
+        output: QuantizedLinear | None = None,
     ) -> DecoderCache:
         """The cache of responses of at most ``max_length`` words, none decoded yet; arguments as for forward and for
-        the cache. ``quantized``: blocks' and output layer's weights to take instead of the model's."""
-        weights, output = quantized or ([block.weights() for block in self.blocks], None)
+        the cache. ``weights``: of the blocks, to take instead of the model's."""
         (projection,) = stacked([self._memory_layers()])
         heads = self.blocks[0].cross_attention.heads
         cross = [part for pair in keys_values(memory, projection, len(self.blocks), heads) for part in pair]
@@ -394,7 +394,7 @@ class Decoder(nn.Module):
             torch.stack(cross).unflatten(0, (-1, 2)),
             added,
             None if guided is None else guided.transpose(0, 1).contiguous(),
-            weights,
+            weights or [block.weights() for block in self.blocks],
             max_length,
             copyable,
             bos_embedding,

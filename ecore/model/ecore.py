@@ -23,8 +23,8 @@ from ecore.model.packing import Packing, ResponseRows, layout_of, shifted
 from ecore.model.perceiver import Context, EmotionHead, Perceiver
 from ecore.model.pointer import Copyable, Copying, Pointer, mixed
 from ecore.model.quantized import QuantizedWeights
-from ecore.model.transformer import project
-from ecore_kernels import quantized_linear_argmax
+from ecore.model.transformer import FEWER_ROWS, project
+from ecore_kernels import QuantizedLinear, native, quantized_linear_argmax
 
 
 class ECore(EmpatheticModel):
@@ -176,15 +176,19 @@ class ECore(EmpatheticModel):
         """Return logits of every response word given the words before it."""
         encoding = self.encode(batch)
         said = self.embedding.look_up(shifted(batch.response))[0]  # [B, T, D]
-        states, scores = self._decode(said, encoding)  # [B, T, D], [B, T, S]
-        logits = self.output(states)  # [B, T, V]
+        return ECoreOutput(self._logits(self._decode(said, encoding), encoding), encoding)
+
+    def _logits(self, decoded: Decoded, encoding: Encoding) -> Tensor:
+        """Return logits [B, T, V] of states [B, T, D] and scores [B, T, S]; with copying log-probabilities."""
+        states, scores = decoded
+        logits = self.output(states)
         copyable = encoding.copyable
-        if self.pointer is not None and copyable is not None and scores is not None:
-            count, length = logits.shape[:2]
-            contexts = torch.arange(count, device=logits.device).repeat_interleave(length)  # [B T]
-            copying = self.pointer(states.flatten(0, 1), scores.flatten(0, 1), copyable.rows(contexts))
-            logits = mixed(logits.flatten(0, 1), copying).unflatten(0, (count, length))
-        return ECoreOutput(logits, encoding)
+        if self.pointer is None or copyable is None or scores is None:
+            return logits
+        count, length = logits.shape[:2]
+        contexts = torch.arange(count, device=logits.device).repeat_interleave(length)  # [B T]
+        copying = self.pointer(states.flatten(0, 1), scores.flatten(0, 1), copyable.rows(contexts))
+        return mixed(logits.flatten(0, 1), copying).unflatten(0, (count, length))
 
     def word_losses(
         self, batch: Batch, tokens: int | None, label_smoothing: float, scale: float
@@ -227,6 +231,9 @@ class ECore(EmpatheticModel):
             InputError: there are no positions for so many.
         """
         self.check_length(max_length)
+        weights, output = (None, self._output_of_few(len(encoding.memory)))
+        if self.quantized is not None:
+            weights, output = self.quantized.present()
         return self.decoder.start(
             encoding.memory,
             encoding.memory_mask,
@@ -234,8 +241,20 @@ class ECore(EmpatheticModel):
             max_length,
             encoding.copyable,
             self._bos_embedding(encoding),
-            None if self.quantized is None else self.quantized.present(),
+            weights,
+            output,
         )
+
+    def _output_of_few(self, rows: int) -> QuantizedLinear | None:
+        """Return the output layer as it is, for few rows on a CPU: it finds its largest output without writing all."""
+        weight, bias = self.output.weight, self.output.bias
+        if not (
+            weight.is_cpu and weight.dtype is torch.float32 and rows <= FEWER_ROWS and native.available()
+        ):
+            return None
+        if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+            return None
+        return QuantizedLinear(weight.detach(), None, bias.detach())
 
     def _next(self, words: Tensor, cache: DecoderCache) -> Decoded:
         """Decode ``words`` [B], without dropout: states [B, D] of the next."""

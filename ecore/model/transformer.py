@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import platform
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -240,6 +243,20 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None = No
 
 _FEW_ROWS = 128
 _LARGE = 2**16
+FEWER_ROWS = 8
+"""So few that float32 weights are read at least as fast by ``quantized_linear`` as by the libraries."""
+
+
+@functools.cache
+def _splits_products() -> bool:
+    """Return whether products of few rows take less time in parts: not where MKL has kernels for the CPU."""
+    if not torch.backends.mkl.is_available():
+        return True
+    try:
+        described = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        described = platform.processor()
+    return "GenuineIntel" not in described
 
 
 def project(x: Tensor, weight: Tensor | QuantizedLinear, bias: Tensor) -> Tensor:
@@ -247,14 +264,17 @@ def project(x: Tensor, weight: Tensor | QuantizedLinear, bias: Tensor) -> Tensor
 
     Weights of few bits have their own bias with them.
 
-    On CPU such a product takes as long as reading the weights, and the libraries read a large matrix on one
-    thread where there is one row and in an order that suits many rows where there are a few. Here every
+    On CPU such a product takes as long as reading the weights, and except for MKL on Intel's the libraries read a large
+    matrix on one thread where there is one row and in an order that suits many rows where there are a few. There every
     thread multiplies its part of the weights, as they lie, by all rows.
     """
     if isinstance(weight, QuantizedLinear):
-        return quantized_linear(x, weight)
+        if weight.weight.dtype is not torch.float32 or len(x) <= FEWER_ROWS:
+            return quantized_linear(x, weight)
+        weight = weight.weight
     parts = torch.get_num_threads()
-    if x.is_cuda or parts == 1 or len(x) > _FEW_ROWS or weight.numel() < _LARGE:
+    few = parts > 1 and len(x) <= _FEW_ROWS and weight.numel() >= _LARGE
+    if not few or x.is_cuda or not _splits_products():
         return F.linear(x, weight, bias)
     even = len(weight) - len(weight) % parts
     shared, own = weight[:even].view(parts, -1, weight.shape[1]), x.mT.expand(parts, -1, -1)

@@ -1,4 +1,4 @@
-"""Linear layers with weights of few bits."""
+"""Linear layers for few rows, with weights of few bits or as they are."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-TYPES = (torch.int8, torch.bfloat16)
+TYPES = (torch.int8, torch.bfloat16, torch.float32)
 
 
 @dataclass(frozen=True, eq=False)
 class QuantizedLinear:
-    """A linear layer, ``x @ (weight * scale)^T + bias``, with weights of few bits; make it by :meth:`of`.
+    """A linear layer, ``x @ (weight * scale)^T + bias``, for few rows; make it by :meth:`of`.
+
+    With int8 or bfloat16 its weights have few bits; float32 weights are as they are, and the layer may share them:
+    ``QuantizedLinear(linear.weight.detach(), None, linear.bias.detach())``.
 
     Attributes:
-        weight: [V, D] int8 or bfloat16.
-        scale: [V] float32, of each output's weights; None with bfloat16.
+        weight: [V, D] int8, bfloat16 or float32.
+        scale: [V] float32, of each output's weights; None without int8.
         bias: [V] float32, or None.
 
     Raises:
@@ -33,7 +36,7 @@ class QuantizedLinear:
         for name, tensor in (("weight", self.weight), ("scale", self.scale), ("bias", self.bias)):
             self._check(name, tensor)
         if (self.scale is None) == (self.weight.dtype is torch.int8):
-            raise ValueError("QuantizedLinear: scale: expected one with int8 weights, and None with bfloat16")
+            raise ValueError("QuantizedLinear: scale: expected one with int8 weights, and None with others")
 
     def _check(self, name: str, tensor: Any) -> None:
         if tensor is None and name != "weight":
@@ -43,7 +46,7 @@ class QuantizedLinear:
         if name == "weight":
             if tensor.dim() != 2 or 0 in tensor.shape or tensor.dtype not in TYPES:
                 raise ValueError(
-                    "QuantizedLinear: weight: expected [V, D], int8 or bfloat16, without a size of 0, got "
+                    "QuantizedLinear: weight: expected [V, D], int8, bfloat16 or float32, without a size of 0, got "
                     f"{list(tensor.shape)} {tensor.dtype}"
                 )
         elif tuple(tensor.shape) != (len(self.weight),) or tensor.dtype is not torch.float32:
@@ -57,7 +60,7 @@ class QuantizedLinear:
             )
         if tensor.requires_grad:
             raise ValueError(
-                f"QuantizedLinear: {name}: expected no gradient to be wanted: weights of few bits have none"
+                f"QuantizedLinear: {name}: expected no gradient to be wanted: the layer has none"
             )
 
     @classmethod
@@ -67,12 +70,12 @@ class QuantizedLinear:
         """Round a layer's weights.
 
         int8: ``round(weight / scale)``, to even, with ``scale_v = max_d |weight_vd| / 127``: no weight is off by
-        more than half a scale. bfloat16: the nearest.
+        more than half a scale. bfloat16: the nearest. float32: a copy.
 
         Args:
             weight: [V, D], any float type.
             bias: [V], or None.
-            dtype: torch.int8 or torch.bfloat16.
+            dtype: torch.int8, torch.bfloat16 or torch.float32.
 
         Raises:
             ValueError: another shape or type, or with int8 a weight that is not finite.
@@ -85,11 +88,13 @@ class QuantizedLinear:
             )
             raise ValueError(f"QuantizedLinear: weight: expected [V, D] of a float type, got {got}")
         if dtype not in TYPES:
-            raise ValueError(f"QuantizedLinear: dtype: expected torch.int8 or torch.bfloat16, got {dtype}")
+            raise ValueError(
+                f"QuantizedLinear: dtype: expected torch.int8, torch.bfloat16 or torch.float32, got {dtype}"
+            )
         weight = weight.detach()
         # A copy: the layer must not change when its source changes.
         bias = None if bias is None else bias.detach().to(torch.float32, copy=True)
-        if dtype is torch.bfloat16:
+        if dtype is not torch.int8:
             return cls(weight.to(dtype, copy=True).contiguous(), None, bias)
         weight = weight.float()
         most = weight.abs().amax(1)  # [V]

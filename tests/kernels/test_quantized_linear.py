@@ -22,7 +22,7 @@ from tests.kernels.native_problems import run_python
 
 needs_native = pytest.mark.skipif(not native.available(), reason=native.unavailable_reason())
 backends = pytest.mark.parametrize("backend", ["reference", pytest.param("native", marks=needs_native)])
-kinds = pytest.mark.parametrize("kind", [torch.int8, torch.bfloat16])
+kinds = pytest.mark.parametrize("kind", [torch.int8, torch.bfloat16, torch.float32])
 INPUTS = [1, 2, 7, 8, 15, 16, 17, 31, 33, 64, 100, 300]
 
 
@@ -70,8 +70,8 @@ def test_sums_of_32_bits_do_not_overflow(backend, inputs):
 def test_rounding(kind):
     weight = torch.randn(9, 33) * torch.logspace(-6, 3, 9)[:, None]
     layer = QuantizedLinear.of(weight, dtype=kind)
-    if kind is torch.bfloat16:
-        assert torch.equal(layer.dequantized(), weight.bfloat16().float())
+    if kind is not torch.int8:
+        assert torch.equal(layer.dequantized(), weight.to(kind).float())
         return
     torch.testing.assert_close(layer.scale, weight.abs().amax(1) / 127)
     off = (layer.dequantized() - weight).abs()
@@ -173,7 +173,7 @@ def bits():
     for inputs in (5, 300, 2600):
         generator = torch.Generator().manual_seed(inputs)
         weight, x = (torch.randint(-9, 10, (n, inputs), generator=generator) / 4 for n in (70, 7))
-        for kind in (torch.int8, torch.bfloat16):
+        for kind in (torch.int8, torch.bfloat16, torch.float32):
             layer = QuantizedLinear.of(weight, dtype=kind)
             yield quantized_linear(x, layer).view(torch.int32).tolist()
             yield [part.tolist() for part in quantized_linear_argmax(x, layer)]
@@ -216,12 +216,18 @@ def test_what_is_refused():
             lambda: quantized_linear_argmax(x.detach(), layer, torch.zeros(2, 1)),
             r"forbidden: expected \[2, F\] int64, got \[2, 1\] torch.float32",
         ),
-        (lambda: QuantizedLinear.of(weight, dtype=torch.float16), "dtype: expected torch.int8 or"),
+        (
+            lambda: QuantizedLinear.of(weight, dtype=torch.float16),
+            "dtype: expected torch.int8, torch.bfloat16 or",
+        ),
         (lambda: QuantizedLinear.of(weight / 0), "weight: expected finite numbers for int8"),
         (lambda: QuantizedLinear.of(weight[0]), r"weight: expected \[V, D\] of a float type"),
-        (lambda: QuantizedLinear(weight), "weight: expected .* int8 or bfloat16, .* torch.float32"),
+        (
+            lambda: QuantizedLinear(weight.double()),
+            "weight: expected .* bfloat16 or float32, .* torch.float64",
+        ),
         (lambda: QuantizedLinear(layer.weight), "scale: expected one with int8"),
-        (lambda: QuantizedLinear(weight.bfloat16(), layer.scale), "scale: .* None with bfloat16"),
+        (lambda: QuantizedLinear(weight.bfloat16(), layer.scale), "scale: .* None with others"),
         (lambda: QuantizedLinear(layer.weight, layer.scale[:3]), r"scale: expected \[4\] float32, got \[3\]"),
         (
             lambda: QuantizedLinear(layer.weight, layer.scale, torch.zeros(4, requires_grad=True)),

@@ -1,4 +1,4 @@
-"""Linear layers of few bits on a CPU: csrc/quantized_linear_cpu.cpp, seen from torch."""
+"""Linear layers for few rows on a CPU: csrc/quantized_linear_cpu.cpp, seen from torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Layer:
     """A layer as the extension takes it; it reads the tensors in place.
 
     Args:
-        weight: [V, D] int8 or bfloat16.
+        weight: [V, D] int8, bfloat16 or float32.
         scale, bias: [V] float32, or None.
     """
 

@@ -1,4 +1,4 @@
-"""Products with a linear layer of few bits, and its largest output, for generating word by word."""
+"""Products of few rows with a linear layer, and its largest output, for generating word by word."""
 
 from __future__ import annotations
 
@@ -89,11 +89,11 @@ torch.library.register_fake("ecore_kernels::quantized_linear_argmax", _fake_argm
 
 
 def quantized_linear(x: Tensor, layer: QuantizedLinear, *, backend: str | None = None) -> Tensor:
-    """Multiply rows by a linear layer whose weights are int8 or bfloat16.
+    """Multiply rows by a linear layer whose weights are int8, bfloat16 or float32.
 
     It is for few rows, where reading the weights takes the time: an int8 has a quarter of a float32's bytes. With int8
     weights the C++ kernel rounds each row to 16 bits, scaled by its largest number, and then sums the products exactly;
-    with bfloat16 weights rows stay float32. It is for inference only: there is no gradient.
+    with other weights rows stay float32. It is for inference only: there is no gradient.
 
     Args:
         x: [B, D].

@@ -15,9 +15,11 @@ from ecore.generation.decoding import Decoding
 from ecore.generation.search import generate
 from ecore.model import ECore
 from ecore.model.decoder import DecoderCache
-from ecore_kernels import QuantizedLinear
+from ecore.model.transformer import FEWER_ROWS
+from ecore_kernels import QuantizedLinear, native
 from tests.ecore.generation.dialogues import CONTEXTS, differing_model, real_batch
 
+needs_native = pytest.mark.skipif(not native.available(), reason=native.unavailable_reason())
 KINDS = {"int8": torch.int8, "bfloat16": torch.bfloat16}
 DECODINGS = [
     Decoding(max_length=12),
@@ -76,14 +78,31 @@ def test_logits_are_those_of_rounded_weights(model, quantized, weights):
     assert (logits[2] - logits[1]).abs().max() > 1e-2  # something was rounded
 
 
-def test_greedy_search_writes_no_logits(model, quantized, monkeypatch):
+@pytest.mark.parametrize("weights", ["int8", pytest.param("float32", marks=needs_native)])
+def test_greedy_search_writes_no_logits(model, quantized, monkeypatch, weights):
     batch, decoding = real_batch(model, CONTEXTS), Decoding(max_length=12, no_repeat_ngram=2)
-    quantized("int8")
+    quantized(weights)
     monkeypatch.setattr(DecoderCache, "chooses", False)
     expected = generate(model, batch, decoding)
     monkeypatch.undo()
     monkeypatch.setattr(ECore, "step", lambda *_: pytest.fail("logits were written"))
     assert generate(model, batch, decoding) == expected
+
+
+def test_float32_weights_are_read_as_they_are_for_few_rows(model, monkeypatch):
+    """They are the model's own, in place; more rows, and steps with a gradient, take the libraries' products."""
+    with torch.inference_mode():
+        few = model.start(model.encode(real_batch(model, CONTEXTS[:2])), 2)
+        many = model.start(model.encode(real_batch(model, CONTEXTS[:1] * (FEWER_ROWS + 1))), 2)
+    assert (few.output is not None) == native.available()
+    assert few.output is None or few.output.weight.data_ptr() == model.output.weight.data_ptr()
+    assert many.output is None
+    assert model.start(model.encode(real_batch(model, CONTEXTS[:2])), 2).output is None
+
+    decoding = Decoding("beam", beams=FEWER_ROWS, max_length=6)  # more rows than contexts
+    answers = generate(model, real_batch(model, CONTEXTS[:3]), decoding)
+    monkeypatch.setattr(ECore, "_output_of_few", lambda *_: None)
+    assert generate(model, real_batch(model, CONTEXTS[:3]), decoding) == answers
 
 
 def test_copying_reads_all_logits(quantized):
