@@ -1,7 +1,9 @@
-// A linear layer for few rows on a CPU, with weights of few bits or as they are: then reading the weights takes the time.
+// A linear layer for few rows on a CPU, with weights of few bits or as they are: then reading the weights takes the
+// time.
 //
 // W is int8_t (with a scale for each output; activations are rounded to 16 bits, each row relative to its largest
-// number) uint16_t (bfloat16; activations are float) or float. Results are the same bits whatever the number of threads.
+// number) uint16_t (bfloat16; activations are float) or float. Results are the same bits whatever the number of
+// threads.
 #pragma once
 
 #include <cstdint>
