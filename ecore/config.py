@@ -51,6 +51,20 @@ PAPER_GRAPH = ("graph_norm", "own_weight", "graph_bias", "score_scale")
 """Settings of the graph form ``paper``, which ``released`` has no use for."""
 
 
+GRAPH = (
+    "graph_layers",
+    "thresholds",
+    "graph_norm",
+    "own_weight",
+    "graph_bias",
+    "score_scale",
+    "graph_dropout",
+)
+"""Settings of the emotion graph, which does nothing with them where there is none."""
+GRAPH_LOSSES = ("gamma_correlation", "eco_form")
+"""Settings of the correlation loss (Eq. 18)."""
+
+
 def setting(
     default: Any, help: str, choices: tuple[str, ...] | None = None, before: Any = dataclasses.MISSING
 ) -> Any:
@@ -294,6 +308,34 @@ def for_model(config: ModelConfig, model: str) -> ModelConfig:
         "emotion_table": None,
     }
     return dataclasses.replace(config, model=model, ablations=(), correlation_prior=0.0, **graphless, **parts)
+
+
+def without_effect(config: ModelConfig) -> dict[str, str]:
+    """Return the settings that change nothing in a model of ``config``, each with the reason."""
+    idle: dict[str, str] = {}
+
+    def add(why: str, *names: str) -> None:
+        for name in names:
+            idle.setdefault(name, why)
+
+    if config.strategy == "none":
+        system = "strategy none" if config.model == "ecore" else f"model {config.model}"
+        own = ("graph_dropout",) if config.model == "kemp" else ()
+        graph = (*GRAPH, *GRAPH_LOSSES, "correlation_prior", "max_relevant", "graph_form", "emotion_table")
+        add(f"{system} has no emotion graph", *(name for name in graph if name not in own))
+        if not config.emotions:
+            add("strategy none without --emotions predicts none", "gamma_emotion")
+        return idle
+    if config.strategy == "soft":
+        add("strategy soft splits no emotions", "max_relevant")
+    if "graph" in config.ablations:
+        add("--ablate graph leaves the graph out", "graph_layers", "thresholds", "graph_bias", "score_scale")
+        add("--ablate graph leaves the graph out", "graph_dropout")
+    if "co-loss" in config.ablations:
+        add("--ablate co-loss leaves that loss out", *GRAPH_LOSSES)
+    if "co-p" in config.ablations:
+        add("--ablate co-p leaves the correlation out of the perception", "own_weight")
+    return idle
 
 
 def to_dict(config: ModelConfig | TrainingConfig) -> dict[str, Any]:

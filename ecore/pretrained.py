@@ -83,6 +83,10 @@ def weights_file(folder: Path, which: str) -> Path:
     """
     if which not in ("best", "last"):
         raise InputError(f"checkpoint: expected best or last, got {which!r}")
+    if not (folder / CHECKPOINTS).exists():
+        raise InputError(
+            f"{folder / CHECKPOINTS}: no such file; the run has no checkpoint yet, or is incomplete"
+        )
     names = read_json(folder / CHECKPOINTS)
     name = names.get(which) or names.get("last") if isinstance(names, dict) else None
     if not isinstance(name, str):

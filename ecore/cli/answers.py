@@ -5,7 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ecore.cli.common import add_answering, decoding_options, load, shown
+from ecore.cli.common import (
+    BATCH,
+    add_answering,
+    decoding_options,
+    expect_default,
+    expect_method,
+    load,
+    shown,
+)
 from ecore.errors import InputError
 
 
@@ -30,7 +38,7 @@ def declare_generate(parser: argparse.ArgumentParser) -> None:
         "--data", type=Path, metavar="PREPARED", help="with --split: prepared folder (default: the run's own)"
     )
     parser.add_argument(
-        "--batch-size", type=int, default=64, metavar="N", help="with --split: samples at once"
+        "--batch-size", type=int, default=BATCH, metavar="N", help="with --split: samples at once"
     )
     parser.add_argument("--limit", type=int, metavar="N", help="with --split: only the first N samples")
 
@@ -39,9 +47,10 @@ def run_generate(arguments: argparse.Namespace) -> int:
     if (arguments.text is None) == (arguments.split is None):
         raise InputError("generate: expected either --text TURN or --split NAME --out FILE")
     options = decoding_options(arguments)
+    expect_method(options)
     if arguments.text is not None:
-        for flag in [f for f in ("data", "out", "limit") if getattr(arguments, f) is not None]:
-            raise InputError(f"--{flag}: goes with --split, not with --text")
+        why = "goes with --split, not with --text"
+        expect_default(arguments, why, data=None, out=None, limit=None, batch_size=BATCH)
         answering = load(arguments)
         reply = answering.respond(arguments.text, **options)
         print(reply)

@@ -35,6 +35,8 @@ class Chat:
         self._options, self._transcript = options, transcript
         self._asks = sys.stdin.isatty()
         self._colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+        hard = model.model.config.strategy == "hard"  # elsewhere all emotions guide, or none
+        self._mark = "co-occurring: these guide the answer" if hard else "those with the highest attention"
         self._commands: dict[str, tuple[str, Callable[[str], None]]] = {
             "/undo": ("takes the last exchange back", self._undo),
             "/reset": ("forgets the dialogue", self._reset),
@@ -100,7 +102,7 @@ class Chat:
         for name, share in last.emotions[:EMOTIONS]:
             mark = " *" if name in last.relevant else ""
             print(f"  {name:<{width}} {100 * share:5.1f} % {'█' * round(20 * share)}{mark}")
-        print("  * co-occurring: these guide the answer")
+        print(f"  * {self._mark}")
 
     def _method(self, name: str) -> None:
         # Options of another method, which a Decoding refuses, rest until it is back.

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from ecore.pipeline import ECore
 
 SHOWN_EMOTIONS = 3
+BATCH = 64
+"""Samples of a split that are answered at once."""
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
@@ -60,6 +62,34 @@ def device(arguments: argparse.Namespace) -> str:
     if arguments.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return str(arguments.device)
+
+
+def expect_default(arguments: argparse.Namespace, why: str, **defaults: Any) -> None:
+    """Refuse flags that would change nothing.
+
+    Args:
+        why: with what they go, for the message.
+        **defaults: of each flag, by its name in ``arguments``.
+
+    Raises:
+        InputError: one has another value.
+    """
+    for name, default in defaults.items():
+        if getattr(arguments, name) != default:
+            raise InputError(f"--{name.replace('_', '-')}: {why}")
+
+
+def expect_method(options: Mapping[str, Any]) -> None:
+    """Refuse a beam search's settings where all answers are found otherwise.
+
+    A server's requests and a chat's ``/method`` may still ask for beams; commands that answer once cannot.
+
+    Raises:
+        InputError: there are such settings.
+    """
+    method = options.get("method", "greedy")
+    for name in [name for name in ("beams", "length_penalty") if name in options and method != "beam"]:
+        raise InputError(f"--{name.replace('_', '-')}: only for --method beam, the method is {method!r}")
 
 
 def add_answering(parser: argparse.ArgumentParser) -> None:

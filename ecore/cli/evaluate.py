@@ -6,7 +6,15 @@ import argparse
 import sys
 from pathlib import Path
 
-from ecore.cli.common import add_decoding, add_device, decoding_options, device
+from ecore.cli.common import (
+    BATCH,
+    add_decoding,
+    add_device,
+    decoding_options,
+    device,
+    expect_default,
+    expect_method,
+)
 from ecore.errors import InputError
 
 
@@ -42,7 +50,7 @@ def declare_evaluate(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="JSON lines of dialogues with several emotions: adds R@1, R@3 and R@5 of the paper's Table 3",
     )
-    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="samples at once")
+    parser.add_argument("--batch-size", type=int, default=BATCH, metavar="N", help="samples at once")
     parser.add_argument(
         "--precision",
         choices=("float32", "tf32"),
@@ -59,17 +67,16 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     if (arguments.folder is None) == (arguments.predictions is None):
         raise InputError("evaluate: expected either a run's folder or --predictions FILE")
     options = decoding_options(arguments)
+    expect_method(options)
     from ecore.evaluation.predictions import evaluate_file
     from ecore.evaluation.report import evaluate_run, format_file
     from ecore.generation.decoding import Decoding
 
     if arguments.predictions is not None:
-        unused = [f for f in ("data", "out", "limit") if getattr(arguments, f) is not None]
-        defaults = {"checkpoint": "best", "weights": "float32"}
-        changed = [name for name, default in defaults.items() if getattr(arguments, name) != default]
-        for flag in [*unused, *options, *changed]:
-            name = flag.replace("_", "-")
-            raise InputError(f"--{name}: goes with a run's folder, not with --predictions")
+        why = "goes with a run's folder, not with --predictions"
+        expect_default(arguments, why, data=None, out=None, limit=None, **dict.fromkeys(options))
+        expect_default(arguments, why, split="test", batch_size=BATCH, precision="float32")
+        expect_default(arguments, why, checkpoint="best", weights="float32", device="auto", threads=None)
         print(format_file(evaluate_file(arguments.predictions, arguments.multi_emotion)))
         return 0
     where = device(arguments)

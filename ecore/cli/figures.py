@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ecore.cli.common import expect_default
 from ecore.errors import InputError
 
 
@@ -45,6 +46,9 @@ def declare_figures(parser: argparse.ArgumentParser) -> None:
 def run_figures(arguments: argparse.Namespace) -> int:
     if arguments.text is not None and (arguments.sample is not None or arguments.split is not None):
         raise InputError("figures: expected either --text or --sample and --split")
+    if arguments.only is not None and not {"5", "6"} & set(arguments.only):
+        why = f"of Figures 5 and 6 alone, and --only names {', '.join(arguments.only)}"
+        expect_default(arguments, why, text=None, sample=None, split=None)
     from ecore.paper.figures import FIGURES, draw_run
 
     draw_run(

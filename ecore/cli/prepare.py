@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ecore.cli.common import expect_default
+
 
 def declare_prepare(parser: argparse.ArgumentParser) -> None:
     """Turn a corpus into a prepared folder: words, vocabulary, emotion intensities, word vectors. Done once.
@@ -42,7 +44,7 @@ def declare_prepare(parser: argparse.ArgumentParser) -> None:
         help="the source's word scores; not for vader and none (sentiwordnet: default NLTK's corpus)",
     )
     parser.add_argument(
-        "--intensity-floor", type=float, default=0.01, metavar="X", help="least intensity of a word"
+        "--intensity-floor", type=float, metavar="X", help="least intensity of a word (default: 0.01)"
     )
     parser.add_argument(
         "--vocabulary",
@@ -51,7 +53,10 @@ def declare_prepare(parser: argparse.ArgumentParser) -> None:
         help="literature: every word of all splits, as in the literature; train: of the training split",
     )
     parser.add_argument(
-        "--min-count", type=int, default=2, metavar="N", help="vocabulary train: least count of a word"
+        "--min-count",
+        type=int,
+        metavar="N",
+        help="vocabulary train: least count of a word (default: 2)",
     )
     parser.add_argument(
         "--relations", type=Path, metavar="FILE", help="commonsense relations (default: none)"
@@ -66,19 +71,27 @@ def run_prepare(arguments: argparse.Namespace) -> int:
     from ecore.data.prepare import prepare
     from ecore.data.statistics import describe
 
+    if arguments.vocabulary == "literature":
+        expect_default(arguments, "goes with --vocabulary train; literature has every word", min_count=None)
+    if arguments.intensity == "none":
+        expect_default(arguments, "of no use with --intensity none: every word has 1", intensity_floor=None)
     if arguments.download:
         download(arguments.data)
+    given = {
+        name: getattr(arguments, name)
+        for name in ("intensity_floor", "min_count")
+        if getattr(arguments, name) is not None
+    }
     meta = prepare(
         arguments.data,
         arguments.out,
         glove=arguments.glove,
         intensity=arguments.intensity,
         intensity_file=arguments.intensity_file,
-        intensity_floor=arguments.intensity_floor,
         vocabulary=arguments.vocabulary,
-        min_count=arguments.min_count,
         relations=arguments.relations,
         skip_bad=arguments.skip_bad,
+        **given,
     )
     print(describe(meta))
     print(f"next: ecore train --data {arguments.out} --out RUN --preset paper")

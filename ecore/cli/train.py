@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ from ecore.config import (
     add_arguments,
     for_model,
     overrides,
+    without_effect,
 )
 from ecore.errors import InputError
 from ecore.training.tracker import TRACKERS
@@ -122,6 +125,7 @@ def run_train(arguments: argparse.Namespace) -> int:
             given["graph_form"] = "paper"  # the preset's may be the released code's, which reads words
         model_config = dataclasses.replace(model_config, **given)
         check_graph_form(model_config, given)
+        _note_idle(model_config, overrides(arguments, ModelConfig), arguments.literal_thresholds)
         training = dataclasses.replace(training, **overrides(arguments, TrainingConfig))
         thresholds = data.thresholds(model_config.thresholds, arguments.literal_thresholds)
         model_config = dataclasses.replace(model_config, thresholds=thresholds)
@@ -170,6 +174,18 @@ def _check_backbone(given: dict[str, Any]) -> None:
     for name in WORD_LEVEL:
         if name in given:
             raise InputError(f"--{name.replace('_', '-')}: of no use with --backbone, which has its own")
+
+
+def _note_idle(config: ModelConfig, given: Mapping[str, Any], literal_thresholds: bool) -> None:
+    """Say in a line which flags change nothing; `ecore reproduce --plan` gives all runs of a table the same flags."""
+    reasons: dict[str, list[str]] = {}
+    for name, why in without_effect(config).items():
+        if name in given:
+            reasons.setdefault(why, []).append("--" + name.replace("_", "-"))
+        if name == "thresholds" and literal_thresholds:
+            reasons.setdefault(why, []).append("--literal-thresholds")
+    for why, flags in reasons.items():
+        print(f"{', '.join(flags)}: of no effect: {why}", file=sys.stderr)
 
 
 def _check_resumed(arguments: argparse.Namespace, settings: Settings, data: PreparedData) -> None:

@@ -66,7 +66,8 @@ def compare(
         seed: of the draws.
 
     Raises:
-        InputError: the records share no metric, or SciPy is not installed.
+        InputError: the records share no metric, are fewer than two, or hold numbers that are no losses and counts; or
+            SciPy is not installed.
     """
     stats = needed("scipy.stats", "the paired bootstrap", "'ecore[experiments]'")
     metrics: list[tuple[str, list[np.ndarray], Callable[..., np.ndarray]]] = []
@@ -74,6 +75,8 @@ def compare(
     if all("nll" in record and "tokens" in record for record in both):
         tokens = _column(first, "tokens")  # [n], equal in both
         nll = [_column(records, "nll") for records in (first, second)]  # [n] each
+        if not (tokens > 0).all():
+            raise InputError("compare: expected at least one token in every sample")
         metrics.append(("ppl_per_sample", [x / tokens for x in nll], _exponential_of_mean))
         metrics.append(("ppl", [np.stack([x, tokens]) for x in nll], _exponential_of_ratio))
     if all(has_emotions(record) for record in both):
@@ -83,6 +86,8 @@ def compare(
         metrics.append(("accuracy, %", right, lambda x, axis: x.mean(axis=axis)))
     if not metrics:
         raise InputError("compare: the records share neither nll and tokens nor perceived emotions")
+    if len(first) < 2:
+        raise InputError(f"compare: expected at least two samples to draw from, got {len(first)}")
 
     differences = []
     for name, (one, other), metric in metrics:

@@ -55,8 +55,11 @@ def check_range(model: EmpatheticModel, dtype: torch.dtype) -> None:
     """Check that ``dtype`` can hold every weight of ``model``.
 
     Raises:
-        InputError: one is beyond its largest number.
+        InputError: one is beyond its largest number, or it has none with fractions.
     """
+    if not dtype.is_floating_point:
+        kind = str(dtype).removeprefix("torch.")
+        raise InputError(f"dtype: expected float32, bfloat16 or float16, got {kind}")
     state = model.state_dict()
     most = torch.finfo(dtype).max
     for name in _weights(state):

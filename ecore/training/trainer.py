@@ -248,7 +248,7 @@ class Trainer:
             best_step=self.state.best_step,
             best_ppl_per_sample=self.state.best,
             interrupted=self._interrupted() and (not self._ended() or self.journal.waiting is not None),
-            stopped_early=self._stale(),
+            stopped_early=self._stale() and self.state.step < self.config.max_steps,
             seconds=time.perf_counter() - began,
             peak_memory_mib=peak_memory_mib(self.device),
         )

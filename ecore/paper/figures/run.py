@@ -19,7 +19,7 @@ from ecore.paper.figures.drawing import NotDrawn, check_matplotlib, save
 from ecore.paper.figures.secondary import draw_secondary, mentions, secondary_shares
 from ecore.paper.figures.training import draw_training, training_curves
 from ecore.paper.figures.word_edges import draw_word_edges
-from ecore.pretrained import read_config
+from ecore.pretrained import data_folder, read_config
 
 FIGURES = ("training", "2", "4", "5", "6")
 """Figures that can be drawn, by the paper's numbers."""
@@ -125,9 +125,9 @@ def draw_run(
 
 def _prepared(run: Path, config: dict[str, Any], data: Path | str | None) -> PreparedData | None:
     """Return the prepared folder of ``data``, or the run's own; None, and a line, where it is no longer usable."""
-    folder = data if data is not None else config["data"].get("folder")
     try:
-        prepared = PreparedData.load(str(folder))
+        folder = Path(data) if data is not None else data_folder(run)
+        prepared = PreparedData.load(folder)
         if prepared.vocabulary.fingerprint != config["data"].get("vocabulary_fingerprint"):
             raise InputError(f"{folder}: not the vocabulary that {run} was trained with")
     except InputError as error:

@@ -98,3 +98,13 @@ def test_a_transcript_is_appended_to(chat, tmp_path):
 def test_a_transcript_that_cannot_be_written_is_said_first(tmp_path, capsys):
     assert cli.main(["chat", str(tmp_path / "none"), "--transcript", str(tmp_path / "no/such/file")]) == 2
     assert "no/such/file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("strategy", ["soft", "hard"])
+def test_only_the_hard_strategy_is_said_to_guide_by_a_few(strategy, monkeypatch):
+    talk = ECore(differing_model(strategy))
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{SAID[0]}\n/emotions\n"))
+    written = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", written)
+    assert Chat(talk, {"max_length": 6}, None).run() == 0
+    assert ("these guide the answer" in written.getvalue()) == (strategy == "hard")

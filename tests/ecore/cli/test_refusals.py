@@ -57,6 +57,20 @@ def test_an_existing_run_is_left_alone(run, prepared, capsys):
         (["reproduce", "table1", "--data", "{prepared}", "--out", "n", "--precision", "auto"],
          "--precision auto: expected one that all runs have"),
         (["evaluate", "{run}", "--top-k", "5"], "top_k: only for method 'sample'"),
+        (["evaluate", "{run}", "--beams", "5"], "--beams: only for --method beam, the method is 'greedy'"),
+        (["generate", "{run}", "--text", "hi", "--method", "sample", "--length-penalty", "2"],
+         "--length-penalty: only for --method beam, the method is 'sample'"),
+        (["generate", "{run}", "--text", "hi", "--batch-size", "0"], "--batch-size: goes with --split"),
+        (["evaluate", "--predictions", "p.jsonl", "--split", "valid"], "--split: goes with a run's folder"),
+        (["evaluate", "--predictions", "p.jsonl", "--batch-size", "3"], "--batch-size: goes with a run's folder"),
+        (["evaluate", "--predictions", "p.jsonl", "--precision", "tf32"], "--precision: goes with a run's folder"),
+        (["evaluate", "--predictions", "p.jsonl", "--device", "cpu"], "--device: goes with a run's folder"),
+        (["evaluate", "--predictions", "p.jsonl", "--threads", "1"], "--threads: goes with a run's folder"),
+        (["figures", "{run}", "--out", "new", "--only", "2", "--text", "hi"], "--text: of Figures 5 and 6 alone"),
+        (["figures", "{run}", "--out", "new", "--only", "4", "--sample", "0"], "--sample: of Figures 5 and 6 alone"),
+        (["prepare", "--data", "{corpus}", "--out", "new", "--min-count", "3"], "--min-count: goes with --vocabulary"),
+        (["prepare", "--data", "{corpus}", "--out", "new", "--intensity", "none", "--intensity-floor", "0"],
+         "--intensity-floor: of no use with --intensity none"),
         (["demo", "--steps", "0", "--out", "new"], "steps: expected at least 1, got 0"),
         (["annotate", "run", "--data", "{corpus}", "--annotator", "lexicon", "--votes", "2", "--out", "new"],
          "--votes: goes with --annotator file"),
@@ -79,6 +93,27 @@ def test_bad_input_is_one_line(corpus, prepared, run, capsys, tmp_path, monkeypa
     filled = [a.format(corpus=corpus, prepared=prepared, run=run) for a in arguments]
     assert what in refused(capsys, *filled)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "flags, notes",
+    [
+        (["--strategy", "none", "--graph-layers", "3", "--gamma-emotion", "2"],
+         ["--graph-layers: of no effect: strategy none has no emotion graph",
+          "--gamma-emotion: of no effect: strategy none without --emotions predicts none"]),
+        (["--model", "mime", "--literal-thresholds", "--max-relevant", "3"],
+         ["--literal-thresholds, --max-relevant: of no effect: model mime has no emotion graph"]),
+        (["--ablate", "co-loss", "--gamma-correlation", "2"],
+         ["--gamma-correlation: of no effect: --ablate co-loss leaves that loss out"]),
+        (["--strategy", "hard", "--max-relevant", "3", "--graph-layers", "3"], []),
+    ],
+)  # fmt: skip
+def test_flags_without_effect_are_named(prepared, capsys, tmp_path, flags, notes):
+    """They are not refused: `ecore reproduce --plan` gives all runs of a table the same flags."""
+    arguments = ["train", "--data", prepared, "--out", tmp_path / "run", *SMALL, "--max-steps", 1, *flags]
+    assert cli.main([str(a) for a in arguments]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if "of no effect" in line] == notes
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -111,3 +111,12 @@ def test_bad_arguments(tmp_path, capsys):
     assert "no predictions in it; `ecore evaluate` writes them" in capsys.readouterr().err
     assert main(["compare", str(file), str(file), "--resamples", "1"]) == 2
     assert "--resamples: expected at least 100, got 1" in capsys.readouterr().err
+
+
+def test_too_few_samples_and_no_tokens_are_refused(tmp_path, capsys):
+    one = written(tmp_path / "one.jsonl", records(1, count=1))
+    assert main(["compare", str(one), str(one)]) == 2
+    assert "at least two samples to draw from, got 1" in capsys.readouterr().err
+    empty = [record | {"tokens": 0} for record in records(1, count=3)]
+    with pytest.raises(InputError, match="at least one token in every sample"):
+        compare(empty, empty)

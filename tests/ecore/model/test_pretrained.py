@@ -99,7 +99,10 @@ DAMAGES = {
     "no folder": (lambda f: shutil.rmtree(f), "no such folder"),
     "no config": (lambda f: (f / "config.json").unlink(), "config.json: no such file"),
     "no vocabulary": (lambda f: (f / "vocabulary.json").unlink(), "vocabulary.json: no such file"),
-    "no pointer": (lambda f: (f / "checkpoints.json").unlink(), "checkpoints.json: no such file"),
+    "no pointer": (
+        lambda f: (f / "checkpoints.json").unlink(),
+        "checkpoints.json: no such file; the run has no checkpoint yet",
+    ),
     "no weights": (lambda f: (f / "checkpoint-final.safetensors").unlink(), "safetensors: no such file"),
     "torn weights": (
         lambda f: truncate(f / "checkpoint-final.safetensors"),
@@ -226,3 +229,9 @@ def test_a_run_keeps_its_settings(make, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="file: cannot be made a folder"):
         pretrained.save(model, tmp_path / "file")
+
+
+def test_weights_are_saved_as_numbers_with_fractions(make, tmp_path):
+    with pytest.raises(InputError, match="dtype: expected float32, bfloat16 or float16, got int8"):
+        pretrained.save(make.model(), tmp_path / "model", torch.int8)
+    assert not (tmp_path / "model").exists()

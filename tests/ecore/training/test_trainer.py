@@ -168,6 +168,20 @@ def test_early_stopping_and_the_best(quiet_train, settings, monkeypatch, tmp_pat
     assert quiet_train(tmp_path / "run", resume=True)["step"] == 8
 
 
+def test_patience_that_ends_at_the_last_step_stops_nothing_early(
+    quiet_train, settings, monkeypatch, tmp_path
+):
+    values = iter([8.0, 9.0])
+
+    def validate(self):
+        return {"valid_ppl": 1.0, "valid_ppl_per_sample": next(values), "valid_emotion_accuracy": 0.0}
+
+    monkeypatch.setattr(Trainer, "_validate", validate)
+    settings = replace(settings, validate_every=2, patience=1)
+    assert not quiet_train(tmp_path / "run", settings, max_steps=4)["stopped_early"]
+    assert quiet_train(tmp_path / "run", resume=True, max_steps=8)["stopped_early"]
+
+
 def test_patience_is_remembered(quiet_train, settings, monkeypatch, tmp_path):
     values = iter([8.0, 9.0, 9.0])
 

@@ -123,6 +123,11 @@ def test_without_its_data_the_rest_is_drawn(model: ECore, tmp_path: Path, capsys
     assert "figure 2: not drawn" in out
     assert "figures 5 and 6: not drawn" in out
     assert "only the model's half" in out
+    config = json.loads((run / "config.json").read_text())
+    del config["data"]["folder"]  # as in a model that was exported
+    (run / "config.json").write_text(json.dumps(config))
+    draw_run(run, tmp_path / "out", progress=False)
+    assert "config.json: names no data folder" in capsys.readouterr().out
     draw_run(run, tmp_path / "own", text=["I am sad."], progress=False)
     assert {path.stem for path in (tmp_path / "own").iterdir()} == {
         "training",
