@@ -58,8 +58,9 @@ class ChatRequest:
 def read_chat(body: Any, default: Decoding, longest: int = LONGEST) -> ChatRequest:
     """Read the body of POST /v1/chat/completions.
 
-    Beyond OpenAI's parameters it takes ``top_k`` and the fields ``method``, ``beams`` and ``length_penalty`` of
-    :class:`Decoding`. Parameters that change no answer are not looked at.
+    Beyond OpenAI's parameters it takes ``top_k`` and the fields ``method``, ``beams``, ``length_penalty`` and
+    ``no_repeat_ngram`` of :class:`Decoding`; its ``max_length`` is OpenAI's ``max_tokens``. Parameters that change no
+    answer are not looked at.
 
     Args:
         body: a value of JSON.
@@ -73,6 +74,8 @@ def read_chat(body: Any, default: Decoding, longest: int = LONGEST) -> ChatReque
     for name, neutral in _NEUTRAL.items():
         if values.get(name) is not None and values[name] not in neutral:
             raise InputError(f"{name}: not supported; expected none, or {neutral[0]!r}")
+    if "max_length" in values:
+        raise InputError("max_length: not supported; expected max_tokens")
     options = values.get("stream_options", {})
     if not isinstance(options, Mapping):
         raise InputError("stream_options: expected an object")
@@ -157,9 +160,12 @@ def _decoding(values: Mapping[str, Any], default: Decoding, longest: int) -> Dec
     if method is None:
         neutral = given["temperature"] is None and given["top_p"] in (None, 1.0) and not given["top_k"]
         method = default.method if neutral else "sample"
-    for name, kind in (("beams", int), ("length_penalty", float), ("seed", int)):
+    for name, kind in (("beams", int), ("length_penalty", float), ("no_repeat_ngram", int), ("seed", int)):
         given[name] = _value(values, name, kind)
     name = "max_completion_tokens" if "max_completion_tokens" in values else "max_tokens"
+    wanted = values.get(name)
+    if type(wanted) is int:  # more gets the longest, however much more
+        values = {**values, name: min(longest, wanted)}
     length = _value(values, name, int, "max_length")
     given["max_length"] = min(longest, default.max_length if length is None else length)
     fields = dataclasses.asdict(default) | {"method": method}

@@ -1,5 +1,7 @@
 """Bodies of requests: what a parameter means, and what is refused."""
 
+from dataclasses import fields
+
 import pytest
 
 from ecore.errors import InputError
@@ -27,6 +29,8 @@ HELLO = {"messages": [{"role": "user", "content": "Hello."}]}
         ({"max_tokens": 7}, Decoding(max_length=7)),
         ({"max_tokens": 7, "max_completion_tokens": 9}, Decoding(max_length=9)),
         ({"max_tokens": 4096}, Decoding(max_length=256)),
+        ({"max_tokens": 10**30}, Decoding(max_length=256)),
+        ({"no_repeat_ngram": 3}, Decoding(no_repeat_ngram=3)),
         ({"max_tokens": None, "temperature": None, "seed": None, "stop": None, "tools": None}, Decoding()),
         ({"n": 1, "stop": [], "logprobs": False, "response_format": {"type": "text"}}, Decoding()),
         ({"frequency_penalty": 0, "presence_penalty": 0.0, "tool_choice": "auto"}, Decoding()),
@@ -87,6 +91,8 @@ def test_the_rest_of_a_request():
         ({"max_tokens": 1.0}, "max_tokens: expected a whole number"),
         ({"max_completion_tokens": []}, "max_completion_tokens: expected a whole number"),
         ({"seed": -1}, "seed: expected a number in"),
+        ({"no_repeat_ngram": -1}, "no_repeat_ngram: expected at least 0"),
+        ({"max_length": 5}, "max_length: not supported; expected max_tokens"),
         ({"stream": "yes"}, "stream: expected true or false"),
         ({"stream_options": 3}, "stream_options: expected an object"),
         ({"stream_options": {"include_usage": 1}}, "include_usage: expected true or false"),
@@ -133,3 +139,10 @@ def test_emotions():
     ):
         with pytest.raises(InputError):
             read_emotions(wrong)
+
+
+def test_every_setting_of_decoding_is_read_or_refused():
+    """What would change an answer is never passed over."""
+    for name in (field.name for field in fields(Decoding)):
+        with pytest.raises(InputError, match=name):
+            read_chat(HELLO | {name: []}, Decoding())
