@@ -197,7 +197,9 @@ def _check_resumed(arguments: argparse.Namespace, settings: Settings, data: Prep
     if arguments.preset is not None:
         given["preset"] = arguments.preset
     if arguments.literal_thresholds or "thresholds" in given:
-        base = given.get("thresholds", PRESETS[settings.preset or "paper"][0].thresholds)
+        # A run that Python code started may have a preset of any name, or none.
+        preset = PRESETS.get(settings.preset or "paper", PRESETS["paper"])
+        base = given.get("thresholds", preset[0].thresholds)
         given["thresholds"] = data.thresholds(base, arguments.literal_thresholds)
     stored = vars(settings.model) | vars(settings.training) | {"preset": settings.preset}
     for name, value in given.items():

@@ -13,6 +13,7 @@ from ecore.evaluation.predictions import Record, has_emotions, read_predictions
 from ecore.packages import needed
 
 CONFIDENCE = 0.95
+MOST_NLL = 700.0  # exp of it is still a number
 RESAMPLES_AT_ONCE = 200  # some 8 MB an array for a test split
 
 
@@ -77,6 +78,8 @@ def compare(
         nll = [_column(records, "nll") for records in (first, second)]  # [n] each
         if not (tokens > 0).all():
             raise InputError("compare: expected at least one token in every sample")
+        if max((x / tokens).max() for x in nll) > MOST_NLL:
+            raise InputError(f"compare: expected at most {MOST_NLL:g} as 'nll' of a token, in nats")
         metrics.append(("ppl_per_sample", [x / tokens for x in nll], _exponential_of_mean))
         metrics.append(("ppl", [np.stack([x, tokens]) for x in nll], _exponential_of_ratio))
     if all(has_emotions(record) for record in both):

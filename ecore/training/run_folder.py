@@ -44,7 +44,12 @@ def read_settings(run: Path) -> Settings:
     value = read_config(run)
     try:
         model, training = from_dict(ModelConfig, value["model"]), from_dict(TrainingConfig, value["training"])
-        return Settings(model, training, dict(value["data"]), value.get("preset"))
+        if training.precision == "auto":
+            raise InputError("precision: expected the one that was found, got 'auto'")
+        preset = value.get("preset")
+        if not isinstance(preset, str | None):
+            raise InputError(f"preset: expected a name, got {repr(preset)[:40]}")
+        return Settings(model, training, dict(value["data"]), preset)
     except InputError as error:
         raise InputError(f"{run / CONFIG}: {error}") from None
     except (KeyError, TypeError, ValueError) as error:
@@ -133,21 +138,23 @@ def summarize(run: Path) -> str:
     left_out = f", without {', '.join(model.ablations)}" if model.ablations else ""
     shown = [
         f"run {run}: preset {settings.preset or 'none'}, {model.title}{left_out}",
-        f"data {folder}: {settings.data.get('vocabulary_size'):,} words of the "
+        f"data {folder}: {_number(settings.data.get('vocabulary_size'), ',')} words of the "
         f"{settings.data.get('vocabulary')} vocabulary, intensities of {settings.data.get('intensity')}",
     ]
     if lines:
         last = lines[-1]
         shown.append(
-            f"logged up to step {last['step']:,} of {settings.training.max_steps:,}: loss {last['loss']:.3f}"
+            f"logged up to step {last['step']:,} of {settings.training.max_steps:,}: loss "
+            f"{_number(last.get('loss'), '.3f')}"
         )
     validated = [line for line in lines if line.get("valid_ppl_per_sample") is not None]
     if validated:
         best = min(validated, key=lambda line: line["valid_ppl_per_sample"])
+        accuracy = best.get("valid_emotion_accuracy")
         shown.append(
-            f"best validation at step {best['step']:,}: perplexity {best['valid_ppl']:.2f} per token, "
+            f"best validation at step {best['step']:,}: perplexity {_number(best.get('valid_ppl'), '.2f')} per token, "
             f"{best['valid_ppl_per_sample']:.2f} per sample"
-            + (f", emotion accuracy {best[name]:.2f} %" if (name := "valid_emotion_accuracy") in best else "")
+            + ("" if accuracy is None else f", emotion accuracy {accuracy:.2f} %")
         )
     if (run / CHECKPOINTS).exists():
         names = [f"{which}: {weights_file(run, which).name}" for which in ("best", "last")]
@@ -155,3 +162,8 @@ def summarize(run: Path) -> str:
     else:
         shown.append("no checkpoint yet")
     return "\n".join(shown)
+
+
+def _number(value: Any, form: str) -> str:
+    """Return ``value`` in the format ``form``; a file that was edited may lack it."""
+    return format(value, form) if isinstance(value, int | float) else "unknown"

@@ -215,6 +215,39 @@ def test_info(run, capsys):
     assert "step 6 of 6" in out
 
 
+def edited(run, folder, change):
+    """A copy of ``run`` with a changed config.json; who edits a file deletes its checksum."""
+    shutil.copytree(run, folder)
+    config = json.loads((folder / "config.json").read_text())
+    del config["checksum"]
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_info_of_edited_files(run, capsys, tmp_path):
+    folder = edited(run, tmp_path / "run", lambda config: config["data"].pop("vocabulary_size"))
+    (folder / "metrics.jsonl").write_text(
+        '{"step": 1}\n{"step": 6, "loss": null, "valid_ppl_per_sample": 3.0}\n'
+    )
+    assert cli.main(["info", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert "unknown words" in out
+    assert "step 6 of 6: loss unknown" in out
+    assert "perplexity unknown per token, 3.00 per sample" in out
+
+
+def test_a_run_of_python_code_has_a_preset_of_any_name(run, capsys, tmp_path):
+    folder = edited(run, tmp_path / "own", lambda config: config.update(preset="my own"))
+    arguments = ["train", "--out", str(folder), "--resume", "--thresholds", "0", "0.075", "0.15"]
+    assert cli.main(arguments) == 0
+    folder = edited(run, tmp_path / "list", lambda config: config.update(preset=["tiny"]))
+    assert "preset: expected a name, got ['tiny']" in refused(capsys, "train", "--out", folder, "--resume")
+    folder = edited(run, tmp_path / "auto", lambda config: config["training"].update(precision="auto"))
+    line = refused(capsys, "train", "--out", folder, "--resume")
+    assert "precision: expected the one that was found, got 'auto'" in line
+
+
 def test_ctrl_c_leaves_a_run_to_go_on_with(prepared, tmp_path):
     out = tmp_path / "run"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}

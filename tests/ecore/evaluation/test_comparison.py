@@ -120,3 +120,6 @@ def test_too_few_samples_and_no_tokens_are_refused(tmp_path, capsys):
     empty = [record | {"tokens": 0} for record in records(1, count=3)]
     with pytest.raises(InputError, match="at least one token in every sample"):
         compare(empty, empty)
+    huge = [record | {"nll": 1e300} for record in records(1, count=3)]
+    with pytest.raises(InputError, match="at most 700 as 'nll' of a token"):
+        compare(huge, huge)
