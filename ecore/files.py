@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -91,6 +91,21 @@ def expect_file(path: Path) -> None:
     ):  # a device would be replaced, and a loop leads nowhere
         raise InputError(f"{path}: is no regular file; expected a file to write")
     check_writable(target.parent)
+
+
+def expect_apart(out: Path, inputs: Iterable[Path], flag: str = "--out") -> None:
+    """Check, before the work, that ``out`` is none of the files that it is made from.
+
+    Args:
+        out: to be written.
+        inputs: to be read, whether they are there or not.
+        flag: that names ``out``, for the message.
+
+    Raises:
+        InputError: it is one of them.
+    """
+    if os.path.realpath(out) in map(os.path.realpath, inputs):
+        raise InputError(f"{flag}: {out}: would overwrite what it is made from; choose another file")
 
 
 def check_writable(folder: Path) -> None:

@@ -104,7 +104,7 @@ def _declare_run(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     import threading
 
-    from ecore.files import make_folder
+    from ecore.files import expect_apart, make_folder
     from ecore.paper.annotation import pipeline
 
     _check_flags(arguments)
@@ -114,6 +114,8 @@ def _run(arguments: argparse.Namespace) -> int:
             raise InputError(f"--limit: expected at least 1, got {arguments.limit}")
         conversations = conversations[: arguments.limit]
     out = arguments.out
+    for name in ("annotations.jsonl", "labels.jsonl"):
+        expect_apart(out / name, arguments.labels or ())
     make_folder(out)
     stopped = threading.Event()
     annotator = _annotator(arguments, emotions, stopped)
@@ -224,7 +226,7 @@ def _declare_review(parser: argparse.ArgumentParser) -> None:
 
 def _review(arguments: argparse.Namespace) -> int:
     from ecore.evaluation.multi_emotion import read_multi_emotion, write_labels
-    from ecore.files import expect_file
+    from ecore.files import expect_apart, expect_file
     from ecore.paper.annotation.agreement import alpha
     from ecore.paper.annotation.review import decisions, read_sheet, strike
 
@@ -233,9 +235,7 @@ def _review(arguments: argparse.Namespace) -> int:
     sheets = {
         str(path): read_sheet(path, labels) for path in arguments.sheet or [arguments.folder / "review.csv"]
     }
-    inputs = [arguments.folder / "labels.jsonl", *map(Path, sheets)]
-    if os.path.realpath(arguments.out) in map(os.path.realpath, inputs):
-        raise InputError(f"--out: {arguments.out}: would overwrite what it is made from; choose another file")
+    expect_apart(arguments.out, [arguments.folder / "labels.jsonl", *map(Path, sheets)])
     kept = strike(labels, list(sheets.values()))
     if not kept:
         raise InputError("every label was struck; expected some to be left")

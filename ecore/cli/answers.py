@@ -11,6 +11,7 @@ from ecore.cli.common import (
     decoding_options,
     expect_default,
     expect_method,
+    files_of_run,
     load,
     shown,
 )
@@ -61,10 +62,18 @@ def run_generate(arguments: argparse.Namespace) -> int:
         raise InputError("--out: expected a file for the answers of --split")
     from ecore.data.prepared import PreparedData
     from ecore.evaluation.predictions import write_predictions
+    from ecore.files import expect_apart
     from ecore.generation.decoding import Decoding
     from ecore.pretrained import data_folder
 
     folder = arguments.data or data_folder(arguments.folder)
+    of_data = (
+        folder / "vocabulary.json",
+        folder / "meta.json",
+        *folder.glob("*.texts.jsonl"),
+        *folder.glob("*.npy"),
+    )
+    expect_apart(arguments.out, [*files_of_run(arguments.folder), *of_data])
     data = PreparedData.load(folder)
     model = load(arguments).model
     if data.vocabulary.fingerprint != model.vocabulary.fingerprint:
@@ -104,9 +113,11 @@ def declare_chat(parser: argparse.ArgumentParser) -> None:
 
 def run_chat(arguments: argparse.Namespace) -> int:
     from ecore.cli.chat import Chat
+    from ecore.files import expect_apart
 
     options = decoding_options(arguments)
     if arguments.transcript is not None:
+        expect_apart(arguments.transcript, files_of_run(arguments.folder), "--transcript")
         with arguments.transcript.open("a", encoding="utf-8"):
             pass  # a file that cannot be written should be said before anything is
     return Chat(load(arguments), options, arguments.transcript).run()

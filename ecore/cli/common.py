@@ -123,6 +123,12 @@ def load(arguments: argparse.Namespace) -> ECore:
         raise InputError(f"--{error}") from None
 
 
+def files_of_run(folder: Path) -> list[Path]:
+    """Return the files that a run or a model consists of; what else lies in its folder is the user's."""
+    names = ("config.json", "vocabulary.json", "checkpoints.json", "metrics.jsonl", "inferences.jsonl")
+    return [*(folder / name for name in names), *folder.glob("*.safetensors")]
+
+
 def shown(emotions: Sequence[tuple[str, float]], count: int = SHOWN_EMOTIONS) -> str:
     """Return the strongest emotions in a line."""
     return ", ".join(f"{name} {100 * share:.0f} %" for name, share in emotions[:count])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from ecore.errors import InputError
@@ -85,13 +84,12 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _score(arguments: argparse.Namespace) -> int:
-    from ecore.files import expect_file, write_json
+    from ecore.files import expect_apart, expect_file, write_json
     from ecore.paper.human.key import KEY
     from ecore.paper.human.study import format_scores, score
 
     out = arguments.out or arguments.folder / "scores.json"
-    if os.path.realpath(out) in map(os.path.realpath, (arguments.folder / KEY, *arguments.sheets)):
-        raise InputError(f"--out: {out}: would overwrite what it is made from; choose another file")
+    expect_apart(out, (arguments.folder / KEY, *arguments.sheets))
     expect_file(out)
     result = score(arguments.folder, arguments.sheets)
     write_json(out, result)

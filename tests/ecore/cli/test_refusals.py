@@ -116,6 +116,29 @@ def test_flags_without_effect_are_named(prepared, capsys, tmp_path, flags, notes
     assert [line for line in lines if "of no effect" in line] == notes
 
 
+@pytest.mark.parametrize(
+    "name", ["config.json", "vocabulary.json", "checkpoints.json", "metrics.jsonl", "weights"]
+)
+def test_a_run_and_its_data_are_not_overwritten(run, prepared, capsys, name):
+    path = next(run.glob("*.safetensors")) if name == "weights" else run / name
+    before = path.read_bytes()
+    line = refused(capsys, "chat", run, "--transcript", path)
+    assert f"--transcript: {path}: would overwrite what it is made from" in line
+    assert f"--out: {path}: would" in refused(capsys, "generate", run, "--split", "test", "--out", path)
+    texts = prepared / "test.texts.jsonl"
+    assert f"--out: {texts}: would" in refused(capsys, "generate", run, "--split", "test", "--out", texts)
+    assert path.read_bytes() == before
+
+
+def test_labels_are_not_overwritten_by_what_is_made_of_them(prepared, capsys, tmp_path):
+    labels = tmp_path / "labels.jsonl"
+    labels.write_text('{"conv_id": "test0", "emotions": ["afraid", "sad"]}\n')
+    before = labels.read_bytes()
+    arguments = ["annotate", "run", "--data", prepared, "--annotator", "file", "--labels", labels]
+    assert "would overwrite what it is made from" in refused(capsys, *arguments, "--out", tmp_path)
+    assert labels.read_bytes() == before
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_no_cuda(run, capsys):
     assert "--device cuda" in refused(capsys, "chat", run, "--device", "cuda")
