@@ -40,9 +40,14 @@ def serve(
         page: serve the page for a browser, too.
 
     Raises:
-        InputError: nothing can listen at the address, or the model cannot answer.
+        InputError: nothing can listen at the address, the model cannot answer, or answers may not be as long as
+            ``decoding`` wants.
     """
     longest = longest_answer(model)
+    if decoding.max_length > longest:
+        raise InputError(
+            f"max_length: expected at most {longest}, got {decoding.max_length}; a server's answers have no more"
+        )
     model.respond("Hello.", max_length=2)  # a model that cannot answer should say so now
     with listening(settings.host, settings.port) as listener:
         host, port = listener.getsockname()[:2]

@@ -19,7 +19,8 @@ from ecore import pretrained  # noqa: E402
 from ecore.errors import InputError  # noqa: E402
 from ecore.generation.decoding import Decoding  # noqa: E402
 from ecore.pipeline import ECore  # noqa: E402
-from ecore.serving.server import listening  # noqa: E402
+from ecore.serving.server import listening, serve  # noqa: E402
+from ecore.serving.settings import Serving  # noqa: E402
 from tests.ecore.generation.dialogues import CONTEXTS, differing_model  # noqa: E402
 from tests.ecore.serving.chats import HELLO  # noqa: E402
 from tests.ecore.serving.server import Server, serving, until  # noqa: E402
@@ -51,6 +52,11 @@ def test_health_and_metrics(server: Server) -> None:
     body = server.request("GET", "/metrics").body.decode()
     assert 'path="other",status="404"' in body
     assert "/nothing" not in body  # or anybody could grow the table
+
+
+def test_longer_answers_than_a_server_gives_are_refused() -> None:
+    with pytest.raises(InputError, match="max_length: expected at most 256, got 300; a server's answers"):
+        serve(ECore(differing_model("soft")), "name", Serving(port=0), Decoding(max_length=300))
 
 
 def test_sigterm_answers_what_was_asked(tmp_path: Path) -> None:
