@@ -70,12 +70,14 @@ def run_prepare(arguments: argparse.Namespace) -> int:
     from ecore.data.corpus import download
     from ecore.data.prepare import prepare
     from ecore.data.statistics import describe
+    from ecore.files import expect_new_folder
 
     if arguments.vocabulary == "literature":
         expect_default(arguments, "goes with --vocabulary train; literature has every word", min_count=None)
     if arguments.intensity == "none":
         expect_default(arguments, "of no use with --intensity none: every word has 1", intensity_floor=None)
     if arguments.download:
+        expect_new_folder(arguments.out)  # before megabytes are fetched
         download(arguments.data)
     given = {
         name: getattr(arguments, name)

@@ -130,6 +130,14 @@ def test_a_run_and_its_data_are_not_overwritten(run, prepared, capsys, name):
     assert path.read_bytes() == before
 
 
+def test_nothing_is_fetched_for_a_folder_that_cannot_be_made(prepared, capsys, tmp_path, monkeypatch):
+    fetched = []
+    monkeypatch.setattr("ecore.data.corpus.download", fetched.append)
+    line = refused(capsys, "prepare", "--data", tmp_path / "ed", "--download", "--out", prepared)
+    assert "exists already" in line
+    assert not fetched
+
+
 def test_labels_are_not_overwritten_by_what_is_made_of_them(prepared, capsys, tmp_path):
     labels = tmp_path / "labels.jsonl"
     labels.write_text('{"conv_id": "test0", "emotions": ["afraid", "sad"]}\n')
