@@ -50,7 +50,8 @@ class EdgeList:
         kind = edge_index.dtype
         if kind.is_floating_point or kind.is_complex or kind is torch.bool:
             raise ValueError(f"EdgeList: edge_index: expected an integer type, got {kind}")
-        sender, receiver = edge_index.to(torch.int64).contiguous().unbind()
+        # A copy: kernels read memory by these numbers, so they must not change when the index does.
+        sender, receiver = edge_index.to(torch.int64, copy=True).contiguous().unbind()
         if sender.shape[0]:
             low = int(edge_index.min())
             highest = [int(x) for x in edge_index.amax(1)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -104,6 +104,10 @@ class QuantizedLinear:
         # A row too small for a scale is a row of zeros.
         inverse = torch.where(scale > torch.finfo(torch.float32).tiny, 1.0 / scale, 0.0)
         return cls((weight * inverse[:, None]).round().clamp(-127, 127).to(torch.int8), scale, bias)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Only the arguments: cached properties hold addresses of this layer's memory, not of a copy's.
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @property
     def device(self) -> torch.device:

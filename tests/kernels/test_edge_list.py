@@ -34,3 +34,11 @@ def test_edge_lists_go_both_ways():
 def test_bad_edge_lists(index, nodes, said):
     with pytest.raises(ValueError, match=f"^EdgeList: {said}$"):
         EdgeList.from_edge_index(torch.tensor(index), nodes)
+
+
+def test_an_edge_list_does_not_change_with_its_index():
+    """Kernels read memory by its numbers."""
+    index = torch.tensor([[0, 1, 2], [1, 0, 0]])
+    edges = EdgeList.from_edge_index(index)
+    index += 1_000_000
+    assert edges.to_edge_index().tolist() == [[0, 1, 2], [1, 0, 0]]

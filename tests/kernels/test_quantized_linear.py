@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 from typing import Any
 
 import pytest
@@ -260,3 +262,14 @@ def test_backend_that_is_named_runs(monkeypatch):
     monkeypatch.setattr(type(layer._native), "linear", lambda *_: pytest.fail("the kernel was called"))
     with use_backend("reference"):
         quantized_linear(x, layer)
+
+
+@kinds
+def test_copies_read_their_own_memory(kind):
+    """After a product, too: what the kernel keeps of a layer belongs to that layer's memory."""
+    layer, x = layer_of(5, 4, kind), torch.randn(2, 4)
+    expected = quantized_linear(x, layer)
+    copies = [copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))]
+    layer.weight.zero_()
+    for other in copies:
+        assert torch.equal(quantized_linear(x, other), expected)
