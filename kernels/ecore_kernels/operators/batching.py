@@ -140,7 +140,9 @@ def register(operator: str, shared: Mapping[str, int], saved_as_a_whole: bool = 
         return tuple(map(fold.unfold, results, axes)), axes
 
     def backward_rule(info: Any, dims: Sequence[Any], *arguments: Any) -> Any:
-        if saved_as_a_whole and dims[at["saved"]] is None:
+        # A seed draws other numbers for another batch, and all of a batch share an edge bias.
+        as_given = any(name in at and arguments[at[name]] is not None for name in ("seed", "edge_bias"))
+        if as_given or (saved_as_a_whole and dims[at["saved"]] is None):
             return one_by_one(run_backward)(info, dims, *arguments)
         fold = Fold(info.batch_size, batch_of(arguments[0], dims[0]))
         needs = arguments[at["needs"]]

@@ -192,7 +192,8 @@ def scaled_losses(
     if cast and kind is not torch.float64:
         kind = torch.get_autocast_dtype(device.type)
     with without_autocast(device, kind if cast else None):
-        if backends.differentiates_forward():
+        # torch.jit.trace records no list of bool.
+        if backends.differentiates_forward() or torch._C._get_tracing_state() is not None:
             loss, nll = reference.linear_cross_entropy(
                 hidden, weight, bias, target, label_smoothing, smoothing_classes, ignore_index, mean, copies
             )

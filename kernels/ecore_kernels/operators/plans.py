@@ -24,7 +24,7 @@ def signature(values: Sequence[Any]) -> tuple[Any, ...]:
         [
             None  # first, since most of an operator's tensors are
             if x is None
-            else (x.__class__, x.shape, x.stride(), x.dtype, x.device, x.requires_grad)
+            else (x.__class__, x.shape, x.stride(), x.dtype, x.device, x.requires_grad, x.is_neg())
             if isinstance(x, Tensor) and x.layout is torch.strided
             else (x.__class__, x.layout)
             if isinstance(x, Tensor)
@@ -67,10 +67,8 @@ def settled(plans: dict[Any, Plan], tensors: Sequence[Any], options: Any, make: 
 
 
 def runs_at_once(plan: Plan) -> bool:
-    """Return True if a call can bypass autograd and torch's dispatcher: no gradients, dispatch modes or profilers."""
-    return plan.as_they_are and not (
-        torch._C._len_torch_dispatch_stack() or torch.autograd._profiler_enabled()
-    )
+    """Return True if a call can bypass autograd and torch's dispatcher: it wants no gradients, and nothing sees it."""
+    return plan.as_they_are and not registration.is_observed()
 
 
 def takes_as_they_are(
@@ -93,7 +91,8 @@ def takes_as_they_are(
     weights, masks = ([x for x in of if x is not None] for of in (weights, masks))
     kind = kernel_type(node_type(nodes, *weights), backend)
     return (
-        all(type(x) in registration.PLAIN for x in (*nodes, *weights, *masks))
+        all(registration.is_plain(x) for x in (*nodes, *weights, *masks))
+        and not any(isinstance(x, Tensor) and x.is_neg() for x in scales)
         and all(x.dtype is kind for x in nodes)
         and all(x.dtype is weight_type(kind) for x in weights)
     )

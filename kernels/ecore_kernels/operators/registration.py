@@ -212,18 +212,35 @@ def as_type(tensor: Tensor, kind: torch.dtype) -> Tensor:
 PLAIN = (Tensor, torch.nn.Parameter)
 
 
+def is_plain(tensor: Tensor) -> bool:
+    """Return True if a kernel can read a tensor by its address.
+
+    False for a subclass, and for a view whose memory holds the negated numbers (``conj().imag`` is one): the dispatcher
+    gives kernels its numbers.
+    """
+    return type(tensor) in PLAIN and not tensor.is_neg()
+
+
+def is_observed() -> bool:
+    """Return True if something sees the calls of this thread: a dispatch mode, a profiler, torch.jit.trace."""
+    return (
+        torch._C._len_torch_dispatch_stack() > 0
+        or torch.autograd._profiler_enabled()
+        or torch._C._get_tracing_state() is not None
+    )
+
+
 def dispatches(tensors: Sequence[Tensor | None]) -> bool:
     """Return True if a call on these must go through torch's dispatcher, because something may intercept it.
 
     The dispatcher takes longer than a small call's kernels. It is not needed for plain tensors outside of
-    torch.compile, torch.func, dispatch modes (FakeTensorMode, FlopCounterMode, ...) and profilers.
+    torch.compile, torch.func, dispatch modes (FakeTensorMode, FlopCounterMode, ...), profilers and torch.jit.trace.
     """
     return (
         torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch.autograd._profiler_enabled()
-        or any(x is not None and type(x) not in PLAIN for x in tensors)
+        or is_observed()
+        or any(x is not None and not is_plain(x) for x in tensors)
     )
 
 

@@ -13,6 +13,7 @@ from ecore_kernels import backends
 from ecore_kernels.dtypes import common_type, kernel_type, node_type, weight_type
 from ecore_kernels.edge_list import EdgeList
 from ecore_kernels.operators import registration
+from ecore_kernels.operators.batching import register_one_by_one
 from ecore_kernels.operators.checks import check_floats, check_number, check_one_device, check_tensors
 
 # In plain PyTorch ------------------------------------------------------------------------------------------
@@ -120,6 +121,7 @@ def _gradients(
 
 registration.register("sparse_attention", "forward", _results)
 registration.register("sparse_attention", "backward", _gradients)
+register_one_by_one("sparse_attention")
 
 
 def _forward(setting, tensors):
