@@ -1,4 +1,4 @@
-"""Every operator where something else takes part in a call: batches of gradients, torch.jit.trace, negated views."""
+"""Every operator where something else takes part in a call: batches of gradients, torch.jit.trace, negated views, torch.compile."""
 
 from __future__ import annotations
 
@@ -188,3 +188,46 @@ def test_negated_views_without_gradients_of_few_bits():
     assert torch.equal(quantized_linear(negated(x), layer), quantized_linear(x, layer))
     assert torch.equal(quantized_linear_argmax(negated(x), layer)[0], quantized_linear_argmax(x, layer)[0])
     assert torch.equal(otsu(negated(x)).mask, otsu(x).mask)
+
+
+# By what is given twice: a function, and the shapes of its tensors.
+TWICE: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]]]] = {
+    "edge and bias, both gates": (
+        lambda q, edge, gate: edge_attention(q, q, q, edge, bias=edge, gate=gate, sender_gate=gate),
+        [(1, 2, 5, 4), (1, 2, 5, 5), (1, 2, 5)],
+    ),
+    "edge scale and bias": (
+        lambda q, number: edge_attention(q, q, q, edge_scale=number, edge_bias=number, scale=number),
+        [(1, 2, 5, 4), ()],
+    ),
+    "an update": (
+        lambda q, gate, weight, correlation: (
+            graph_attention(q, q, q, on_graph(weight, correlation), [EdgeUpdate(q, q, gate, 0.5)] * 2),
+            *edge_readout(on_graph(weight, correlation), [EdgeUpdate(q, q, gate, 0.5)] * 2),
+        ),
+        [(1, 2, 7, 4), (1, 2, 7), (1, 4), (4, 4)],
+    ),
+    "edge and bias of an edge list, its vectors": (
+        lambda q, edge, x: sparse_attention(
+            q, q, q, EDGES, edge=edge, bias=edge, key_scale=x, key_offset=x, value_offset=x
+        ),
+        [(3, 2, 4), (5, 2), (5, 2, 4)],
+    ),
+    "rows of a sequence": (lambda q: varlen_attention(q, q, q, SEQUENCES), [(5, 2, 4)]),
+    "hidden and weight": (lambda x: linear_cross_entropy(x, x, None, TARGET)[0], [(5, 4)]),
+    "x and residual, weight and bias": (
+        lambda x, weight: dropout_add_layer_norm(x, x, weight, weight, 0.3, seed=4),
+        [(3, 8), (8,)],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TWICE)
+def test_compile_takes_a_tensor_twice(name, fresh_compile):
+    function, shapes = TWICE[name]
+    tensors = tuple(x.requires_grad_() for x in drawn(shapes))
+    found = []
+    for of in (torch.compile(function, backend="aot_eager", fullgraph=True), function):
+        made = results(of, *tensors)
+        found.append((made, torch.autograd.grad([x.square().sum() for x in made], tensors)))
+    torch.testing.assert_close(*found)

@@ -68,8 +68,19 @@ def _without_transforms(function: type[torch.autograd.Function]) -> type[torch.a
     return WithoutTransforms
 
 
+def distinct(values: Sequence[Any]) -> list[Any]:
+    """``values`` in which no tensor is there twice: torch.compile takes no such arguments of an autograd function."""
+    result = list(values)
+    for i, value in enumerate(result):
+        if isinstance(value, Tensor) and any(value is other for other in result[:i]):
+            result[i] = value.view_as(value)
+    return result
+
+
 def call(function: type[torch.autograd.Function], *arguments: Any) -> Any:
     """``function.apply(*arguments)``, at less cost where neither ``torch.func`` nor torch.compile is at work."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling():
+        return function.apply(*distinct(arguments))
+    if torch._C._are_functorch_transforms_active():
         return function.apply(*arguments)
     return _without_transforms(function).apply(*arguments)

@@ -236,11 +236,6 @@ def _apply(tensors: tuple[Any, ...], setting: tuple[float, float, str]) -> tuple
         x, residual, weight, bias, seed = tensors
         normed, total, _ = _forward(x, residual, weight, bias, seed, *setting)
         return normed, total
-    if torch.compiler.is_compiling():  # which fails on the same tensor twice
-        tensors = tuple(
-            y.view_as(y) if y is not None and any(y is other for other in tensors[:i]) else y
-            for i, y in enumerate(tensors)
-        )
     try:
         normed, total, _ = call(_DropoutAddLayerNorm, *tensors, *setting)
     except RuntimeError:

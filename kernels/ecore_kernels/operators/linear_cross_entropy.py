@@ -198,8 +198,6 @@ def scaled_losses(
                 hidden, weight, bias, target, label_smoothing, smoothing_classes, ignore_index, mean, copies
             )
             return scale * loss, nll
-        if torch.compiler.is_compiling() and weight is hidden:
-            weight = weight.view_as(weight)
         gate, scores, classes, slots = copies or (None, None, None, None)
         wanting = torch.is_grad_enabled()
         needs = tuple(

@@ -2,8 +2,7 @@
 
 The ``autograd.Function`` is outside of the registered operators, so that autograd, ``torch.func``, ``torch.compile``
 and ``opcheck`` all see plain operators without derivatives of their own. It takes a flat sequence of tensors, those
-that may need a gradient first, and none of them twice: tensors in a list would get no gradient, and torch.compile fails
-on a repeated one.
+that may need a gradient first: tensors in a list would get no gradient.
 
 The operator allocates the results of both directions, one function for each: the fake implementation returns them as
 they are, and a backend fills them. A backend's package has a module for each operator, with the functions ``forward``
@@ -22,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ecore_kernels.operators.autograd import call
+from ecore_kernels.operators.autograd import call, distinct
 from ecore_kernels.operators.checks import check_saveable
 from ecore_kernels.tracing import constant_result
 
@@ -180,7 +179,7 @@ def apply(name: str, setting: tuple[Any, ...], *tensors: Tensor | None) -> tuple
                 "no torch.func inside of compiled code for fused kernels; backend='reference' has it"
             )
         if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
-            return _Fused.apply(name, setting, *tensors)
+            return call(_Fused, name, setting, *tensors)
         return OPERATORS[name].forward(setting, tensors)
     if torch._C._are_functorch_transforms_active():  # whose tensors hide whether they require a gradient
         return _Fused.apply(name, setting, *tensors)
@@ -198,11 +197,7 @@ def apply(name: str, setting: tuple[Any, ...], *tensors: Tensor | None) -> tuple
 def apart(tensors: Sequence[Tensor], kind: torch.dtype) -> list[Tensor]:
     """The tensors in type ``kind``; for torch.compile no two of them are the same object."""
     result = [x if x.dtype is kind else x.to(kind) for x in tensors]
-    if torch.compiler.is_compiling():
-        for i, tensor in enumerate(result):
-            if any(tensor is other for other in result[:i]):
-                result[i] = tensor.view_as(tensor)
-    return result
+    return distinct(result) if torch.compiler.is_compiling() else result
 
 
 def as_type(tensor: Tensor, kind: torch.dtype) -> Tensor:
