@@ -50,7 +50,9 @@ def empty_rows(model: Tensor, rows: int, width: int, dtype: torch.dtype, heads: 
     than the model's.
     """
     batch, resolutions = model.shape[0], model.shape[1] if heads is None else heads
-    if model.stride(1) < model.stride(2) and rows * resolutions * width < 2**31:
+    reach = rows * resolutions * width
+    # A size that torch traces as a symbol is taken to fit: a guard would refuse torch.export a dynamic one.
+    if model.stride(1) < model.stride(2) and (not isinstance(reach, int) or reach < 2**31):
         strides = (rows * resolutions * width, width, resolutions * width, 1)
     else:
         strides = (resolutions * rows * width, rows * width, width, 1)

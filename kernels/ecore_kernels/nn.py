@@ -234,7 +234,8 @@ class EdgeTransformerLayer(nn.Module):
         nodes = nodes + self.node_feed_forward(nodes)
         if scores is not None:
             # Without an edge the update is 1 + x - 1: the clamped scores, to which EGT adds the bias.
-            edges = edges + self.dropout(self.scores_to_edge((scores + bias).permute(0, 2, 3, 1)))
+            scores = (scores + bias).to(bias.dtype)  # updated edges are float32 at least
+            edges = edges + self.dropout(self.scores_to_edge(scores.permute(0, 2, 3, 1)))
             edges = edges + self.edge_feed_forward(edges)
         return nodes, edges
 

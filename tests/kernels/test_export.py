@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from ecore_kernels import EdgeUpdate, EmotionGraph, MultiResolutionEdgeAttention, edge_readout
+from ecore_kernels.nn import EdgeTransformerLayer
 
 WORDS, EMOTIONS, DIM, RESOLUTIONS = 6, 3, 8, 2
 
@@ -65,6 +66,21 @@ def test_export_save_load(dynamic, strict, caplog):
         found = loaded(*given)
         check_equal(found, module(*given))
         assert isinstance(found[1], EdgeUpdate)
+
+
+def test_export_with_any_number_of_nodes():
+    """Without a bound on it: no layout of a result makes torch.export ask for one."""
+    module = EdgeTransformerLayer(DIM, 2, 4).eval()
+    batch, nodes = torch.export.Dim("batch"), torch.export.Dim("nodes")
+
+    def given(batch: int, nodes: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.randn(batch, nodes, DIM), torch.randn(batch, nodes, nodes, 4)
+
+    shapes = ({0: batch, 1: nodes}, {0: batch, 1: nodes, 2: nodes})
+    program = torch.export.export(module, given(2, 5), dynamic_shapes=shapes)
+    for sizes in ((2, 5), (3, 9)):
+        tensors = given(*sizes)
+        check_equal(program.module()(*tensors), module(*tensors))
 
 
 class Apart(nn.Module):

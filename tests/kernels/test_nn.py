@@ -158,3 +158,15 @@ def test_a_layer_can_leave_edges_alone():
     output, same = layer(nodes, edges, torch.rand(NODES, NODES) > 0.5)
     assert same is edges
     assert output.shape == nodes.shape
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_a_transformer_layer_in_half_precision(kind, backend):
+    if backend == "interpreter" and kind is torch.bfloat16:
+        pytest.skip("Triton's interpreter gets bfloat16 wrong")
+    layer = EdgeTransformerLayer(DIM, HEADS, 4).to(kind)
+    given = torch.randn(BATCH, NODES, DIM, dtype=kind), torch.randn(BATCH, NODES, NODES, 4, dtype=kind)
+    found, expected = layer(*given), layer.float()(*(x.float() for x in given))
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype is kind
+        torch.testing.assert_close(one.float(), other, rtol=0.05, atol=0.05)

@@ -1,4 +1,7 @@
-"""Every operator where something else takes part in a call: batches of gradients, torch.jit.trace, negated views, torch.compile."""
+"""Every operator where something else takes part in a call.
+
+Batches of gradients, torch.jit.trace, negated views, and torch.compile of calls that give one tensor twice.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -231,3 +235,21 @@ def test_compile_takes_a_tensor_twice(name, fresh_compile):
         made = results(of, *tensors)
         found.append((made, torch.autograd.grad([x.square().sum() for x in made], tensors)))
     torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("seed", [5, 2**63 + 5])
+def test_seeds_of_numpy(seed):
+    """Its integers have fewer bits than the arithmetic with a seed needs."""
+    (x,) = drawn([(1, 2, 5, 4)])
+    for of in (
+        lambda seed: edge_attention(x, x, x, dropout=0.5, seed=seed)[0],
+        lambda seed: dropout_add_layer_norm(x, x, None, None, 0.5, seed=seed)[1],
+    ):
+        assert torch.equal(of(np.uint64(seed)), of(seed))
+
+
+def test_sparse_heads_without_elements():
+    """Their scores are 0, so that all edges of a receiver count the same."""
+    empty, value = torch.zeros(3, 2, 0), torch.randn(3, 2, 4)
+    mean = torch.stack([(value[1] + value[2]) / 2, (value[0] + value[2] + value[0]) / 3, torch.zeros(2, 4)])
+    torch.testing.assert_close(sparse_attention(empty, empty, value, EDGES, scale=None), mean)

@@ -54,6 +54,12 @@ def check_scalar(operator: str, name: str, value: Any) -> None:
         check_number(operator, name, value)
 
 
+def seed_of(seed: Any, device: torch.device) -> Tensor:
+    """A seed of 64 bits, any integer type, as an int64 of no dimensions."""
+    seed = int(seed)  # NumPy's are not as wide
+    return torch.full((), seed - 2**64 if seed >= 2**63 else seed, dtype=torch.int64, device=device)
+
+
 def check_one_device(operator: str, *tensors: Any) -> None:
     """Raise ValueError if tensors are on several devices: a kernel would read a foreign address as its own."""
     devices = [tensor.device for tensor in tensors if isinstance(tensor, Tensor)]

@@ -19,6 +19,7 @@ from ecore_kernels.operators.checks import (
     check_one_device,
     check_saveable,
     check_shape,
+    seed_of,
 )
 from ecore_kernels.reference_kernels import dropout_add_layer_norm as in_pytorch
 
@@ -167,7 +168,7 @@ def _seed_tensor(seed: Any, device: torch.device) -> Tensor:
         return seed
     if seed is None:
         return torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=device)
-    return torch.full((), seed - 2**64 if seed >= 2**63 else seed, dtype=torch.int64, device=device)
+    return seed_of(seed, device)
 
 
 def dropout_add_layer_norm(

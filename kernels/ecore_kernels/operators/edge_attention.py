@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 from typing import Any, Literal, overload
 
@@ -18,6 +19,7 @@ from ecore_kernels.operators.checks import (
     check_scalar,
     check_shape,
     check_tensors,
+    seed_of,
 )
 from ecore_kernels.operators.fused_edge_attention import fused_edge_attention
 from ecore_kernels.operators.history import row_factor
@@ -226,7 +228,7 @@ def _seed(seed: Tensor | int | None, device: torch.device) -> Tensor:
         return torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=device)
     if isinstance(seed, Tensor):
         return seed.reshape(()).to(device)
-    return torch.full((), seed - 2**64 if seed >= 2**63 else seed, dtype=torch.int64, device=device)
+    return seed_of(seed, device)
 
 
 def _checked_options(
@@ -250,7 +252,7 @@ def _checked_options(
                 f"edge_attention: seed: expected one int64, got {list(seed.shape)} of {seed.dtype}"
             )
     elif seed is not None and (
-        isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**64
+        isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or not -(2**63) <= int(seed) < 2**64
     ):
         raise ValueError(
             f"edge_attention: seed: expected an int of 64 bits, an int64 tensor or None, got {seed!r}"

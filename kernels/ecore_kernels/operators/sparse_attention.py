@@ -191,7 +191,7 @@ def sparse_attention(
     """
     _check(query, key, value, edges, edge, bias, key_scale, key_offset, value_offset, scale)
     if scale is None:
-        scale = query.shape[2] ** -0.5
+        scale = max(query.shape[2], 1) ** -0.5
     kind = backends.autocast_type(query.device)
     nodes = [backends.autocast(x, kind) for x in (query, key, value)]
     of_edges = [
