@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ecore_kernels import native_kernels, triton_kernels
+from ecore_kernels.refusals import shown
 from ecore_kernels.tracing import replaced
 
 
@@ -86,8 +87,8 @@ BACKENDS = {
 
 
 def _check_name(name: str, source: str) -> str:
-    if name not in BACKENDS:
-        raise ValueError(f"{source}: expected one of {', '.join(BACKENDS)}, got {name!r}")
+    if not isinstance(name, str) or name not in BACKENDS:
+        raise ValueError(f"{source}: expected one of {', '.join(BACKENDS)}, got {shown(name)}")
     return name
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ecore_kernels.refusals import shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,9 +62,11 @@ class EdgeList:
             low, highest = 0, [-1, -1]
         if nodes is None:
             nodes = max(highest) + 1
-        counts = (nodes, nodes) if isinstance(nodes, int) else tuple(nodes)
+        counts = _counts(nodes)
         if len(counts) != 2 or min(counts) < 0:
-            raise ValueError(f"EdgeList: nodes: expected a number or (senders, receivers), got {nodes!r}")
+            raise ValueError(
+                f"EdgeList: nodes: expected a number or (senders, receivers), got {shown(nodes)}"
+            )
         for name, count, high in zip(("senders", "receivers"), counts, highest, strict=True):
             if low < 0 or high >= count:
                 bad = low if low < 0 else high
@@ -95,6 +100,18 @@ class EdgeList:
 
     def __len__(self) -> int:
         return self.sender.shape[0]
+
+
+def _counts(nodes: Any) -> tuple[int, ...]:
+    """Return numbers of nodes, given as one for both or as two; none if they are no integers."""
+    try:
+        return (operator.index(nodes),) * 2
+    except TypeError:
+        pass
+    try:
+        return tuple(map(operator.index, nodes))
+    except TypeError:
+        return ()
 
 
 def _sorted(node: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from ecore_kernels.refusals import expect_tensors
+
 
 @dataclass(frozen=True, eq=False)
 class EmotionGraph:
@@ -43,6 +45,10 @@ class EmotionGraph:
     emotion_mask: Tensor | None = None
 
     def __post_init__(self) -> None:
+        given = dict(zip(_FIELDS, self.tensors(), strict=True))
+        if self.emotion_mask is None:
+            del given["emotion_mask"]
+        expect_tensors("EmotionGraph", **given)
         if self.word_mask.dim() != 3:
             raise ValueError(f"EmotionGraph: word_mask: expected [B, K, M], got {list(self.word_mask.shape)}")
         if self.emotion_weight.dim() != 2:
@@ -96,11 +102,15 @@ class EmotionGraph:
         Raises:
             ValueError: a shape that does not fit.
         """
+        expect_tensors("from_intensity", intensity=intensity, lengths=lengths, correlation=correlation)
         if intensity.dim() != 2 or lengths.shape != intensity.shape[:1]:
             raise ValueError(
                 f"from_intensity: expected intensity [B, M] and lengths [B], got {list(intensity.shape)} and "
                 f"{list(lengths.shape)}"
             )
+        if isinstance(thresholds, str) or not hasattr(thresholds, "__len__"):
+            got = type(thresholds).__name__
+            raise ValueError(f"from_intensity: thresholds: expected a sequence of numbers, got {got}")
         if len(thresholds) == 0:
             raise ValueError("from_intensity: thresholds: expected at least one")
         if isinstance(thresholds, Tensor) and thresholds.dim() != 1:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ecore_kernels.module import MultiResolutionEdgeAttention
 from ecore_kernels.operators.edge_attention import edge_attention
+from ecore_kernels.refusals import expect_tensors
 
 __all__ = [
     "EdgeAttention",
@@ -117,6 +118,7 @@ class EdgeAttention(nn.Module):
         key = query if key is None else key
         value = key if value is None else value
         for name, x in (("query", query), ("key", key), ("value", value)):
+            expect_tensors("EdgeAttention", **{name: x})
             if x.dim() != 3 or x.shape[2] != self.embed_dim:
                 shape = "[B, N, D]" if self.batch_first else "[N, B, D]"
                 raise ValueError(
@@ -132,6 +134,7 @@ class EdgeAttention(nn.Module):
         for name, mask in masks:
             if mask is None:
                 continue
+            expect_tensors("EdgeAttention", **{name: mask})
             if name == "key_padding_mask" and mask.shape == (batch, senders):
                 of_pairs = mask[:, None, None]
             elif name == "attn_mask" and mask.shape == (receivers, senders):

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ecore_kernels.refusals import expect_tensors, shown
+
 TYPES = (torch.int8, torch.bfloat16, torch.float32)
 
 
@@ -87,10 +89,13 @@ class QuantizedLinear:
                 else type(weight).__name__
             )
             raise ValueError(f"QuantizedLinear: weight: expected [V, D] of a float type, got {got}")
-        if dtype not in TYPES:
+        if not isinstance(dtype, torch.dtype) or dtype not in TYPES:
             raise ValueError(
-                f"QuantizedLinear: dtype: expected torch.int8, torch.bfloat16 or torch.float32, got {dtype}"
+                "QuantizedLinear: dtype: expected torch.int8, torch.bfloat16 or torch.float32, got "
+                f"{shown(dtype)}"
             )
+        if bias is not None:
+            expect_tensors("QuantizedLinear", bias=bias)
         weight = weight.detach()
         # A copy: the layer must not change when its source changes.
         bias = None if bias is None else bias.detach().to(torch.float32, copy=True)

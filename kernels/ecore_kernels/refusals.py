@@ -1,4 +1,4 @@
-"""Reasons against a call that several backends share."""
+"""Reasons against a call that several backends share, and parts of messages."""
 
 from __future__ import annotations
 
@@ -6,6 +6,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+
+def shown(value: Any) -> str:
+    """Return a wrong argument as a message of one line names it: a tensor's numbers take several."""
+    if isinstance(value, Tensor):
+        return f"a tensor {list(value.shape)} of {value.dtype}"
+    return repr(value)
+
+
+def expect_tensors(where: str, **values: Any) -> None:
+    """Raise ValueError unless the values are tensors."""
+    for name, value in values.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{where}: {name}: expected a tensor, got {type(value).__name__}")
 
 
 def wants_gradient(tensor: Tensor) -> bool:

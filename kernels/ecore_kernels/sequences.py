@@ -38,7 +38,7 @@ class Sequences:
         Raises:
             ValueError: another shape or type, or a negative length. On a GPU this check waits for the device once.
         """
-        counts = _as_tensor(lengths)
+        counts = _as_tensor("lengths", lengths)
         _check_integers("lengths", counts)
         if len(counts) and int(counts.min()) < 0:
             raise ValueError(f"Sequences: lengths: expected no negative ones, got {int(counts.min())}")
@@ -54,7 +54,7 @@ class Sequences:
             ValueError: another shape or type, or numbers that do not ascend from 0. On a GPU this check waits for the
                 device once.
         """
-        offsets = _as_tensor(offsets)
+        offsets = _as_tensor("offsets", offsets)
         _check_integers("offsets", offsets)
         if not len(offsets) or int(offsets[0]) != 0:
             raise ValueError(
@@ -75,10 +75,12 @@ class Sequences:
         return len(self.offsets) - 1
 
 
-def _as_tensor(numbers: Tensor | Sequence[int]) -> Tensor:
+def _as_tensor(name: str, numbers: Tensor | Sequence[int]) -> Tensor:
     """Return numbers as a tensor; an empty list as one of integers, where torch makes float32 of it."""
     if isinstance(numbers, Tensor):
         return numbers
+    if isinstance(numbers, str) or not hasattr(numbers, "__len__"):
+        raise ValueError(f"Sequences: {name}: expected integers [B], got {type(numbers).__name__}")
     return torch.tensor(numbers) if len(numbers) else torch.zeros(0, dtype=torch.int64)
 
 

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.fx.experimental import symbolic_shapes
 
 from ecore_kernels import (
+    EdgeList,
     EdgeUpdate,
+    EmotionGraph,
     MultiResolutionEdgeAttention,
+    QuantizedLinear,
     Sequences,
     available_backends,
     edge_attention,
     edge_readout,
     graph_attention,
+    linear_cross_entropy,
     native,
+    otsu,
+    quantized_linear,
     use_backend,
     varlen_attention,
 )
+from ecore_kernels.nn import EdgeAttention
 
 
 class Calls:
@@ -169,6 +177,80 @@ def test_refused_by_name(make):
         with pytest.raises(ValueError, match=message) as error:
             call()
         assert "\n" not in str(error.value)
+
+
+WORDS_AND_EMOTIONS = (
+    torch.ones(1, 3),
+    torch.ones(1, 2, 3, dtype=torch.bool),
+    torch.ones(1, 2),
+    torch.ones(2, 2),
+)
+ROWS, TARGET = torch.ones(3, 2, 4), torch.tensor([0, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: otsu([0.1, 0.2]), "otsu: values: expected a tensor, got list"),
+        (lambda: otsu(ROWS[0], 2.5), "otsu: max_relevant: expected at least 1 or None, got 2.5"),
+        (
+            lambda: EmotionGraph(None, *WORDS_AND_EMOTIONS[1:]),
+            "EmotionGraph: word_weight: expected a tensor, got NoneType",
+        ),
+        (
+            lambda: EmotionGraph.from_intensity(ROWS[0], [4, 4], (0.1,), ROWS[0]),
+            "from_intensity: lengths: expected a tensor, got list",
+        ),
+        (
+            lambda: EmotionGraph.from_intensity(ROWS[0], TARGET[:2], 0.1, ROWS[0]),
+            "from_intensity: thresholds: expected a sequence of numbers, got float",
+        ),
+        (lambda: Sequences.from_lengths(3), r"Sequences: lengths: expected integers \[B\], got int"),
+        (lambda: Sequences.from_offsets(None), r"Sequences: offsets: expected integers \[B\], got NoneType"),
+        (
+            lambda: EdgeList.from_edge_index(torch.zeros(2, 1, dtype=torch.int64), 2.0),
+            r"EdgeList: nodes: expected a number or \(senders, receivers\), got 2.0",
+        ),
+        (
+            lambda: linear_cross_entropy(ROWS[:, 0], ROWS[:, 1], None, TARGET, ignore_index=None),
+            "linear_cross_entropy: ignore_index: expected an int, got None",
+        ),
+        (
+            lambda: linear_cross_entropy(ROWS[:, 0], ROWS[:, 1], None, TARGET, reduction=ROWS),
+            r"linear_cross_entropy: reduction: expected mean or sum, got a tensor \[3, 2, 4\] of torch.float32",
+        ),
+        (lambda: QuantizedLinear.of(ROWS[0], [0.0]), "QuantizedLinear: bias: expected a tensor, got list"),
+        (
+            lambda: quantized_linear(None, QuantizedLinear.of(ROWS[0])),
+            "quantized_linear: x: expected a tensor, got NoneType",
+        ),
+        (
+            lambda: edge_attention(ROWS[None], ROWS[None], ROWS[None], backend=["native"]),
+            r"edge_attention: backend: expected one of triton, native, reference, got \['native'\]",
+        ),
+        (
+            lambda: edge_attention(ROWS[None], ROWS[None], ROWS[None], clamp=ROWS),
+            r"edge_attention: clamp: expected \(low, high\), got a tensor \[3, 2, 4\] of torch.float32",
+        ),
+        (
+            lambda: EdgeAttention(4, 2)([[0.0]]),
+            "EdgeAttention: query: expected a tensor, got list",
+        ),
+        (
+            lambda: EdgeAttention(4, 2)(ROWS, key_padding_mask=[False]),
+            "EdgeAttention: key_padding_mask: expected a tensor, got list",
+        ),
+    ],
+)
+def test_arguments_of_another_kind(call, said):
+    with pytest.raises(ValueError, match=f"^{said}$"):
+        call()
+
+
+@pytest.mark.parametrize("nodes", [np.int64(3), torch.tensor(3), np.array([3, 3]), [3, 3]])
+def test_nodes_of_other_integers(nodes):
+    edges = EdgeList.from_edge_index(torch.tensor([[0], [1]]), nodes)
+    assert (edges.senders, edges.receivers) == (3, 3)
 
 
 @pytest.mark.skipif(not native.available(), reason="the compiled extension is missing")

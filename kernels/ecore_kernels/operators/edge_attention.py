@@ -32,6 +32,7 @@ from ecore_kernels.operators.plans import (
     takes_as_they_are,
     without_autocast,
 )
+from ecore_kernels.refusals import shown
 
 registration.library.define(
     "edge_attention(Tensor query, Tensor key, Tensor value, Tensor? edge, Tensor? neighbors, Tensor? gate, "
@@ -240,9 +241,9 @@ def _checked_options(
         ValueError: an option of the wrong type or out of range.
     """
     if not isinstance(update, str) or update not in ("neighbors", "all"):
-        raise ValueError(f"edge_attention: update: expected 'neighbors' or 'all', got {update!r}")
+        raise ValueError(f"edge_attention: update: expected 'neighbors' or 'all', got {shown(update)}")
     if not isinstance(return_lse, bool):
-        raise ValueError(f"edge_attention: return_lse: expected True or False, got {return_lse!r}")
+        raise ValueError(f"edge_attention: return_lse: expected True or False, got {shown(return_lse)}")
     check_number("edge_attention", "dropout", dropout)
     if not 0.0 <= dropout <= 1.0:
         raise ValueError(f"edge_attention: dropout: expected a probability from 0 to 1, got {dropout}")
@@ -260,7 +261,7 @@ def _checked_options(
     if clamp is None:
         return None, float(dropout)
     if not isinstance(clamp, (list, tuple)) or len(clamp) != 2:
-        raise ValueError(f"edge_attention: clamp: expected (low, high), got {clamp!r}")
+        raise ValueError(f"edge_attention: clamp: expected (low, high), got {shown(clamp)}")
     for bound in clamp:
         check_number("edge_attention", "clamp", bound)
     low, high = map(float, clamp)

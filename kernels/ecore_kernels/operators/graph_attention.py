@@ -31,6 +31,7 @@ from ecore_kernels.operators.plans import (
     takes_as_they_are,
     without_autocast,
 )
+from ecore_kernels.refusals import shown
 
 # In plain PyTorch ------------------------------------------------------------------------------------------
 
@@ -343,8 +344,8 @@ def _check(
             f"graph_attention: expected query [B, K, N, d] and value [B, K, N, dv], got {list(query.shape)} and "
             f"{list(value.shape)}"
         )
-    if receivers not in ("all", "words"):
-        raise ValueError(f"graph_attention: receivers: expected 'all' or 'words', got {receivers!r}")
+    if not isinstance(receivers, str) or receivers not in ("all", "words"):
+        raise ValueError(f"graph_attention: receivers: expected 'all' or 'words', got {shown(receivers)}")
     check_graph("graph_attention", graph)
     batch, resolutions, words, emotions = graph.shape
     leading = (batch, resolutions, words + emotions)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from itertools import compress
 from typing import Any
 
@@ -20,7 +21,7 @@ from ecore_kernels.operators.checks import (
     check_tensors,
 )
 from ecore_kernels.operators.plans import has_static_value, without_autocast
-from ecore_kernels.refusals import wants_gradient
+from ecore_kernels.refusals import shown, wants_gradient
 
 registration.library.define(
     "fused_linear_cross_entropy(Tensor hidden, Tensor weight, Tensor? bias, Tensor? gate, Tensor? scores, "
@@ -158,8 +159,10 @@ def _check(
         check_number(name, "smoothing_classes", smoothing_classes)
         if label_smoothing and smoothing_classes < 1:
             raise ValueError(f"{name}: smoothing_classes: expected at least 1, got {smoothing_classes}")
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f"{name}: reduction: expected mean or sum, got {reduction!r}")
+    if not isinstance(ignore_index, numbers.Integral):
+        raise ValueError(f"{name}: ignore_index: expected an int, got {shown(ignore_index)}")
+    if not isinstance(reduction, str) or reduction not in ("mean", "sum"):
+        raise ValueError(f"{name}: reduction: expected mean or sum, got {shown(reduction)}")
 
 
 def scaled_losses(

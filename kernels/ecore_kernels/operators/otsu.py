@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from ecore_kernels import backends, reference
 from ecore_kernels.native_kernels import otsu as native_otsu
 from ecore_kernels.operators.batching import Fold, batch_of
 from ecore_kernels.operators.registration import dispatches, library
+from ecore_kernels.refusals import expect_tensors, shown
 
 
 class OtsuSplit(NamedTuple):
@@ -31,14 +33,15 @@ class OtsuSplit(NamedTuple):
 library.define("otsu(Tensor values, int? max_relevant, str backend) -> (Tensor, Tensor, Tensor)")
 
 
-def _check(values: Tensor, max_relevant: int | None) -> None:
+def _check(values: Any, max_relevant: Any) -> None:
     """Raise ValueError for values that have no split."""
+    expect_tensors("otsu", values=values)
     if values.dim() != 2 or values.shape[1] < 1:
         raise ValueError(f"otsu: values: expected [B, P] with P >= 1, got {list(values.shape)}")
     if not values.is_floating_point():
         raise ValueError(f"otsu: values: expected a float type, got {values.dtype}")
-    if max_relevant is not None and max_relevant < 1:
-        raise ValueError(f"otsu: max_relevant: expected at least 1 or None, got {max_relevant}")
+    if max_relevant is not None and (not isinstance(max_relevant, numbers.Integral) or max_relevant < 1):
+        raise ValueError(f"otsu: max_relevant: expected at least 1 or None, got {shown(max_relevant)}")
 
 
 def _otsu(values: Tensor, max_relevant: int | None, backend: str) -> tuple[Tensor, Tensor, Tensor]:

@@ -57,7 +57,10 @@ def settled(plans: dict[Any, Plan], tensors: Sequence[Any], options: Any, make: 
     if backends.settles_every_call():
         return make()
     call = (signature(tensors), options, backends.situation())
-    plan = plans.get(call)
+    try:
+        plan = plans.get(call)
+    except TypeError:  # an option that cannot be hashed, which its check names
+        return make()
     if plan is None:
         plan = make()
         if len(plans) >= MOST_SIGNATURES:

@@ -159,6 +159,7 @@ def _goes_straight(x: Any, layer: Any) -> bool:
     """
     return (
         type(layer) is QuantizedLinear
+        and x is not None
         and not dispatches((x,))  # a tensor, and nothing intercepts the call
         and native.available()
         and layer.on_cpu
