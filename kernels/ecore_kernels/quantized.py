@@ -89,6 +89,10 @@ class QuantizedLinear:
                 else type(weight).__name__
             )
             raise ValueError(f"QuantizedLinear: weight: expected [V, D] of a float type, got {got}")
+        if 0 in weight.shape:
+            raise ValueError(
+                f"QuantizedLinear: weight: expected [V, D] without a size of 0, got {list(weight.shape)}"
+            )
         if not isinstance(dtype, torch.dtype) or dtype not in TYPES:
             raise ValueError(
                 "QuantizedLinear: dtype: expected torch.int8, torch.bfloat16 or torch.float32, got "

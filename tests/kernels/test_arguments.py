@@ -219,6 +219,10 @@ ROWS, TARGET = torch.ones(3, 2, 4), torch.tensor([0, 1, 1])
             lambda: linear_cross_entropy(ROWS[:, 0], ROWS[:, 1], None, TARGET, reduction=ROWS),
             r"linear_cross_entropy: reduction: expected mean or sum, got a tensor \[3, 2, 4\] of torch.float32",
         ),
+        (
+            lambda: QuantizedLinear.of(ROWS[0, :, :0]),
+            r"QuantizedLinear: weight: expected \[V, D\] without a size of 0, got \[2, 0\]",
+        ),
         (lambda: QuantizedLinear.of(ROWS[0], [0.0]), "QuantizedLinear: bias: expected a tensor, got list"),
         (
             lambda: quantized_linear(None, QuantizedLinear.of(ROWS[0])),

@@ -253,3 +253,20 @@ def test_sparse_heads_without_elements():
     empty, value = torch.zeros(3, 2, 0), torch.randn(3, 2, 4)
     mean = torch.stack([(value[1] + value[2]) / 2, (value[0] + value[2] + value[0]) / 3, torch.zeros(2, 4)])
     torch.testing.assert_close(sparse_attention(empty, empty, value, EDGES, scale=None), mean)
+
+
+@every
+def test_compiled_autograd(name, fresh_compile):
+    """A backward of calls that are not compiled, in one graph."""
+    function, shapes = OPERATORS[name]
+    tensors = tuple(x.requires_grad_() for x in drawn(shapes))
+
+    def loss() -> Tensor:
+        return sum((x.square().sum() for x in results(function, *tensors)), torch.zeros(()))
+
+    expected = torch.autograd.grad(loss(), tensors)
+    of_compiled = loss()
+    with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager", fullgraph=True)):
+        of_compiled.backward()
+    for tensor, gradient in zip(tensors, expected, strict=True):
+        torch.testing.assert_close(tensor.grad, gradient)

@@ -60,7 +60,8 @@ def _without_transforms(function: type[torch.autograd.Function]) -> type[torch.a
 
         @staticmethod
         def backward(ctx, *gradients):
-            if any(_is_batched(gradient) for gradient in gradients):
+            # Compiled autograd traces this, and has no batches.
+            if not torch.compiler.is_compiling() and any(_is_batched(gradient) for gradient in gradients):
                 return _all_at_once(function.backward, ctx, gradients)
             return function.backward(ctx, *gradients)
 
