@@ -36,6 +36,7 @@ LONG = (
     "kernels/triton/test_saturated.py",
     "kernels/test_operators.py",
     "kernels/test_transforms.py",
+    "kernels/test_surroundings.py",
     "kernels/test_native_simd.py",
     "kernels/test_typed.py",
     "ecore/paper/experiments/test_reproduce.py",
