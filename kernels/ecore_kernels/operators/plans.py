@@ -20,18 +20,26 @@ MOST_SIGNATURES = 4096
 
 def signature(values: Sequence[Any]) -> tuple[Any, ...]:
     """Return what the checks of a call depend on: all of a tensor but its numbers, the class of other values."""
-    return tuple(
-        [
-            None  # first, since most of an operator's tensors are
-            if x is None
-            else (x.__class__, x.shape, x.stride(), x.dtype, x.device, x.requires_grad, x.is_neg())
-            if isinstance(x, Tensor) and x.layout is torch.strided
-            else (x.__class__, x.layout)
-            if isinstance(x, Tensor)
-            else x.__class__
-            for x in values
-        ]
-    )
+    try:
+        return tuple(
+            [
+                None  # first, since most of an operator's tensors are
+                if x is None
+                else (x.__class__, x.shape, x.stride(), x.dtype, x.device, x.requires_grad, x.is_neg())
+                if isinstance(x, Tensor)
+                else x.__class__
+                for x in values
+            ]
+        )
+    except RuntimeError:  # a tensor without strides
+        return tuple(
+            [
+                (x.__class__, x.layout)
+                if isinstance(x, Tensor) and x.layout is not torch.strided
+                else signature([x])
+                for x in values
+            ]
+        )
 
 
 class Plan(NamedTuple):
