@@ -228,6 +228,8 @@ TWICE: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]]]] = {
 
 @pytest.mark.parametrize("name", TWICE)
 def test_compile_takes_a_tensor_twice(name, fresh_compile):
+    if name == "rows of a sequence" and torch.__version__ < "2.8":
+        pytest.skip("torch 2.7 decomposes its own attention into a view that is none")
     function, shapes = TWICE[name]
     tensors = tuple(x.requires_grad_() for x in drawn(shapes))
     found = []
