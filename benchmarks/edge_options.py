@@ -121,7 +121,7 @@ class Form:
 
 
 def products(leaves: Sequence[Tensor], sent: Sequence[Tensor]) -> Callable[[int], object]:
-    """The matrix products of a forward and backward; what stands for the softmax's weights is their right size."""
+    """Return a call that computes the matrix products of a forward and backward, of any numbers in place of weights."""
     query, key, value, grad = (x.detach() for x in (*leaves[:3], sent[0]))
     key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
     query, key, value, grad = (x.flatten(0, 1) for x in (query, key, value, grad))  # [B * H, N, d]

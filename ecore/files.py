@@ -94,15 +94,10 @@ def expect_file(path: Path) -> None:
 
 
 def expect_apart(out: Path, inputs: Iterable[Path], flag: str = "--out") -> None:
-    """Check, before the work, that ``out`` is none of the files that it is made from.
-
-    Args:
-        out: to be written.
-        inputs: to be read, whether they are there or not.
-        flag: that names ``out``, for the message.
+    """Check, before the work, that ``out`` is none of the ``inputs`` that it is made from.
 
     Raises:
-        InputError: it is one of them.
+        InputError: it is one of them; ``flag`` names it in the message.
     """
     if os.path.realpath(out) in map(os.path.realpath, inputs):
         raise InputError(f"{flag}: {out}: would overwrite what it is made from; choose another file")

@@ -246,7 +246,7 @@ class ECore(EmpatheticModel):
         )
 
     def _output_of_few(self, rows: int) -> QuantizedLinear | None:
-        """Return the output layer as it is, for few rows on a CPU: it finds its largest output without writing all."""
+        """Return the output layer for ``quantized_linear_argmax`` in float32; None except for few rows on a CPU."""
         weight, bias = self.output.weight, self.output.bias
         if not (
             weight.is_cpu and weight.dtype is torch.float32 and rows <= FEWER_ROWS and native.available()

@@ -244,12 +244,12 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None = No
 _FEW_ROWS = 128
 _LARGE = 2**16
 FEWER_ROWS = 8
-"""So few that float32 weights are read at least as fast by ``quantized_linear`` as by the libraries."""
+"""At most so many rows are multiplied by float32 weights in ``quantized_linear``: for more the libraries are faster."""
 
 
 @functools.cache
 def _splits_products() -> bool:
-    """Return whether products of few rows take less time in parts: not where MKL has kernels for the CPU."""
+    """Return True where products of few rows take less time in parts, one a thread: except for MKL on Intel's CPUs."""
     if not torch.backends.mkl.is_available():
         return True
     try:

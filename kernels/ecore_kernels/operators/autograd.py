@@ -1,4 +1,4 @@
-"""Calls of autograd functions, at the least cost that the caller's surroundings allow."""
+"""Calls of autograd functions: cheap outside of ``torch.func`` and torch.compile, right in batches."""
 
 from __future__ import annotations
 
