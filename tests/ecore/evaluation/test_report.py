@@ -90,7 +90,7 @@ def test_precision_of_products(
 ) -> None:
     """As on a GPU, but for the device; on a CPU the two are the same, and the file says so."""
     seen = set()
-    for name in ("score", "step"):
+    for name in ("score", "_next"):  # every step of an answer, with logits and without
         method = getattr(ECore, name)
 
         def watched(*arguments: Any, method: Any = method, name: str = name) -> Any:
@@ -100,11 +100,11 @@ def test_precision_of_products(
         monkeypatch.setattr(ECore, name, watched)
     options: dict[str, Any] = {"limit": 2, "yardsticks": False, "progress": False, "precision": precision}
     assert evaluate_run(run, **options)["precision"] == "float32"
-    assert seen == {("score", "highest"), ("step", "highest")}
+    assert seen == {("score", "highest"), ("_next", "highest")}
     seen.clear()
     monkeypatch.setattr(report, "float32_products", lambda _, precision: float32_products("cuda", precision))
     evaluate_run(run, **options)
-    assert seen == {("score", setting), ("step", setting)}
+    assert seen == {("score", setting), ("_next", setting)}
     assert torch.get_float32_matmul_precision() == "highest"
     with pytest.raises(InputError, match="precision: expected one of float32, tf32, got 'bfloat16'"):
         evaluate_run(run, **options | {"precision": "bfloat16"})
