@@ -35,7 +35,7 @@ SELECTIONS = {
         "native and (test_results_and_gradients or TestDropout)",
     ),
     "sequences": (
-        ("varlen_attention",),
+        ("varlen_attention", "varlen_attention_apart"),
         "test_attention_of or test_attention_to or test_widths or not_finite",
     ),
 }

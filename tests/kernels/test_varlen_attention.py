@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
 
@@ -14,6 +13,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.fx.experimental import symbolic_shapes
 
 from ecore_kernels import Sequences, native, use_backend, varlen_attention
+from tests.kernels.varlen_problems import draw, given, run
 
 needs_native = pytest.mark.skipif(not native.available(), reason=native.unavailable_reason())
 backends = pytest.mark.parametrize("backend", ["reference", pytest.param("native", marks=needs_native)])
@@ -39,23 +39,6 @@ KEY_LENGTHS = {
     "parts": ([700], [330]),
 }
 WIDTHS = [(1, 1), (2, 9), (7, 5), (8, 8), (15, 33), (16, 17), (100, 100), (128, 20)]
-
-
-def draw(
-    form: str, rows: int, keys: int, heads=2, dim=5, value_dim=7, dtype=torch.float64, key_heads=None
-) -> list[Tensor]:
-    """Tensors of a call; values are as wide as keys where they lie side by side."""
-    key_heads = heads if key_heads is None else key_heads
-    shapes = {
-        "three side by side": [(rows, 3, heads, dim)],
-        "keys and values side by side": [(rows, heads, dim), (keys, 2, key_heads, dim)],
-        "three tensors": [(rows, heads, dim), (keys, key_heads, dim), (keys, key_heads, value_dim)],
-    }
-    return [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes[form]]
-
-
-def given(leaves: Sequence[Tensor]) -> list[Tensor | None]:
-    return [*leaves, *[None] * (3 - len(leaves))]
 
 
 def expected(
@@ -90,12 +73,6 @@ def gradients(output: Tensor, leaves: Sequence[Tensor], upstream: Tensor) -> lis
         return [torch.zeros_like(x) for x in leaves]
     found = torch.autograd.grad(output, list(leaves), upstream.to(output.dtype), allow_unused=True)
     return [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, found, strict=True)]
-
-
-def run(leaves, lengths, key_lengths=None, **options) -> Tensor:
-    sequences = Sequences.from_lengths(lengths)
-    of_keys = None if key_lengths is None else Sequences.from_lengths(key_lengths)
-    return varlen_attention(*given(leaves), sequences, of_keys, **options)
 
 
 @pytest.fixture
@@ -400,92 +377,6 @@ def test_autocast_takes_float32_on_a_cpu(backend):
         wide = run([leaves[0].double()], [4, 5], backend=backend)
     assert (found.dtype, wide.dtype) == (torch.float32, torch.float64)
     torch.testing.assert_close(found, run([leaves[0].float()], [4, 5], backend=backend))
-
-
-@needs_native
-@pytest.mark.parametrize("lengths", [[9, 0, 30, 4, 75, 2], [700, 12]], ids=str)
-@pytest.mark.parametrize("causal", [False, True])
-def test_the_same_bits_again_and_on_any_number_of_threads(lengths, causal):
-    leaves = draw("three side by side", sum(lengths), 0, 3, 8, dtype=torch.float32)
-
-    def once():
-        output = run(leaves, lengths, causal=causal, backend="native")
-        return [output, *torch.autograd.grad(output.square().sum(), leaves)]
-
-    before = torch.get_num_threads()
-    try:
-        results = []
-        for threads in (1, 1, 2, 3):
-            torch.set_num_threads(threads)
-            results.append(once())
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
-
-
-@needs_native
-@pytest.mark.parametrize("causal", [False, True])
-def test_a_sequence_has_the_bits_that_it_has_alone(causal):
-    lengths = [80, 3, 0, 330]
-    leaves = draw("three side by side", sum(lengths), 0, 2, 8)
-    output = run(leaves, lengths, causal=causal, backend="native")
-    (gradient,) = torch.autograd.grad(output.square().sum(), leaves)
-    for rows, heard, right in zip(*(x.split(lengths) for x in (*leaves, output, gradient)), strict=True):
-        alone = rows.detach().requires_grad_()
-        found = run([alone], [len(rows)], causal=causal, backend="native")
-        assert torch.equal(found, heard)
-        assert torch.equal(torch.autograd.grad(found.square().sum(), alone)[0], right)
-
-
-@backends
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_what_is_not_finite_stays_in_its_sequence(backend, bad):
-    """In queries, keys, values and upstream gradients; the memory of a call before it does no harm, either."""
-    lengths = [5, 80, 0, 7]
-    leaves = draw("three side by side", sum(lengths), 0)
-    upstream = torch.randn(sum(lengths), 2, 5, dtype=torch.float64)
-    output = run(leaves, lengths, causal=True, backend=backend)
-    clean = output, *torch.autograd.grad(output, leaves, upstream)
-    for part in range(4):
-        dirty, sent = leaves[0].detach().clone(), upstream.clone()
-        (dirty[:, part] if part < 3 else sent)[7:85:6] = bad
-        dirty.requires_grad_()
-        output = run([dirty], lengths, causal=True, backend=backend)
-        found = output, *torch.autograd.grad(output, dirty, sent)
-        assert not all(x.isfinite().all() for x in found)
-        for x, right in zip(found, clean, strict=True):
-            for rows in (slice(0, 5), slice(85, None)):
-                torch.testing.assert_close(x[rows], right[rows], rtol=1e-12, atol=1e-12)
-                assert backend == "reference" or torch.equal(x[rows], right[rows])
-    again = run(leaves, lengths, causal=True, backend=backend)
-    assert torch.equal(again, clean[0])
-    assert torch.equal(torch.autograd.grad(again, leaves, upstream)[0], clean[1])
-
-
-@backends
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-@pytest.mark.parametrize("at", [1, 5, 6, 71, 73, 321, 399])
-def test_what_is_not_finite_does_not_reach_earlier_rows(at, bad, backend):
-    """Rows before it hear the same, to the bit; the fused kernel's gradients of their queries are the same, too."""
-    leaves = draw("three side by side", 400, 0)
-    upstream = torch.randn(400, 2, 5, dtype=torch.float64)
-    output = run(leaves, [400], causal=True, backend=backend)
-    (gradient,) = torch.autograd.grad(output, leaves, upstream)
-    for part in range(3):
-        dirty = leaves[0].detach().clone()
-        dirty[at, part] = bad
-        dirty.requires_grad_()
-        found = run([dirty], [400], causal=True, backend=backend)
-        if backend == "reference":  # the order of a product's sums depends on the threads
-            torch.testing.assert_close(found[:at], output[:at], rtol=1e-12, atol=1e-12)
-        else:
-            assert torch.equal(found[:at], output[:at])
-        assert not found[at:].isfinite().all()
-        if backend == "reference":
-            continue
-        (got,) = torch.autograd.grad(found, dirty, upstream)
-        assert torch.equal(got[:at, 0], gradient[:at, 0])
 
 
 @backends

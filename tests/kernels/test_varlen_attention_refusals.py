@@ -1,4 +1,4 @@
-"""What varlen_attention refuses: each bad input with one line."""
+"""varlen_attention refuses each bad input in one line."""
 
 from __future__ import annotations
 

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
-from ecore.model.transformer import attend, project
+from ecore.model import transformer
+from ecore.model.transformer import FEWER_ROWS, attend, project
+from ecore_kernels import QuantizedLinear
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("rows", [1, 2, 5, 200])
 @pytest.mark.parametrize("columns", [7, 64, 701])
-def test_project_is_linear(monkeypatch: pytest.MonkeyPatch, rows: int, columns: int, threads: int) -> None:
+@pytest.mark.parametrize("splits", [True, False])
+def test_project_is_linear(
+    monkeypatch: pytest.MonkeyPatch, rows: int, columns: int, threads: int, splits: bool
+) -> None:
+    """On every CPU as on those where products are split, and as on the others."""
+    monkeypatch.setattr("ecore.model.transformer._splits_products", lambda: splits)
     monkeypatch.setattr("ecore.model.transformer._LARGE", 1000)  # the smallest stays under it
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -24,6 +32,25 @@ def test_project_is_linear(monkeypatch: pytest.MonkeyPatch, rows: int, columns: 
         torch.set_num_threads(before)
     torch.testing.assert_close(result, x @ weight.mT + bias)
     assert result.is_contiguous()
+
+
+@pytest.mark.parametrize("rows", [1, FEWER_ROWS, FEWER_ROWS + 1])
+def test_project_by_float32_weights_for_few_rows(rows: int) -> None:
+    x, weight, bias = (torch.randn(shape) for shape in ((rows, 24), (701, 24), (701,)))
+    result = project(x, QuantizedLinear(weight, None, bias), bias)
+    torch.testing.assert_close(result, x @ weight.mT + bias)
+
+
+@pytest.mark.parametrize(
+    "vendor, mkl, splits",
+    [("GenuineIntel", True, False), ("AuthenticAMD", True, True), ("GenuineIntel", False, True)],
+)
+def test_products_are_split_except_by_mkl_on_its_own_cpus(
+    monkeypatch: pytest.MonkeyPatch, vendor: str, mkl: bool, splits: bool
+) -> None:
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: mkl)
+    monkeypatch.setattr(Path, "read_text", lambda _: f"vendor_id\t: {vendor}\n")
+    assert transformer._splits_products.__wrapped__() is splits
 
 
 @pytest.mark.parametrize("batch", [1, 3])

@@ -142,7 +142,7 @@ def test_emotions():
 
 
 def test_every_setting_of_decoding_is_read_or_refused():
-    """What would change an answer is never passed over."""
+    """The protocol ignores no parameter that would change an answer."""
     for name in (field.name for field in fields(Decoding)):
         with pytest.raises(InputError, match=name):
             read_chat(HELLO | {name: []}, Decoding())
